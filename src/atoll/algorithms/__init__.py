@@ -1,0 +1,93 @@
+"""Federated algorithms: one file a method, both halves in it, cut where the network cuts.
+
+Enters: a model's groups, a learner and a node's rows. Leaves: updates on the node's side, the next
+state on the server's. Rank 2: knows vectors, learners and plans, and no network; rank 4 and up import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
+from atoll.algorithms.fedavg import fedavg
+from atoll.algorithms.newton import newton
+from atoll.errors import LayoutError, PlanError
+from atoll.learner import Data, Learner
+from atoll.plan import Plan
+from atoll.vector import Groups, Update
+
+__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "work"]
+
+_OWN: Mapping[str, Callable[..., Algorithm]] = {"fedavg": fedavg, "newton": newton}
+
+
+def known() -> dict[str, Callable[..., Algorithm]]:
+    """Return the factories of every method by name: Atoll's own, and installed ones (entry point `atoll.algorithms`)."""
+    return {**{found.name: found.load() for found in entry_points(group="atoll.algorithms")}, **_OWN}
+
+
+def find(plan: Plan, learner: Learner) -> Algorithm:
+    """Return the method that a plan names, with its options.
+
+    Raises:
+        PlanError: no such rule or option, or the learner can't do what the rule needs.
+    """
+    rule, options = plan.aggregation.rule, plan.aggregation.options
+    rules = known()
+    if rule not in rules:
+        raise PlanError(f"aggregation.rule: '{rule}' is not known{_nearest(rule, list(rules))}")
+    taken = list(inspect.signature(rules[rule]).parameters)
+    for option in options:
+        if option not in taken:
+            raise PlanError(f"aggregation.options.{option}: '{rule}' has no such option{_nearest(option, taken)}")
+    try:
+        algorithm = rules[rule](**options)
+    except TypeError as error:
+        raise PlanError(f"aggregation.options: '{rule}' can't take {options}: {error}") from error
+    if missing := algorithm.needs - learner.can:
+        raise PlanError(
+            f"aggregation.rule: '{rule}' needs a learner that can {', '.join(sorted(missing))}; "
+            f"'{plan.model.kind}' can't (logistic = true can)"
+        )
+    return algorithm
+
+
+def work(
+    plan: Plan,
+    algorithm: Algorithm,
+    learner: Learner,
+    brief: Groups,
+    memory: Memory,
+    data: Data,
+    round_: int,
+    name: str,
+) -> tuple[Memory, Update]:
+    """Do a node's part of a round: judge the model as received, then the algorithm's local half.
+
+    The generator is seeded by (plan seed, round, node's name), so a repeated round draws the same batches.
+
+    Raises:
+        LayoutError: the result is not finite.
+    """
+    received = learner.evaluate({group: brief[group] for group in learner.layouts}, data.judge)
+    rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
+    memory, update = algorithm.local(learner, brief, memory, data.train, plan.training, rng)
+    if not all(np.isfinite(group.values).all() for group in update.groups.values()):
+        raise LayoutError(
+            "training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data"
+        )
+    return memory, Update(
+        update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}
+    )
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    close: list[Any] = difflib.get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(words) or 'none'}"

@@ -1,0 +1,62 @@
+"""The shapes of a method: an `Algorithm` is a small value of pure functions, a `Fold` adds updates up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from atoll.learner import Learner, Rows
+from atoll.plan import Training
+from atoll.vector import Flat, Groups, Layouts, Total, Update
+
+State = Groups
+"""What the server keeps between rounds: groups, so that a checkpoint of any method is one file of arrays."""
+
+Memory = Groups
+"""What a node keeps between rounds; empty at first. A new one counts only once its update was aggregated."""
+
+
+class Bodies(Protocol):
+    """The accepted updates of a closed round, in the order of their nodes."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The nodes, in fold order."""
+        ...
+
+    @property
+    def layouts(self) -> Layouts:
+        """The layouts that every body has."""
+        ...
+
+    def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
+        """Return numbers `lo` to `hi` of one group of every body, `[updates][hi - lo]`: views, not copies."""
+        ...
+
+
+Fold = Callable[[Bodies, Sequence[float], int], Total]
+"""`fold(bodies, weights, registered)`: same bits whatever the order of arrival; O(1) memory in updates."""
+
+
+class Algorithm(NamedTuple):
+    """A method, cut where the network cuts; made by a factory named after its paper.
+
+    Args:
+        init: a new model's groups → the server's first state.
+        brief: state → what a node is sent; holds the model's own groups.
+        updates: the model's layouts → the layouts of an update's groups.
+        local: (learner, brief, memory, rows, training, rng) → (new memory, update), on the node.
+        step: (state, total) → the next state, on the server.
+        fold: how updates are added up.
+        needs: what the learner must be able to do (see `Learner.can`).
+    """
+
+    init: Callable[[Groups], State]
+    brief: Callable[[State], Groups]
+    updates: Callable[[Layouts], Layouts]
+    local: Callable[[Learner, Groups, Memory, Rows, Training, np.random.Generator], tuple[Memory, Update]]
+    step: Callable[[State, Total], State]
+    fold: Fold
+    needs: frozenset[str] = frozenset()

@@ -1,0 +1,76 @@
+"""The errors of Atoll: one small tree; each says what, where and how to mend it, in one line."""
+
+from __future__ import annotations
+
+
+class AtollError(Exception):
+    """The root: a sentence for a person, and where in a run it happened.
+
+    Attributes:
+        run, round, node, stage: where it happened; None where it does not apply.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run: str | None = None,
+        round: int | None = None,  # noqa: A002  the field's own word
+        node: str | None = None,
+        stage: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.run, self.round, self.node, self.stage = run, round, node, stage
+
+    def __str__(self) -> str:
+        place = [
+            f"{name} {value}"
+            for name in ("run", "round", "node", "stage")
+            if (value := getattr(self, name)) is not None
+        ]
+        message = " ".join(super().__str__().split())
+        return f"{message} [{', '.join(place)}]" if place else message
+
+
+class PlanError(AtollError):
+    """A plan that can't be carried out: which key, what is wrong, what would be right."""
+
+
+class DataError(AtollError):
+    """Rows that don't fit the plan: a missing column, a value that is no number, nothing left."""
+
+
+class LayoutError(AtollError):
+    """Arrays whose names, shapes or dtypes are not the agreed ones, or whose values are not finite."""
+
+
+class WireError(AtollError):
+    """Bytes that are no update of this protocol: truncated, altered, unsigned, of another version."""
+
+
+class RefusedError(AtollError):
+    """The other side said no, for good: sending the same again won't help."""
+
+
+class UnreachableError(AtollError):
+    """The other side doesn't answer now: trying again later may help."""
+
+
+class LogError(AtollError):
+    """The update log, or the broker behind it, can't do what was asked."""
+
+
+class StoreError(AtollError):
+    """The store can't be read or written."""
+
+
+class LearnerError(AtollError):
+    """A model that can't be built or trained as the plan says."""
+
+
+class GaveUpError(AtollError):
+    """A run that stopped before its last round; everything up to there is stored."""
+
+    exit_code = 3

@@ -1,0 +1,168 @@
+"""The learner protocol: a model and how it is fitted, behind one narrow door.
+
+Enters: groups of flat vectors and rows. Leaves: fitted groups, and metrics as sums over rows.
+Every framework stays behind an implementation in `learners/`; nothing else imports one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.vector import Flat, Groups, Layouts, Metrics, add
+
+Correct = Callable[[Flat, Flat], Flat]
+"""`correct(gradient, vector)`: what an algorithm makes of a local gradient (FedProx, SCAFFOLD, FedDyn)."""
+
+
+class Rows(NamedTuple):
+    """Rows of data: `x` of shape [rows, …] and `y` of shape [rows]."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+    def __len__(self) -> int:  # rows, not fields
+        return len(self.x)
+
+
+class Data(NamedTuple):
+    """What a node holds: rows to fit on, and rows of its own to judge a model by (may be empty)."""
+
+    train: Rows
+    test: Rows
+
+    @property
+    def judge(self) -> Rows:
+        """The rows that a received model is judged by: the test rows, or without any the training rows."""
+        return self.test if len(self.test.x) else self.train
+
+
+class Fit(NamedTuple):
+    """What fitting gives: the fitted groups, and sums over the rows it went through (`samples`, `loss`)."""
+
+    groups: Groups
+    metrics: Metrics
+
+
+class Learner(Protocol):
+    """A model and how it is fitted. `check_learner` in `atoll.testing` is the suite every one passes."""
+
+    @property
+    def layouts(self) -> Layouts:
+        """The layouts of the model's groups: `parameters`, and `buffers` where it has any."""
+        ...
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What it can do beyond fitting: a subset of `correct`, `per_example`, `curvature`, `vmap`."""
+        ...
+
+    def initial(self, seed: int) -> Groups:
+        """Return a new model: the same groups for the same seed."""
+        ...
+
+    def fit(
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+    ) -> Fit:
+        """Fit for `steps` mini-batches, in the order that `batches(rng, …)` draws them; the groups given stay as they are."""
+        ...
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """Judge a model: sums over rows (`samples`, `loss`, `correct`, …), so that metrics over nodes are exact."""
+        ...
+
+
+@runtime_checkable
+class Curved(Protocol):
+    """A learner whose loss has a curvature that can be had whole (`curvature` in `can`)."""
+
+    def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
+        """Return the gradient `[p]` and the Hessian `[p, p]` of the summed loss over the rows."""
+        ...
+
+
+def batches(rng: np.random.Generator, rows: int, batch_size: int, steps: int) -> Iterator[NDArray[np.intp]]:
+    """Draw the row numbers of `steps` mini-batches: shuffled anew for each pass, the last of a pass may be short.
+
+    >>> [len(batch) for batch in batches(np.random.default_rng(0), 5, 2, 4)]
+    [2, 2, 1, 2]
+    """
+    while steps > 0:
+        order = rng.permutation(rows)
+        for start in range(0, rows, batch_size):
+            yield order[start : start + batch_size]
+            steps -= 1
+            if steps == 0:
+                return
+
+
+def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+    """Return the sums that judge a classification; two classes 0 and 1 also give the confusion counts.
+
+    Args:
+        loss: the loss summed over the rows.
+        predicted: the predicted classes `[rows]`.
+        y: the true classes `[rows]`.
+    """
+    sums = {"samples": float(len(y)), "loss": float(loss), "correct": float(np.sum(predicted == y))}
+    if np.isin(y, (0, 1)).all() and np.isin(predicted, (0, 1)).all():
+        sums |= {
+            "true_positive": float(np.sum((predicted == 1) & (y == 1))),
+            "false_positive": float(np.sum((predicted == 1) & (y == 0))),
+            "false_negative": float(np.sum((predicted == 0) & (y == 1))),
+        }
+    return sums
+
+
+def regressed(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+    """Return the sums that judge a regression; arguments as in `classified`."""
+    return {
+        "samples": float(len(y)),
+        "loss": float(loss),
+        "squared_error": float(np.sum((predicted - y) ** 2)),
+        "absolute_error": float(np.sum(np.abs(predicted - y))),
+        "target": float(np.sum(y)),
+        "target_squared": float(np.sum(np.square(y))),
+    }
+
+
+def pooled(parts: Iterable[Metrics]) -> dict[str, float]:
+    """Add up the sums of many nodes, as if their rows lay in one place; those of training itself (`fit.`) are left out."""
+    return {name: value for name, value in add(list(parts)).items() if not name.startswith("fit.")}
+
+
+def summary(sums: Metrics) -> dict[str, float]:
+    """Turn sums over rows into the figures people read: loss, accuracy, precision, recall, R².
+
+    Source of R²: 1 − Σ(y−ŷ)² / Σ(y−ȳ)², here from its sums.
+
+    >>> summary({"samples": 4.0, "loss": 2.0, "correct": 3.0})
+    {'loss': 0.5, 'accuracy': 0.75}
+    """
+    rows = sums.get("samples", 0.0)
+    if not rows:
+        return {}
+    shown = {"loss": sums["loss"] / rows}
+    if "correct" in sums:
+        shown["accuracy"] = sums["correct"] / rows
+    if "true_positive" in sums:
+        hit = sums["true_positive"]
+        for name, missed in (("precision", "false_positive"), ("recall", "false_negative")):
+            if hit + sums[missed]:
+                shown[name] = hit / (hit + sums[missed])
+    if "squared_error" in sums:
+        shown["mean_squared_error"] = sums["squared_error"] / rows
+        shown["mean_absolute_error"] = sums["absolute_error"] / rows
+        spread = sums["target_squared"] - sums["target"] ** 2 / rows
+        if spread > 0:
+            shown["r2"] = 1 - sums["squared_error"] / spread
+    return shown

@@ -1,0 +1,94 @@
+"""The update log: the durable, ordered channel that carries updates from nodes to the server.
+
+Enters: sealed bodies at an `Appender` (the node's end). Leaves: `Record`s at a `Reader` (the server's
+end), each once, in log order, complete and durable. May import ranks 0 and 1; imported by machines' runtimes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atoll.wire import Buffer, Envelope
+
+Progress = Callable[[int], None]
+"""Called with how many bytes have gone so far."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One complete, durable body, whose bytes have the digest and size that its envelope says.
+
+    Args:
+        envelope: which update it is; not yet verified against a node's key.
+        position: where in the log it stands, as text that only the log understands.
+        refused: why this body can't count (another digest is already under its address), or None.
+    """
+
+    envelope: Envelope
+    position: str
+    refused: str | None = None
+
+
+class Appender(Protocol):
+    """The node's end."""
+
+    async def append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None = None) -> None:
+        """Append a body; return only when it is durable. The same body again is no error and no second record.
+
+        Args:
+            envelope: the sealed envelope of the body.
+            body: its buffers, or the file that holds it.
+            progress: told how many bytes are through.
+
+        Raises:
+            RefusedError: another digest is under this address, the body is over the limit, or it isn't what the envelope says.
+            UnreachableError: the log doesn't answer; the same call may go through later, from where it stopped.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Reader(Protocol):
+    """The server's end."""
+
+    def records(self) -> AsyncIterator[Record]:
+        """Yield every record of this run, first those already there, then each as it becomes complete and durable."""
+        ...
+
+    def body(self, envelope: Envelope) -> memoryview:
+        """Return the bytes of a complete body: mapped from disk where it lies there, so that it costs no memory.
+
+        Raises:
+            LogError: the log holds no complete body for this envelope.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop reading and let go of files and connections; `records` ends."""
+        ...
+
+
+PIECE = 900 << 10
+"""Bodies travel in pieces of this many bytes: under every default limit, and long enough to pay for their handling."""
+
+
+def pieces(body: Sequence[Buffer] | Path, start: int = 0, length: int = PIECE) -> Iterator[Buffer]:
+    """Cut a body, from byte `start` on, into pieces of at most `length` bytes, each read when it is asked for."""
+    if isinstance(body, Path):
+        with body.open("rb", buffering=0) as file:
+            file.seek(start)
+            while piece := file.read(length):
+                yield piece
+        return
+    for part in body:
+        view = memoryview(part).cast("B")
+        skipped = min(start, view.nbytes)
+        start -= skipped
+        for lo in range(skipped, view.nbytes, length):
+            yield view[lo : lo + length]

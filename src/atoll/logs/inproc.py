@@ -1,0 +1,72 @@
+"""The update log in memory: both ends in one process, for simulations and tests. As durable as the process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from atoll.errors import LogError, RefusedError
+from atoll.logs import Progress, Record, pieces
+from atoll.wire import Address, Buffer, Envelope
+
+
+class InprocLog:
+    """An `Appender` and a `Reader` over a dictionary.
+
+    Args:
+        run: the run whose updates are read.
+        limit: the longest body, in bytes.
+    """
+
+    def __init__(self, run: str, limit: int = 1 << 40) -> None:
+        self._run, self._limit = run, limit
+        self._bodies: dict[Address, tuple[str, bytes]] = {}
+        self._records: list[Record | None] = []
+        self._news = asyncio.Condition()
+
+    async def append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None = None) -> None:
+        """See `Appender.append`."""
+        if envelope.size > self._limit:
+            raise RefusedError(f"the update has {envelope.size} bytes, the limit is {self._limit}")
+        there = self._bodies.get(envelope.address)
+        if there and there[0] != envelope.digest:
+            raise RefusedError("another update is already in the log under this address")
+        whole = b"".join(pieces(body))
+        if len(whole) != envelope.size or hashlib.sha256(whole).hexdigest() != envelope.digest:
+            raise RefusedError("the body isn't what its envelope says: size or digest differ")
+        if not there:
+            self._bodies[envelope.address] = (envelope.digest, whole)
+            if envelope.address.run == self._run:
+                await self._tell(Record(envelope, str(len(self._records))))
+        if progress:
+            progress(envelope.size)
+
+    async def records(self) -> AsyncIterator[Record]:
+        """See `Reader.records`."""
+        seen = 0
+        while True:
+            async with self._news:
+                await self._news.wait_for(lambda: len(self._records) > seen)
+            record = self._records[seen]
+            seen += 1
+            if record is None:
+                return
+            yield record
+
+    def body(self, envelope: Envelope) -> memoryview:
+        """See `Reader.body`."""
+        digest, whole = self._bodies.get(envelope.address, ("", b""))
+        if digest != envelope.digest:
+            raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
+        return memoryview(whole)
+
+    async def close(self) -> None:
+        """See `Reader.close`."""
+        await self._tell(None)
+
+    async def _tell(self, record: Record | None) -> None:
+        async with self._news:
+            self._records.append(record)
+            self._news.notify_all()

@@ -1,0 +1,139 @@
+"""What passes on the control channel: small pydantic models, each with the protocol's version.
+
+Anything of model size goes elsewhere: models by digest over HTTP, updates to the log. The events' names
+are the talk's own: `connection_received`, `start_training`, `fl_update`, `end_session`. Rank 1.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atoll.errors import WireError
+
+PROTOCOL = 1
+NAMESPACE = "/fl"
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Reason = Annotated[str, Field(max_length=2000)]
+Sums = dict[Annotated[str, Field(max_length=64)], float]
+
+
+class Message(BaseModel):
+    """A message of the control channel; its `event` is the name it travels under."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    event: ClassVar[str]
+    v: Literal[1] = PROTOCOL
+
+    @classmethod
+    def read(cls, payload: Any) -> Self:
+        """Check what the other side sent.
+
+        Raises:
+            WireError: it is no such message, or one of another protocol version.
+        """
+        if isinstance(payload, dict) and payload.get("v", PROTOCOL) != PROTOCOL:
+            raise WireError(
+                f"'{cls.event}' of protocol version {payload['v']}: this side speaks {PROTOCOL}; upgrade the older one"
+            )
+        try:
+            return cls.model_validate_json(json.dumps(payload))
+        except (ValidationError, TypeError, ValueError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            raise WireError(f"no '{cls.event}' message: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+
+    def payload(self) -> dict[str, Any]:
+        """Return the message as plain values."""
+        return self.model_dump(mode="json")
+
+
+class Connect(Message):
+    """Node → server, in the handshake: who it is, signed over the run and the plan it read."""
+
+    event = "connect"
+    name: Name
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    plan: Digest
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    def signed(self, run: str) -> bytes:
+        """The bytes that the signature covers."""
+        return f"atoll connect {PROTOCOL} {run} {self.plan} {self.name}".encode()
+
+
+class ConnectionReceived(Message):
+    """Server → node: you are in; this is the run."""
+
+    event = "connection_received"
+    run: Run
+    plan: Digest
+    rounds: int
+    round: int
+
+
+class StartTraining(Message):
+    """Server → node: fetch this model, train it, and append your update before the deadline (seconds from now)."""
+
+    event = "start_training"
+    run: Run
+    round: int
+    attempt: int
+    model: Digest
+    deadline: float
+
+
+class FlUpdate(Message):
+    """Node → server: I have appended my update; it is durable in the log."""
+
+    event = "fl_update"
+    run: Run
+    round: int
+    attempt: int
+    digest: Digest
+
+
+class Verdict(Message):
+    """Server → node: your update counts, or it doesn't and this is why."""
+
+    event = "verdict"
+    run: Run
+    round: int
+    attempt: int
+    digest: Digest
+    accepted: bool
+    reason: Reason = ""
+
+
+class Decline(Message):
+    """Node → server: nothing will come from me in this round, and this is why."""
+
+    event = "decline"
+    run: Run
+    round: int
+    attempt: int
+    reason: Reason
+
+
+class EndSession(Message):
+    """Server → node: the run is over; this is its final model (None where there is none)."""
+
+    event = "end_session"
+    run: Run
+    rounds: int
+    model: Digest | None
+    outcome: Literal["completed", "gave_up", "stopped"]
+    reason: Reason = ""
+
+
+class SessionEnded(Message):
+    """Node → server: I have taken the final model, and this is how it does on my rows (sums)."""
+
+    event = "session_ended"
+    run: Run
+    metrics: Sums

@@ -1,0 +1,350 @@
+"""The node's side of a run as a pure state machine: no I/O, no clock, no randomness.
+
+Enters: events, each with `now` in seconds. Leaves: a new frozen state, and the commands that follow from it.
+
+    IDLE ─ asked ─▶ TRAINING ─ trained ─▶ SENDING ─ durable ─▶ SENT ─ verdict ─▶ IDLE … ─ end ─▶ TAKING ─▶ ENDED
+
+Being connected is a matter of its own: a node trains on, and sends, while the control channel is away, and
+tells the server when it is back. An update that was trained is resent as it was, never trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
+
+SHORTEST, LONGEST = 0.25, 30.0
+"""The first and the longest pause between tries, in seconds; each pause is twice the one before."""
+
+
+class Phase(Enum):
+    """What a node is doing for the server."""
+
+    IDLE = "waiting to be asked"
+    TRAINING = "training"
+    SENDING = "sending its update"
+    SENT = "waiting for the round to close"
+    TAKING = "taking the final model"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, at a time in seconds."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Connected(Event):
+    """The server has let this node in."""
+
+
+@dataclass(frozen=True)
+class Disconnected(Event):
+    """The control channel is gone, or could not be opened."""
+
+
+@dataclass(frozen=True)
+class Asked(Event):
+    """The server asks for training."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
+class Trained(Event):
+    """An update is made, sealed and kept on disk."""
+
+    task: StartTraining
+    digest: str
+
+
+@dataclass(frozen=True)
+class CannotTrain(Event):
+    """Training or sending failed for good in this round."""
+
+    task: StartTraining
+    reason: str
+
+
+@dataclass(frozen=True)
+class Appended(Event):
+    """The update is durable in the log."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
+class NotAppended(Event):
+    """The log didn't answer; it may later."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
+class Judged(Event):
+    """The server says whether an update counts."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Told(Event):
+    """The server says that the run is over."""
+
+    end: EndSession
+
+
+@dataclass(frozen=True)
+class Taken(Event):
+    """The final model is saved, or there is none to save."""
+
+
+@dataclass(frozen=True)
+class NotTaken(Event):
+    """The final model could not be fetched; it may be later."""
+
+
+@dataclass(frozen=True)
+class Tick(Event):
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Open the control channel."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fetch the model and train."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
+class Append:
+    """Append the kept update to the log, from where it stopped."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell the server that the update is in the log."""
+
+    message: FlUpdate
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Tell the server that nothing will come for this task."""
+
+    task: StartTraining
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The update is judged: keep what the algorithm remembers if it counts, let the kept bytes go either way."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Take:
+    """Fetch and save the final model."""
+
+    end: EndSession
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Send a `Tick` at this time."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Say goodbye and close everything; without an `end` the server stayed away for too long."""
+
+    end: EndSession | None
+
+
+Command = Dial | Train | Append | Say | Refuse | Settle | Take | Wake | Leave
+
+
+@dataclass(frozen=True)
+class State:
+    """A node, as it sees itself.
+
+    Args:
+        patience: how long the server may stay away, in seconds, before the node gives up.
+        away: since when it is away.
+        connected: whether the control channel is open.
+        task: what the server asked for last.
+        digest: of the update made for it.
+        end: the server's goodbye.
+        dials, tries: failed attempts in a row to connect, and to send or fetch.
+        dial_at, try_at: when to try again.
+    """
+
+    patience: float
+    phase: Phase = Phase.IDLE
+    connected: bool = False
+    away: float | None = None
+    task: StartTraining | None = None
+    digest: str | None = None
+    end: EndSession | None = None
+    dials: int = 0
+    tries: int = 0
+    dial_at: float | None = None
+    try_at: float | None = None
+
+
+Result = tuple[State, tuple[Command, ...]]
+
+
+def begin(patience: float) -> Result:
+    """Return a new node's state and its first command."""
+    return State(patience), (Dial(),)
+
+
+def transition(state: State, event: Event) -> Result:
+    """Return what an event makes of a state, and what is to be done about it."""
+    return TABLE[type(event)](state, event)
+
+
+def pause(failures: int) -> float:
+    """How long to wait after so many failures in a row, in seconds."""
+    return float(min(LONGEST, SHORTEST * 2.0 ** min(failures - 1, 16)))
+
+
+def _connected(state: State, event: Connected) -> Result:
+    del event
+    state = replace(state, connected=True, away=None, dials=0, dial_at=None)
+    return state, (Say(_fl_update(state)),) if state.phase is Phase.SENT else ()
+
+
+def _disconnected(state: State, event: Disconnected) -> Result:
+    if state.phase is Phase.ENDED:
+        return replace(state, connected=False), ()
+    away = event.now if state.away is None else state.away
+    if event.now - away >= state.patience:
+        return replace(state, phase=Phase.ENDED, connected=False, dial_at=None, try_at=None), (Leave(state.end),)
+    at = event.now + pause(state.dials + 1)
+    return replace(state, connected=False, away=away, dials=state.dials + 1, dial_at=at), (Wake(at),)
+
+
+def _asked(state: State, event: Asked) -> Result:
+    """A task already in hand goes on; its finished update is sent again; any other task takes its place."""
+    task = event.task
+    if state.end:
+        return state, ()
+    if state.task and _key(task) == _key(state.task) and state.phase is not Phase.IDLE:
+        return state, (Say(_fl_update(state)),) if state.phase is Phase.SENT else ()
+    return replace(state, phase=Phase.TRAINING, task=task, digest=None, tries=0, try_at=None), (Train(task),)
+
+
+def _trained(state: State, event: Trained) -> Result:
+    if not _current(state, event.task, Phase.TRAINING):
+        return state, ()
+    return replace(state, phase=Phase.SENDING, digest=event.digest), (Append(event.task),)
+
+
+def _cannot_train(state: State, event: CannotTrain) -> Result:
+    if not _current(state, event.task, Phase.TRAINING, Phase.SENDING):
+        return state, ()
+    return replace(state, phase=Phase.IDLE, digest=None), (Refuse(event.task, event.reason),)
+
+
+def _appended(state: State, event: Appended) -> Result:
+    if not _current(state, event.task, Phase.SENDING):
+        return state, ()
+    state = replace(state, phase=Phase.SENT, tries=0, try_at=None)
+    return state, (Say(_fl_update(state)),) if state.connected else ()
+
+
+def _not_appended(state: State, event: NotAppended) -> Result:
+    return _later(state, event.now) if _current(state, event.task, Phase.SENDING) else (state, ())
+
+
+def _judged(state: State, event: Judged) -> Result:
+    verdict = event.verdict
+    mine = (
+        state.task
+        and state.digest == verdict.digest
+        and _key(state.task) == (verdict.run, verdict.round, verdict.attempt)
+    )
+    if not mine or state.phase not in (Phase.SENDING, Phase.SENT):
+        return state, (Settle(verdict),)
+    return replace(state, phase=Phase.IDLE, digest=None, tries=0, try_at=None), (Settle(verdict),)
+
+
+def _told(state: State, event: Told) -> Result:
+    if state.end:
+        return state, ()
+    return replace(state, phase=Phase.TAKING, end=event.end, task=None, tries=0, try_at=None), (Take(event.end),)
+
+
+def _taken(state: State, event: Taken) -> Result:
+    del event
+    if state.phase is not Phase.TAKING or state.end is None:
+        return state, ()
+    return replace(state, phase=Phase.ENDED, dial_at=None, try_at=None), (Leave(state.end),)
+
+
+def _not_taken(state: State, event: NotTaken) -> Result:
+    return _later(state, event.now) if state.phase is Phase.TAKING else (state, ())
+
+
+def _later(state: State, now: float) -> Result:
+    at = now + pause(state.tries + 1)
+    return replace(state, tries=state.tries + 1, try_at=at), (Wake(at),)
+
+
+def _tick(state: State, event: Tick) -> Result:
+    commands: tuple[Command, ...] = ()
+    if state.try_at is not None and event.now >= state.try_at:
+        state = replace(state, try_at=None)
+        if state.phase is Phase.SENDING and state.task:
+            commands += (Append(state.task),)
+        if state.phase is Phase.TAKING and state.end:
+            commands += (Take(state.end),)
+    if state.dial_at is not None and event.now >= state.dial_at:
+        state, commands = replace(state, dial_at=None), (*commands, Dial())
+    return state, commands
+
+
+def _current(state: State, task: StartTraining, *phases: Phase) -> bool:
+    return state.phase in phases and state.task is not None and _key(state.task) == _key(task)
+
+
+def _key(task: StartTraining) -> tuple[str, int, int]:
+    return task.run, task.round, task.attempt
+
+
+def _fl_update(state: State) -> FlUpdate:
+    assert state.task is not None and state.digest is not None, "an update was sent for a task"
+    return FlUpdate(run=state.task.run, round=state.task.round, attempt=state.task.attempt, digest=state.digest)
+
+
+TABLE: Mapping[type[Event], Callable[[State, object], Result]] = {  # type: ignore[assignment]
+    Connected: _connected,
+    Disconnected: _disconnected,
+    Asked: _asked,
+    Trained: _trained,
+    CannotTrain: _cannot_train,
+    Appended: _appended,
+    NotAppended: _not_appended,
+    Judged: _judged,
+    Told: _told,
+    Taken: _taken,
+    NotTaken: _not_taken,
+    Tick: _tick,
+}

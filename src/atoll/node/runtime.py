@@ -1,0 +1,430 @@
+"""The node at work: what the machine decides, done beside the data. Its methods carry the names of the talk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import socketio
+
+from atoll import algorithms, learners
+from atoll.algorithms import Memory
+from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, WireError
+from atoll.keys import Identity
+from atoll.learner import Data, summary
+from atoll.logs import Appender
+from atoll.logs.embedded import HttpAppender
+from atoll.messages import (
+    NAMESPACE,
+    PROTOCOL,
+    Connect,
+    ConnectionReceived,
+    Decline,
+    EndSession,
+    Message,
+    SessionEnded,
+    StartTraining,
+    Verdict,
+)
+from atoll.node import machine
+from atoll.node.outbox import Outbox
+from atoll.plan import Plan
+from atoll.preprocess import prepare
+from atoll.store.ledger import Ledger
+from atoll.store.models import write_durably
+from atoll.wire import Address, encode, seal, unpack
+
+log = logging.getLogger("atoll.node")
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+class Node:
+    """Takes part in one run, beside data that stays here.
+
+    Args:
+        url: the server's, for instance `http://127.0.0.1:8740`.
+        data: a CSV file, or arrays `(x, y)`, or `(x, y, x_test, y_test)`.
+        name: what people call this node; by default it is named after its key.
+        directory: where key, ledger, unsent updates and the final model are kept.
+        watch: told of each thing that a person would like to see.
+        plan: digest of the one plan to take part in; None takes part in whatever plan the server has.
+
+    Raises:
+        AtollError: the directory can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        data: str | Path | Sequence[Any],
+        *,
+        name: str | None = None,
+        directory: str | Path = "atoll-node",
+        watch: Watch | None = None,
+        plan: str | None = None,
+    ) -> None:
+        self.url, self.directory = url.rstrip("/"), Path(directory)
+        self.identity = Identity.at(self.directory / "node.key")
+        self.name = name or f"node-{self.identity.node[:8]}"
+        self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
+        self.run: str | None = None
+        self.memory: Memory = {}
+        self.metrics: dict[str, float] = {}
+        self._source, self._agreed = data, plan
+        self._watch: Watch = watch or (lambda _: None)
+        self._remembered: dict[str, Memory] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._training = asyncio.Lock()
+        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False)
+        self._hear()
+
+    def start(self) -> EndSession:
+        """Take part to the end of the run.
+
+        Raises:
+            AtollError: the server refuses this node, or the data doesn't fit the plan.
+            GaveUpError: the run ended early, or the server stayed away for too long.
+        """
+        return asyncio.run(self.start_async())
+
+    async def start_async(self) -> EndSession:
+        """Do as `start`, inside a running event loop."""
+        self._over: asyncio.Future[EndSession | None] = asyncio.get_running_loop().create_future()
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
+        async with aiohttp.ClientSession(timeout=patience) as self.session:
+            try:
+                with self._signals():
+                    await self._agree()
+                    self.state, commands = machine.begin(self.plan.cohort.deadline)
+                    await self._do(commands)
+                    end = await self._over
+            finally:
+                await self.disconnect()
+        if end is None:
+            raise GaveUpError(
+                f"{self.url}: the server stayed away for {self.plan.cohort.deadline:.0f} s; join again later"
+            )
+        if end.outcome == "gave_up":
+            raise GaveUpError(f"the run gave up: {end.reason}")
+        return end
+
+    async def _agree(self) -> None:
+        """Read the plan, and make ready what it needs, before anything is promised to the server."""
+        while True:
+            try:
+                offer = await self._offer()
+                break
+            except UnreachableError as error:
+                self._tell("waiting", reason=str(error))
+                await asyncio.sleep(1.0)
+        self.plan = Plan.of(offer["plan"], source=f"{self.url}: plan")
+        if self._agreed not in (None, self.plan.digest):
+            raise RefusedError(
+                f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only"
+            )
+        self.run = offer["run"]
+        self.learner = await asyncio.to_thread(learners.build, self.plan)
+        self.algorithm = algorithms.find(self.plan, self.learner)
+        self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
+        self.layouts = self.algorithm.brief(self.algorithm.init(self.learner.initial(0)))
+        self.appender = self._appender()
+        self._tell(
+            "ready",
+            plan=self.plan.plan.name,
+            rounds=self.plan.plan.rounds,
+            train=len(self.data.train.x),
+            test=len(self.data.test.x),
+        )
+
+    async def _offer(self) -> dict[str, Any]:
+        body = json.loads(await self._get("/v1/plan"))
+        if body.get("protocol") != PROTOCOL:
+            raise WireError(
+                f"{self.url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one"
+            )
+        return dict(body)
+
+    async def _get(self, path: str) -> bytes:
+        try:
+            async with self.session.get(self.url + path) as response:
+                content = await response.read()
+                if response.status == 200:
+                    return content
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise UnreachableError(f"{self.url}: no server answers there ({error or type(error).__name__})") from error
+        raise UnreachableError(f"{self.url}{path}: HTTP {response.status}")
+
+    # What the server says.
+
+    def _hear(self) -> None:
+        async def heard(kind: type[Message], act: Callable[[Any], Coroutine[Any, Any, None]], payload: object) -> None:
+            try:
+                await act(kind.read(payload))
+            except AtollError as error:
+                log.warning("from the server: %s", error)
+
+        def on(kind: type[Message], act: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+            async def handle(payload: object = None) -> None:
+                await heard(kind, act, payload)
+
+            self.sio.on(kind.event, handle, namespace=NAMESPACE)
+
+        on(ConnectionReceived, self.connection_received)
+        on(StartTraining, self.start_training)
+        on(Verdict, self._judged)
+        on(EndSession, self.end_session)
+        self.sio.on("disconnect", self._lost, namespace=NAMESPACE)
+
+    async def connection_received(self, message: ConnectionReceived) -> None:
+        """The server has let this node in."""
+        self._tell("connected", run=message.run, round=message.round)
+        await self._event(machine.Connected(self._now()))
+
+    async def start_training(self, task: StartTraining) -> None:
+        """The server asks for an update."""
+        await self._event(machine.Asked(self._now(), task))
+
+    async def _judged(self, verdict: Verdict) -> None:
+        self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
+        await self._event(machine.Judged(self._now(), verdict))
+
+    async def end_session(self, end: EndSession) -> None:
+        """The run is over: the final model is fetched, judged on this node's rows, and saved."""
+        await self._event(machine.Told(self._now(), end))
+
+    async def _lost(self, *reason: object) -> None:
+        del reason
+        self._tell("waiting", reason="the server is away; reconnecting")
+        await self._event(machine.Disconnected(self._now()))
+
+    # What the machine decides.
+
+    async def connect(self, command: machine.Dial) -> None:
+        """Open the control channel; a refusal ends the node."""
+        del command
+        self._spawn(self._dial())
+
+    async def _dial(self) -> None:
+        try:
+            offer = await self._offer()
+            if offer["digest"] != self.plan.digest:
+                raise RefusedError(
+                    f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it"
+                )
+            self.run = str(offer["run"])
+            hello = Connect(name=self.name, key=self.identity.public.hex(), plan=self.plan.digest, signature="0" * 128)
+            hello = hello.model_copy(update={"signature": self.identity.sign(hello.signed(self.run)).hex()})
+            await self.sio.connect(
+                self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
+            )
+        except (UnreachableError, socketio.exceptions.ConnectionError) as error:
+            if "refused" not in str(error) and (said := self._refusal(error)):
+                self._fail(RefusedError(f"{self.url}: {said}"))
+                return
+            await self._event(machine.Disconnected(self._now()))
+
+    @staticmethod
+    def _refusal(error: Exception) -> str | None:
+        return (
+            str(error)
+            if isinstance(error, socketio.exceptions.ConnectionError) and "by the server" not in str(error)
+            else None
+        )
+
+    async def fit(self, command: machine.Train) -> None:
+        """Fetch the model and train, unless the update for this task was made and kept already."""
+        self._spawn(self._fit(command.task))
+
+    async def _fit(self, task: StartTraining) -> None:
+        async with self._training:  # one at a time; a task that was replaced meanwhile is not begun
+            if self.state.task is not task:
+                return
+            try:
+                digest = self.outbox.kept(self._address(task)) or await self._train(task)
+            except UnreachableError as error:
+                await self._event(machine.CannotTrain(self._now(), task, f"the model can't be fetched: {error}"))
+            except AtollError as error:
+                await self._event(machine.CannotTrain(self._now(), task, str(error)))
+            except Exception as error:  # a framework's own: the server is told, and the node goes on
+                log.exception("round %d: training failed", task.round)
+                await self._event(machine.CannotTrain(self._now(), task, f"training failed: {error!r}"))
+            else:
+                await self._event(machine.Trained(self._now(), task, digest))
+
+    async def _train(self, task: StartTraining) -> str:
+        body = await self._model(task.model)
+        return await asyncio.to_thread(self._work, task, body)
+
+    def _work(self, task: StartTraining, body: bytes) -> str:
+        began = time.monotonic()
+        brief = unpack(body, {name: group.layout for name, group in self.layouts.items()})[0]
+        memory, update = algorithms.work(
+            self.plan, self.algorithm, self.learner, brief, self.memory, self.data, task.round, self.name
+        )
+        parts = encode(update, task.model)
+        envelope = seal(self.identity, self._address(task), self.plan.digest, parts)
+        self.outbox.keep(envelope, parts)
+        self._remembered = {envelope.digest: memory}
+        self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(update.metrics))
+        return envelope.digest
+
+    async def _model(self, digest: str) -> bytes:
+        body = await self._get(f"/v1/models/{digest}")
+        if hashlib.sha256(body).hexdigest() != digest:
+            raise WireError(f"{self.url}: the model that came is not {digest[:12]}: it was altered on the way")
+        return body
+
+    async def send_updates(self, command: machine.Append) -> None:
+        """Append the kept update to the log: into the ledger first, then out."""
+        self._spawn(self._send(command.task))
+
+    async def _send(self, task: StartTraining) -> None:
+        try:
+            envelope, path = self.outbox.take(self._address(task))
+            self.ledger.leaving(envelope, time.time())
+            await self.appender.append(envelope, path)
+        except UnreachableError as error:
+            self._tell("waiting", reason=str(error))
+            await self._event(machine.NotAppended(self._now(), task))
+        except AtollError as error:
+            await self._event(machine.CannotTrain(self._now(), task, str(error)))
+        else:
+            self._tell("sent", round=task.round, bytes=envelope.size)
+            await self._event(machine.Appended(self._now(), task))
+
+    async def _say(self, command: machine.Say) -> None:
+        await self._emit(command.message)
+
+    async def _refuse(self, command: machine.Refuse) -> None:
+        task = command.task
+        self._tell("declined", round=task.round, reason=command.reason)
+        self.outbox.drop(self._address(task))
+        await self._emit(Decline(run=task.run, round=task.round, attempt=task.attempt, reason=command.reason[:2000]))
+
+    async def _settle(self, command: machine.Settle) -> None:
+        verdict = command.verdict
+        remembered = self._remembered.pop(verdict.digest, None)
+        if verdict.accepted and remembered is not None:
+            self.memory = remembered
+        self.outbox.drop(Address(verdict.run, verdict.round, verdict.attempt, self.identity.node))
+        await asyncio.to_thread(self.ledger.judged, verdict.digest, verdict.accepted, verdict.reason, time.time())
+
+    async def _take(self, command: machine.Take) -> None:
+        self._spawn(self._taking(command.end))
+
+    async def _taking(self, end: EndSession) -> None:
+        try:
+            if end.model is not None:
+                body = await self._model(end.model)
+                self.metrics = await asyncio.to_thread(self._keep_final, body)
+        except UnreachableError:
+            await self._event(machine.NotTaken(self._now()))
+            return
+        except AtollError as error:
+            log.warning("the final model can't be kept: %s", error)
+        if self.sio.connected:
+            with contextlib.suppress(socketio.exceptions.SocketIOError):
+                ended = SessionEnded(run=end.run, metrics=self.metrics)
+                await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
+        await self._event(machine.Taken(self._now()))
+
+    def _keep_final(self, body: bytes) -> dict[str, float]:
+        groups = unpack(body, {name: group.layout for name, group in self.layouts.items()})[0]
+        try:
+            write_durably(self.directory / "final.safetensors", [body])
+        except OSError as error:
+            raise StoreError(f"{self.directory}: the final model can't be written ({error.strerror})") from error
+        return dict(self.learner.evaluate({name: groups[name] for name in self.learner.layouts}, self.data.judge))
+
+    async def _wake(self, command: machine.Wake) -> None:
+        asyncio.get_running_loop().call_at(command.at, lambda: self._spawn(self._event(machine.Tick(self._now()))))
+
+    async def _leave(self, command: machine.Leave) -> None:
+        if not self._over.done():
+            self._over.set_result(command.end)
+
+    async def disconnect(self) -> None:
+        """Hang up, and clean up what only a running node needs."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await self.sio.disconnect()
+        with contextlib.suppress(AttributeError):
+            await self.appender.close()
+        self.ledger.close()
+
+    _ACTS: Mapping[type[machine.Command], Callable[[Any, Any], Any]] = {
+        machine.Dial: connect,
+        machine.Train: fit,
+        machine.Append: send_updates,
+        machine.Say: _say,
+        machine.Refuse: _refuse,
+        machine.Settle: _settle,
+        machine.Take: _take,
+        machine.Wake: _wake,
+        machine.Leave: _leave,
+    }
+
+    async def _event(self, event: machine.Event) -> None:
+        self.state, commands = machine.transition(self.state, event)
+        await self._do(commands)
+
+    async def _do(self, commands: Sequence[machine.Command]) -> None:
+        for command in commands:
+            await self._ACTS[type(command)](self, command)
+
+    async def _emit(self, message: Message) -> None:
+        with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return
+            await self.sio.emit(message.event, message.payload(), namespace=NAMESPACE)
+
+    def _appender(self) -> Appender:
+        if self.plan.log.kafka is None:
+            return HttpAppender(self.url, self.session)
+        from atoll.logs.kafka import KafkaAppender  # an optional part
+
+        return KafkaAppender(self.plan.log.kafka, f"{self.plan.log.prefix}updates")
+
+    def _address(self, task: StartTraining) -> Address:
+        return Address(task.run, task.round, task.attempt, self.identity.node)
+
+    def _tell(self, what: str, **facts: Any) -> None:
+        self._watch({"what": what, **facts})
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        loop = asyncio.get_running_loop()
+        stopped = GaveUpError("stopped by its owner; an unsent update is kept and goes out when the node joins again")
+        with contextlib.suppress(
+            NotImplementedError, RuntimeError, ValueError
+        ):  # not the main thread, or not this system
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(name, self._fail, stopped)
+        yield
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(name)

@@ -1,0 +1,319 @@
+"""The plan: what everyone agreed to. Immutable, known by the SHA-256 of its canonical JSON.
+
+Enters: one TOML file (and the model file it names, which becomes part of the plan). Leaves: a `Plan`,
+the same on the server, on every node and in a simulation. Rank 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from atoll.errors import PlanError
+
+MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    for unit in sorted(_UNITS, key=len, reverse=True):
+        if value.endswith(unit):
+            try:
+                return float(value.removesuffix(unit)) * _UNITS[unit]
+            except ValueError:
+                break
+    raise ValueError('a duration is a number of seconds, or text such as "500ms", "30s", "10m", "2h"')
+
+
+Seconds = Annotated[PositiveFloat, BeforeValidator(_seconds)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Value = str | int | float
+
+
+class Section(BaseModel):
+    """A table of the plan: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class About(Section):
+    """`[plan]`: name, length and seed of a run."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    seed: NonNegativeInt = 0
+
+
+class Model(Section):
+    """`[model]`: one kind of model, and how it is judged."""
+
+    logistic: bool = False
+    keras: dict[str, Any] | None = None
+    sklearn: str | None = None
+    torch: str | None = None
+    jax: str | None = None
+    inputs: PositiveInt | None = None
+    classes: tuple[int, ...] = (0, 1)
+    loss: str | None = None
+    options: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """Which learner it is: one of `MODEL_KINDS`."""
+        return next(kind for kind in MODEL_KINDS if getattr(self, kind))
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [kind for kind in MODEL_KINDS if getattr(self, kind)]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are given" if given else "none is given"
+            raise ValueError(f"exactly one of {', '.join(MODEL_KINDS)} names the model; {said}")
+        if self.keras and not self.loss:
+            raise ValueError('a Keras model needs loss, for instance loss = "binary_crossentropy"')
+        if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 2:
+            raise ValueError("classes are at least two different labels in rising order")
+        return self
+
+
+class Columns(Section):
+    """`[data]`: which columns of a table become the model's input, and how.
+
+    `columns` names the columns of files without a header. `categories` are coded one-hot, the first
+    value of each left out. Rows with a word of `missing` in a used column are left out. `positive` turns
+    the target into 1 where it has one of these values and 0 elsewhere. `split` names a column with
+    `train` or `test` in each row. `standardise` takes each node's own training mean and deviation.
+    """
+
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    target: str | None = None
+    columns: tuple[str, ...] | None = None
+    positive: tuple[Value, ...] | None = None
+    categories: dict[str, Annotated[tuple[Value, ...], Field(min_length=2)]] = {}
+    missing: tuple[str, ...] = ("",)
+    split: str | None = None
+    standardise: Literal["no", "node"] = "no"
+
+    @property
+    def width(self) -> int | None:
+        """How many inputs a row gives, or None where the plan names no features."""
+        if self.features is None:
+            return None
+        return sum(len(self.categories[name]) - 1 if name in self.categories else 1 for name in self.features)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.features is None) != (self.target is None):
+            raise ValueError("features and target go together: name both, or neither and give arrays from Python")
+        features = self.features or ()
+        for name in self.categories:
+            if name not in features:
+                raise ValueError(f"categories.{name} is no feature{_nearest(name, features)}")
+        if len(set(features)) != len(features):
+            raise ValueError("a feature is named twice")
+        for name in (*features, self.target, self.split):
+            if self.columns and name and name not in self.columns:
+                raise ValueError(f"'{name}' is not among columns{_nearest(name, self.columns)}")
+        return self
+
+
+class Training(Section):
+    """`[training]`: what a node does with a model it received; `epochs` or `steps` of mini-batches a round."""
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    optimizer: str = "sgd"
+    learning_rate: PositiveFloat = 0.01
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs and self.steps:
+            raise ValueError("epochs and steps exclude each other: keep one")
+        return self
+
+    def steps_for(self, rows: int) -> int:
+        """How many mini-batches a node with so many rows goes through in a round."""
+        return self.steps or (self.epochs or 1) * -(-rows // self.batch_size)
+
+
+class Aggregation(Section):
+    """`[aggregation]`: the algorithm's name and its options."""
+
+    rule: str = "fedavg"
+    options: dict[str, Any] = {}
+
+
+class Cohort(Section):
+    """`[cohort]`: who is asked in a round, and when it ends: quorum + grace, or the deadline."""
+
+    minimum: PositiveInt = 2
+    fraction: Fraction = 1.0
+    deadline: Seconds = 600.0
+    quorum: Fraction = 0.8
+    grace: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 30.0
+
+
+class Log(Section):
+    """`[log]`: the channel that carries updates; without `kafka` it is the one embedded in the server."""
+
+    kafka: str | None = None
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = "atoll."
+
+
+class Plan(Section):
+    """What everyone agreed to.
+
+    >>> plan = Plan.of({"plan": {"name": "heart", "rounds": 3}, "model": {"logistic": True, "inputs": 13}})
+    >>> plan.plan.rounds, plan.cohort.minimum, len(plan.digest)
+    (3, 2, 64)
+    """
+
+    plan: About
+    model: Model
+    data: Columns = Columns()
+    training: Training = Training()
+    aggregation: Aggregation = Aggregation()
+    cohort: Cohort = Cohort()
+    log: Log = Log()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "plan") -> Plan:
+        """Check plain values and return the plan they make.
+
+        Args:
+            values: the tables, as TOML or JSON gives them.
+            source: the file's name, for errors.
+
+        Raises:
+            PlanError: one line with source, key, what is wrong and the nearest right name.
+        """
+        try:
+            # Through JSON, so that strictness still takes lists for tuples and a copy of it means the same.
+            return cls.model_validate_json(json.dumps(values))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ValidationError):
+                raise PlanError(f"{source}: {_first_of(error, cls)}") from None
+            raise PlanError(f"{source}: {error}; a plan holds text, numbers, true or false, lists and tables") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a TOML file; a Keras model named in it is read from beside it and becomes part of it.
+
+        Raises:
+            PlanError: as `of`; or a file is missing or no TOML.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(
+                f"{path}: can't be read ({error.strerror}); `atoll new DIR` writes a plan to start from"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: no TOML: {error}") from error
+        model = values.get("model")
+        if isinstance(model, dict) and isinstance(model.get("keras"), str):
+            model["keras"] = _read_json(path, model["keras"])
+        return cls.of(values, source=str(path))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan as another side sent or stored it.
+
+        Raises:
+            PlanError: it is none.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"plan: no JSON: {error}") from error
+        return cls.of(values if isinstance(values, dict) else {})
+
+    def to_json(self) -> str:
+        """Return the canonical JSON: equal plans give equal text, whatever order their files had."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the canonical JSON, as hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def inputs(self) -> int | None:
+        """How many numbers the model takes a row: from the features, or as `model.inputs` says."""
+        return self.data.width or self.model.inputs
+
+    def with_(self, **sections: Mapping[str, Any]) -> Plan:
+        """Return a copy with some keys of some sections changed, checked like any plan.
+
+        >>> plan = Plan.of({"plan": {"name": "heart", "rounds": 3}, "model": {"logistic": True, "inputs": 13}})
+        >>> plan.with_(plan={"rounds": 5}).plan.rounds
+        5
+        """
+        values = self.model_dump(mode="json")
+        return Plan.of({**values, **{name: {**values.get(name, {}), **changed} for name, changed in sections.items()}})
+
+
+def _read_json(plan: Path, name: str) -> object:
+    path = plan.parent / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(
+            f"{plan}: model.keras: {path} can't be read ({error.strerror}); write it with model.to_json()"
+        ) from error
+    except ValueError as error:
+        raise PlanError(f"{plan}: model.keras: {path} is no JSON ({error}); write it with model.to_json()") from error
+
+
+def _first_of(error: ValidationError, root: type[BaseModel]) -> str:
+    """Say the first of the mistakes in one line, and how many more there are."""
+    mistakes = error.errors(include_url=False)
+    mistake = mistakes[0]
+    place = ".".join(str(step) for step in mistake["loc"]) or "plan"
+    if mistake["type"] == "extra_forbidden":
+        said = f"unknown key{_nearest(str(mistake['loc'][-1]), _keys(root, mistake['loc'][:-1]))}"
+    elif mistake["type"] == "missing":
+        said = "is missing"
+    else:
+        said = mistake["msg"].removeprefix("Value error, ")
+        if isinstance(mistake.get("input"), (str, int, float)):
+            said += f" (it is {mistake['input']!r})"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{place}: {said}{more}"
+
+
+def _keys(model: type[BaseModel], place: tuple[Any, ...]) -> Iterator[str]:
+    for step in place:
+        kind = model.model_fields[step].annotation if step in model.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return
+        model = kind
+    yield from model.model_fields
+
+
+def _nearest(word: str, known: Any) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,151 @@
+"""What the server remembers of the open round, and how it becomes history when the round is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atoll.learner import pooled, summary
+from atoll.logs import Record
+from atoll.messages import Verdict
+from atoll.plan import Plan
+from atoll.server.events import Close
+from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
+from atoll.store.sql import SqlStore
+from atoll.vector import Metrics
+from atoll.wire import Address, Envelope
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A verified update of the open round."""
+
+    envelope: Envelope
+    row: UpdateRow
+
+
+class Book:
+    """Keeps a run's history; every write to the store goes through one worker, in order.
+
+    Args:
+        store: where history goes.
+        plan: what is run.
+        run: its id.
+        model: digest of the initial model.
+    """
+
+    def __init__(self, store: SqlStore, plan: Plan, run: str, model: str) -> None:
+        self.names: dict[str, str] = {}
+        self._store, self._run = store, run
+        self._arrivals: dict[str, _Arrival] = {}
+        self._verdicts: dict[tuple[Address, str], Verdict] = {}
+        self._farewells: dict[str, Metrics] = {}
+        self._opened = self._asked = 0.0
+        self._worker = ThreadPoolExecutor(1, "store")
+        store.begin_run(RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model))
+
+    async def _write(self, act: Callable[[Any], None], *rows: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
+
+    async def saw(self, node: str, name: str, key: str) -> None:
+        """A node joined, or is back."""
+        self.names[node] = name
+        now = time.time()
+        await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now))
+
+    def asked(self, now: float, again: bool) -> None:
+        """A round has begun; or nodes that were lost are asked again."""
+        if not again:
+            self._asked, self._opened = now, time.time()
+            self._arrivals, self._verdicts = {}, {}
+
+    def arrived(self, record: Record, weight: float, metrics: Metrics, now: float) -> None:
+        """A verified update is in the log."""
+        run, round_, attempt, node = record.envelope.address
+        if node not in self._arrivals:
+            row = UpdateRow(
+                run, round_, attempt, node, "accepted", record.envelope.digest, record.envelope.size,
+                now - self._asked, weight, "", record.position, -1, metrics,
+            )  # fmt: skip
+            self._arrivals[node] = _Arrival(record.envelope, row)
+
+    def envelope(self, node: str) -> Envelope:
+        """The envelope of a node's update in the open round."""
+        return self._arrivals[node].envelope
+
+    async def refused(self, address: Address, digest: str, size: int, status: Status, reason: str) -> None:
+        """Something came that doesn't count."""
+        row = UpdateRow(address.run, address.round, address.attempt, address.node, status, digest, size, reason=reason)
+        await self._write(self._store.record_update, row)
+
+    def judged(self, address: Address, digest: str, accepted: bool, reason: str) -> Verdict:
+        """Remember, and return, what a node is told of its update; it may have to be told again."""
+        verdict = Verdict(
+            run=address.run,
+            round=address.round,
+            attempt=address.attempt,
+            digest=digest,
+            accepted=accepted,
+            reason=reason[:2000],
+        )
+        self._verdicts[address, digest] = verdict
+        return verdict
+
+    def verdict(self, address: Address, digest: str) -> Verdict | None:
+        """What was said of an update of this round or the one before."""
+        return self._verdicts.get((address, digest))
+
+    async def close_round(
+        self, command: Close, model: str, state: str, holdout: Metrics | None, now: float
+    ) -> dict[str, Any]:
+        """Store a closed round in one transaction; return its facts for people."""
+        rows = [replace(self._arrivals[node].row, place=place) for place, node in enumerate(command.accepted)]
+        row = RoundRow(
+            self._run, command.round, command.attempt, self._opened, now - self._asked, model, state,
+            command.cohort, len(rows), sum(one.bytes for one in rows),
+        )  # fmt: skip
+        # Nodes judge the model they receive: the one that the round before made.
+        everywhere = pooled(one.metrics for one in rows)
+        evaluations = [EvaluationRow(self._run, command.round - 1, one.node, pooled([one.metrics])) for one in rows] + [
+            EvaluationRow(self._run, command.round - 1, "nodes", everywhere)
+        ]
+        if holdout is not None:
+            evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
+        await self._write(self._store.close_round, row, rows, evaluations)
+        return {
+            "round": command.round,
+            "answered": [self.names[one.node] for one in rows],
+            "cohort": command.cohort,
+            "bytes": row.bytes,
+            "seconds": row.seconds,
+            "model": model,
+            "judged": summary(holdout if holdout is not None else everywhere),
+            "by": "holdout" if holdout is not None else "nodes",
+        }
+
+    async def judged_first(self, metrics: Metrics) -> None:
+        """Store how the initial model does on the holdout."""
+        await self._write(self._store.record_evaluation, EvaluationRow(self._run, 0, "holdout", metrics))
+
+    async def farewell(self, round_: int, node: str, metrics: Metrics) -> None:
+        """Store how the final model does on a node's rows, and on all nodes' rows so far."""
+        self._farewells[node] = metrics
+        everywhere = pooled(self._farewells[one] for one in sorted(self._farewells, key=self.names.__getitem__))
+        rows: Sequence[EvaluationRow] = (
+            EvaluationRow(self._run, round_, node, dict(metrics)),
+            EvaluationRow(self._run, round_, "nodes", everywhere),
+        )
+        for row in rows:
+            await self._write(self._store.record_evaluation, row)
+
+    async def end(self, outcome: str, reason: str) -> None:
+        """Store how the run ended."""
+        await self._write(self._store.end_run, self._run, outcome, reason, time.time())
+
+    def close(self) -> None:
+        """Wait for the last write."""
+        self._worker.shutdown()

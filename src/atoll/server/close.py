@@ -1,0 +1,58 @@
+"""Closing a round, as a pure function of the accepted bodies: read, fold, undo the guard, step.
+
+The same bodies in the same order give the same bits, whoever computes it: the server, a simulation, a replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from atoll.algorithms import Algorithm, State
+from atoll.vector import Flat, Layouts, Update
+from atoll.wire import Buffer, decode
+
+
+class Accepted(NamedTuple):
+    """An accepted update: whose, and how to get at its bytes."""
+
+    node: str
+    body: Callable[[], Buffer]
+
+
+class _Bodies:
+    """Updates as a fold wants them: blocks of views into their bytes."""
+
+    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts) -> None:
+        self.ids, self.layouts = ids, layouts
+        self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
+
+    def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
+        return [flat[lo:hi] for flat in self._flats[group]]
+
+
+def close(
+    algorithm: Algorithm,
+    state: State,
+    model_layouts: Layouts,
+    model: str,
+    accepted: Sequence[Accepted],
+    registered: int,
+) -> State:
+    """Return the next state.
+
+    Args:
+        algorithm: the plan's method.
+        state: the state at the round's start.
+        model_layouts: the layouts of the model's groups.
+        model: digest of the model that the nodes started from.
+        accepted: the updates that count, in fold order.
+        registered: how many nodes belong to the run.
+
+    Raises:
+        WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
+    """
+    layouts = algorithm.updates(model_layouts)
+    updates = [decode(one.body(), layouts, model) for one in accepted]
+    bodies = _Bodies([one.node for one in accepted], updates, layouts)
+    return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates], registered))

@@ -1,0 +1,140 @@
+"""What happens to a run (events), and what is to be done about it (commands): plain frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from atoll.wire import Address
+
+Outcome = Literal["completed", "gave_up", "stopped"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, at a time in seconds."""
+
+    now: float
+
+
+@dataclass(frozen=True)
+class Joined(Event):
+    """Nodes are connected: id → name. A node that comes back joins again."""
+
+    nodes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lost(Event):
+    """A node's connection is gone."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Appended(Event):
+    """An update is complete and durable in the log, and was verified."""
+
+    address: Address
+    digest: str
+
+
+@dataclass(frozen=True)
+class Declined(Event):
+    """A node says that nothing will come from it, or what came can't count."""
+
+    address: Address
+    reason: str
+
+
+@dataclass(frozen=True)
+class Closed(Event):
+    """The round's new model is made and stored."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Broken(Event):
+    """The run can't go on: the server itself failed."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Left(Event):
+    """A node has taken the final model."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Tick(Event):
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Stop(Event):
+    """Somebody asks the run to end."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Train:
+    """Tell these nodes to train; `again` where they were asked before and lost."""
+
+    nodes: tuple[str, ...]
+    round: int
+    attempt: int
+    model: str
+    seconds: float
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Tell a node whether its update counts, and record it."""
+
+    address: Address
+    digest: str
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Close:
+    """Fold these updates of a cohort of so many nodes, in this order: node → digest."""
+
+    round: int
+    attempt: int
+    accepted: Mapping[str, str]
+    cohort: int
+
+
+@dataclass(frozen=True)
+class End:
+    """Tell these nodes that the run is over."""
+
+    nodes: tuple[str, ...]
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Send a `Tick` at this time."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing more will happen: close everything."""
+
+    outcome: Outcome
+    reason: str
+
+
+Command = Train | Judge | Close | End | Wake | Finish

@@ -1,0 +1,81 @@
+"""What the server answers over HTTP: the plan, models by digest, runs, its state of health."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from atoll.errors import AtollError
+from atoll.messages import PROTOCOL
+from atoll.plan import Plan
+from atoll.store.models import Models
+from atoll.store.sql import SqlStore
+
+
+class Site(Protocol):
+    """What the pages show."""
+
+    plan: Plan
+    run: str
+    store: SqlStore
+    models: Models
+
+    def status(self) -> dict[str, Any]:
+        """The current run's state, as plain values."""
+        ...
+
+
+def routes(site: Site) -> list[Route]:
+    """Return the read-only routes."""
+
+    async def plan(request: Request) -> Response:
+        del request
+        body = {
+            "protocol": PROTOCOL,
+            "run": site.run,
+            "digest": site.plan.digest,
+            "plan": site.plan.model_dump(mode="json"),
+        }
+        return JSONResponse(body)
+
+    async def model(request: Request) -> Response:
+        digest = request.path_params["digest"]
+        try:
+            path = site.models.path(digest)
+        except AtollError as error:
+            return JSONResponse({"error": str(error)}, 404)
+        headers = {"ETag": f'"{digest}"', "Cache-Control": "public, max-age=31536000, immutable"}
+        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+    async def runs(request: Request) -> Response:
+        del request
+        listed = await asyncio.to_thread(site.store.runs)
+        return JSONResponse({"current": site.run, "runs": [row.run for row in listed]})
+
+    async def run(request: Request) -> Response:
+        try:
+            history = await asyncio.to_thread(site.store.history, request.path_params["run"])
+        except AtollError as error:
+            return JSONResponse({"error": str(error)}, 404)
+        return JSONResponse(history)
+
+    async def status(request: Request) -> Response:
+        del request
+        return JSONResponse(site.status())
+
+    async def healthz(request: Request) -> Response:
+        del request
+        return JSONResponse({"status": "ok", "run": site.run})
+
+    pages = {
+        "/v1/plan": plan,
+        "/v1/models/{digest}": model,
+        "/v1/runs": runs,
+        "/v1/runs/{run}": run,
+        "/v1/status": status,
+    }
+    return [Route(path, page, methods=["GET"]) for path, page in {**pages, "/healthz": healthz}.items()]

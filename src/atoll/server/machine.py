@@ -1,0 +1,380 @@
+"""The server's side of a run as a pure state machine: no I/O, no clock, no randomness.
+
+Enters: events, each with `now` in seconds. Leaves: a new frozen state, and the commands that follow
+from it. `TABLE` says what each phase makes of each event; deployment and simulation drive the same one.
+
+    WAITING ─ minimum there ─▶ TRAINING ─ all, quorum + grace, or deadline ─▶ CLOSING ─▶ TRAINING … ─▶ ENDING ─▶ ENDED
+
+A round that ends with fewer updates than the minimum is tried again, a few times; then the run gives up.
+Every wait has a deadline: `Wake` asks for the next `Tick`, and `waiting_for` tells a person what is waited for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from atoll.plan import Cohort, Plan
+from atoll.server.events import (
+    Appended,
+    Broken,
+    Close,
+    Closed,
+    Command,
+    Declined,
+    End,
+    Event,
+    Finish,
+    Joined,
+    Judge,
+    Left,
+    Lost,
+    Outcome,
+    Stop,
+    Tick,
+    Train,
+    Wake,
+)
+from atoll.wire import Address
+
+ATTEMPTS = 3
+"""How often a round is tried before the run gives up."""
+FAREWELL = 30.0
+"""How long the server waits, in seconds, for nodes to take the final model."""
+
+
+class Phase(Enum):
+    """Where a run stands."""
+
+    WAITING = "waiting for nodes"
+    TRAINING = "training"
+    CLOSING = "closing a round"
+    ENDING = "saying goodbye"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class State:
+    """A run, as the server sees it.
+
+    Args:
+        run: its id.
+        rounds, seed, rules: from the plan.
+        model: digest of the newest global model.
+        round, attempt: the one that is open, or next to open.
+        names: every node that ever joined: id → name.
+        present: the nodes that are connected.
+        cohort: the nodes asked in the open round, in the order of their names.
+        answers: node → digest of its update, or None where it declined.
+        declines: why nodes declined, for people.
+        until: when the present wait ends.
+        enough: since when the quorum is there.
+        leaving: the nodes that have not taken the final model yet.
+    """
+
+    run: str
+    rounds: int
+    seed: int
+    rules: Cohort
+    model: str
+    until: float
+    phase: Phase = Phase.WAITING
+    round: int = 1
+    attempt: int = 1
+    names: Mapping[str, str] = field(default_factory=dict)
+    present: frozenset[str] = frozenset()
+    cohort: tuple[str, ...] = ()
+    answers: Mapping[str, str | None] = field(default_factory=dict)
+    declines: Mapping[str, str] = field(default_factory=dict)
+    enough: float | None = None
+    leaving: frozenset[str] = frozenset()
+    outcome: Outcome | None = None
+    reason: str = ""
+
+    @property
+    def accepted(self) -> dict[str, str]:
+        """The updates that are in, in the order of their nodes' names."""
+        return {node: digest for node in self.cohort if (digest := self.answers.get(node)) is not None}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The asked nodes that have neither answered nor declined."""
+        return tuple(node for node in self.cohort if node not in self.answers)
+
+
+Result = tuple[State, tuple[Command, ...]]
+
+
+def begin(run: str, plan: Plan, model: str, now: float) -> Result:
+    """Return the first state of a run, which waits for nodes, and its first commands."""
+    until = now + plan.cohort.deadline
+    return State(run, plan.plan.rounds, plan.plan.seed, plan.cohort, model, until), (Wake(until),)
+
+
+def transition(state: State, event: Event) -> Result:
+    """Return what an event makes of a state, and what is to be done about it."""
+    return TABLE.get((state.phase, type(event)), _ignored)(state, event)
+
+
+def name_taken(state: State, node: str, name: str) -> bool:
+    """Say whether another node already goes by this name (names order the fold, so each stands for one node)."""
+    return any(other != node and taken == name for other, taken in state.names.items())
+
+
+def waiting_for(state: State, now: float) -> str:
+    """Say in one line what a run waits for, and until when."""
+    left = f"; {max(0.0, state.until - now):.0f} s left"
+    if state.phase is Phase.WAITING:
+        return f"round {state.round}: {len(state.present)} of at least {state.rules.minimum} nodes are here{left}"
+    if state.phase is Phase.TRAINING:
+        who = ", ".join(state.names[node] + ("" if node in state.present else " (lost)") for node in state.missing[:5])
+        more = f" and {len(state.missing) - 5} more" if len(state.missing) > 5 else ""
+        return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
+    if state.phase is Phase.ENDING:
+        return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
+    return state.phase.value
+
+
+def _joined(state: State, event: Joined) -> State:
+    return replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
+
+
+def _join_waiting(state: State, event: Joined) -> Result:
+    return _start_if_enough(_joined(state, event), event.now)
+
+
+def _join_training(state: State, event: Joined) -> Result:
+    """A node that was asked and lost is asked again; a late one waits for the next round."""
+    again = tuple(node for node in state.missing if node in event.nodes)
+    return _joined(state, event), (replace(_train(state, again, event.now), again=True),) if again else ()
+
+
+def _join_closing(state: State, event: Joined) -> Result:
+    return _joined(state, event), ()
+
+
+def _join_ending(state: State, event: Joined) -> Result:
+    state = _joined(state, event)
+    return replace(state, leaving=state.leaving | event.nodes.keys()), (_end(state, tuple(event.nodes)),)
+
+
+def _lost(state: State, event: Lost) -> Result:
+    return replace(state, present=state.present - {event.node}), ()
+
+
+def _lost_ending(state: State, event: Lost) -> Result:
+    return _left(replace(state, present=state.present - {event.node}), event)
+
+
+def _left(state: State, event: Lost | Left) -> Result:
+    state = replace(state, leaving=state.leaving - {event.node})
+    return (state, ()) if state.leaving else _finish(state)
+
+
+def _appended(state: State, event: Appended) -> Result:
+    if reason := admits(state, event.address):
+        return state, (Judge(event.address, event.digest, False, reason),)
+    node = event.address.node
+    if node in state.answers:
+        if state.answers[node] == event.digest:
+            return state, ()  # the same update again: it is in already
+        return state, (Judge(event.address, event.digest, False, "the node has already answered in this round"),)
+    return _settle(replace(state, answers={**state.answers, node: event.digest}), event.now)
+
+
+def _appended_elsewhen(state: State, event: Appended) -> Result:
+    if state.phase is Phase.CLOSING and state.answers.get(event.address.node) == event.digest:
+        return state, ()
+    return state, (Judge(event.address, event.digest, False, admits(state, event.address) or "no round is open"),)
+
+
+def admits(state: State, address: Address) -> str | None:
+    """Say why an update with this address can't count now, or None where it can."""
+    if address.node not in state.names:
+        return "the node never joined this run"
+    if (address.round, address.attempt) != (state.round, state.attempt) or state.phase is not Phase.TRAINING:
+        return (
+            f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
+            f"the run is {state.phase.value} in round {state.round} attempt {state.attempt}"
+        )
+    if address.node not in state.cohort:
+        return f"the node was not asked in round {state.round}"
+    return None
+
+
+def _declined(state: State, event: Declined) -> Result:
+    node = event.address.node
+    if admits(state, event.address) or node in state.answers:
+        return state, ()
+    declines = {**state.declines, node: event.reason}
+    return _settle(replace(state, answers={**state.answers, node: None}, declines=declines), event.now)
+
+
+def _tick_waiting(state: State, event: Tick) -> Result:
+    if event.now < state.until:
+        return state, ()
+    said = f"{len(state.present)} of at least {state.rules.minimum} nodes were there at the deadline"
+    return _farewell(state, "gave_up", f"round {state.round}: {said}", event.now)
+
+
+def _tick_training(state: State, event: Tick) -> Result:
+    return _settle(state, event.now)
+
+
+def _tick_ending(state: State, event: Tick) -> Result:
+    return _finish(state) if event.now >= state.until else (state, ())
+
+
+def _settle(state: State, now: float) -> Result:
+    """Close the open round if it is over: all have answered, quorum + grace, or the deadline."""
+    count = len(state.accepted)
+    if not state.missing or now >= state.until:
+        return _close(state) if count >= state.rules.minimum else _again(state, now)
+    if count < max(state.rules.minimum, math.ceil(state.rules.quorum * len(state.cohort))):
+        return state, ()
+    if state.enough is None:
+        state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))
+        return (state, (Wake(state.until),)) if now < state.until else _close(state)
+    return state, ()
+
+
+def _close(state: State) -> Result:
+    return replace(state, phase=Phase.CLOSING), (Close(state.round, state.attempt, state.accepted, len(state.cohort)),)
+
+
+def _again(state: State, now: float) -> Result:
+    """Try a round with too few updates again; what had come for it doesn't count."""
+    said = "; ".join(f"{state.names[node]}: {why}" for node, why in list(state.declines.items())[:3])
+    reason = (
+        f"round {state.round} attempt {state.attempt}: {len(state.accepted)} of at least {state.rules.minimum} "
+        f"updates came{f' ({said})' if said else ''}"
+    )
+    dropped = _drop(state, reason)
+    if state.attempt >= ATTEMPTS:
+        ended, commands = _farewell(state, "gave_up", reason, now)
+        return ended, (*dropped, *commands)
+    waiting = replace(_rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
+    started, commands = _start_if_enough(waiting, now)
+    return started, (*dropped, *commands, *(() if started.phase is Phase.TRAINING else (Wake(waiting.until),)))
+
+
+def _address(state: State, node: str) -> Address:
+    return Address(state.run, state.round, state.attempt, node)
+
+
+def _rest(state: State) -> State:
+    return replace(state, cohort=(), answers={}, declines={}, enough=None)
+
+
+def _closed(state: State, event: Closed) -> Result:
+    verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.accepted.items())
+    done = replace(_rest(state), model=event.model, attempt=1)
+    if state.outcome:  # somebody asked to stop while the round was closing
+        ended, commands = _farewell(done, state.outcome, state.reason, event.now)
+    elif state.round >= state.rounds:
+        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now)
+    else:
+        until = event.now + state.rules.deadline
+        ended, commands = _start_if_enough(
+            replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now
+        )
+        commands = commands or (Wake(until),)
+    return ended, (*verdicts, *commands)
+
+
+def _start_if_enough(state: State, now: float) -> Result:
+    if len(state.present) < state.rules.minimum:
+        return state, ()
+    asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(state.present)))
+    drawn = sorted(state.present, key=lambda node: _lot(state, node))[:asked]
+    cohort = tuple(sorted(drawn, key=lambda node: (state.names[node], node)))
+    until = now + state.rules.deadline
+    state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, until=until)
+    return state, (_train(state, cohort, now), Wake(until))
+
+
+def _lot(state: State, node: str) -> bytes:
+    """A node's lot in the draw of a cohort: as good as random, and the same on every replay."""
+    return hashlib.sha256(f"{state.seed} {state.round} {state.attempt} {state.names[node]} {node}".encode()).digest()
+
+
+def _train(state: State, nodes: tuple[str, ...], now: float) -> Train:
+    return Train(nodes, state.round, state.attempt, state.model, max(0.0, state.until - now))
+
+
+def _end(state: State, nodes: tuple[str, ...]) -> End:
+    return End(nodes, state.outcome or "stopped", state.reason)
+
+
+def _stop(state: State, event: Stop) -> Result:
+    ended, commands = _farewell(state, "stopped", event.reason, event.now)
+    return ended, (*_drop(state, event.reason), *commands)
+
+
+def _stop_closing(state: State, event: Stop) -> Result:
+    return replace(state, outcome="stopped", reason=event.reason), ()
+
+
+def _broken(state: State, event: Broken) -> Result:
+    ended, commands = _farewell(state, "gave_up", event.reason, event.now)
+    return ended, (*_drop(state, event.reason), *commands)
+
+
+def _drop(state: State, reason: str) -> tuple[Command, ...]:
+    """Tell the nodes whose updates were in that they don't count after all."""
+    return tuple(Judge(_address(state, node), digest, False, reason) for node, digest in state.accepted.items())
+
+
+def _farewell(state: State, outcome: Outcome, reason: str, now: float) -> Result:
+    until = now + FAREWELL
+    state = replace(
+        _rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=state.present
+    )
+    if not state.leaving:
+        return _finish(state)
+    return state, (_end(state, tuple(sorted(state.leaving))), Wake(until))
+
+
+def _finish(state: State) -> Result:
+    return replace(state, phase=Phase.ENDED), (Finish(state.outcome or "stopped", state.reason),)
+
+
+def _ignored(state: State, event: Event) -> Result:
+    """What the table leaves out has no meaning in its phase: it was under way when the phase changed."""
+    del event
+    return state, ()
+
+
+_W, _T, _C, _E, _X = Phase.WAITING, Phase.TRAINING, Phase.CLOSING, Phase.ENDING, Phase.ENDED
+TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, object], Result]] = {  # type: ignore[assignment]
+    (_W, Joined): _join_waiting,
+    (_W, Lost): _lost,
+    (_W, Appended): _appended_elsewhen,
+    (_W, Broken): _broken,
+    (_W, Tick): _tick_waiting,
+    (_W, Stop): _stop,
+    (_T, Joined): _join_training,
+    (_T, Lost): _lost,
+    (_T, Appended): _appended,
+    (_T, Declined): _declined,
+    (_T, Broken): _broken,
+    (_T, Tick): _tick_training,
+    (_T, Stop): _stop,
+    (_C, Joined): _join_closing,
+    (_C, Lost): _lost,
+    (_C, Appended): _appended_elsewhen,
+    (_C, Closed): _closed,
+    (_C, Broken): _broken,
+    (_C, Stop): _stop_closing,
+    (_E, Joined): _join_ending,
+    (_E, Lost): _lost_ending,
+    (_E, Appended): _appended_elsewhen,
+    (_E, Left): _left,
+    (_E, Tick): _tick_ending,
+    (_X, Joined): _join_ending,
+    (_X, Lost): _lost,
+    (_X, Appended): _appended_elsewhen,
+}

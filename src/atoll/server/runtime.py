@@ -1,0 +1,406 @@
+"""The server at work: what the machine decides, done. Its methods carry the names of the talk that Atoll grew from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import socketio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from atoll import algorithms, learners
+from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
+from atoll.learner import Rows
+from atoll.logs import Reader, Record
+from atoll.logs.embedded import EmbeddedLog
+from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
+from atoll.plan import Plan
+from atoll.server import events, http, machine, uploads
+from atoll.server.book import Book
+from atoll.server.channel import Channel
+from atoll.server.close import Accepted, close
+from atoll.store.models import Models
+from atoll.store.sql import SqlStore
+from atoll.vector import Metrics, Update, check
+from atoll.wire import Address, Envelope, decode
+
+log = logging.getLogger("atoll.server")
+PORT = 8740
+Watch = Callable[[Mapping[str, Any]], None]
+"""Told of what a person would like to see: a mapping with `what` ("round", "joined", …) and facts."""
+
+
+class Server:
+    """Coordinates one run of a plan, and stores its history.
+
+    Args:
+        plan: what everyone agreed to.
+        holdout: the server's own test rows; without them models are judged by the nodes' pooled metrics.
+        store: the directory of history, models and the embedded log.
+        host, port: where to listen; port 0 takes a free one.
+        watch: told of each thing that a person would like to see.
+
+    Raises:
+        AtollError: the plan can't be carried out, or the store or the port can't be had.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        holdout: Rows | None = None,
+        store: str | Path = "atoll-store",
+        host: str = "127.0.0.1",
+        port: int = PORT,
+        watch: Watch | None = None,
+    ) -> None:
+        self.plan, self.holdout = plan, holdout
+        self.learner = learners.build(plan)
+        self.algorithm = algorithms.find(plan, self.learner)
+        self.layouts = self.algorithm.updates(self.learner.layouts)
+        self.directory = Path(store)
+        self.store, self.models = SqlStore(self.directory), Models(self.directory / "models")
+        self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.log = self._open_log()
+        self.channel = Channel(self, self.run)
+        self._listener = _bind(host, port)
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
+        self._watch: Watch = watch or (lambda _: None)
+        self.state = self.algorithm.init(self.learner.initial(plan.plan.seed))
+        self._first = self.models.put(self.algorithm.brief(self.state))
+        self.book = Book(self.store, plan, self.run, self._first)
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def serve(self) -> dict[str, Any]:
+        """Serve the run to its end, and return its history.
+
+        Raises:
+            GaveUpError: it ended before its last round; everything up to there is stored.
+        """
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            return runner.run(self.serve_async())
+
+    async def serve_async(self) -> dict[str, Any]:
+        """Do as `serve`, inside a running event loop."""
+        self.machine, commands = machine.begin(self.run, self.plan, self._first, self._now())
+        config = uvicorn.Config(self._app(), http="httptools", ws="wsproto", lifespan="off", log_config=None)
+        web = _Web(config)
+        serving = asyncio.create_task(web.serve(sockets=[self._listener]))
+        self._spawn(self.consume_updates())
+        try:
+            with self._signals():
+                log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
+                self._tell("listening", url=self.url, run=self.run, minimum=self.plan.cohort.minimum)
+                if (first := await asyncio.to_thread(self.evaluate)) is not None:
+                    await self.book.judged_first(first)
+                await self._do(commands)
+                await self._ended.wait()
+        finally:
+            await self.channel.close()
+            web.should_exit = True
+            await serving
+            await self.log.close()
+            for task in self._tasks:
+                task.cancel()
+            self.book.close()
+        history = self.store.history(self.run)
+        self._tell("ended", outcome=self.machine.outcome, reason=self.machine.reason)
+        if self.machine.outcome == "gave_up":
+            raise GaveUpError(f"{self.machine.reason}; what was done until then is in {self.directory}", run=self.run)
+        return history
+
+    # What nodes do (the channel calls these).
+
+    async def connect(self, message: Connect, node: str) -> ConnectionReceived:
+        """Admit a node, or refuse it."""
+        if message.plan != self.plan.digest:
+            raise RefusedError(
+                f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again"
+            )
+        if machine.name_taken(self.machine, node, message.name):
+            raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
+        await self.book.saw(node, message.name, message.key)
+        rounds = self.plan.plan.rounds
+        return ConnectionReceived(run=self.run, plan=self.plan.digest, rounds=rounds, round=self.machine.round)
+
+    async def connected(self, node: str, name: str) -> None:
+        """Count a node in."""
+        self._tell("joined", node=node, name=name)
+        await self._event(events.Joined(self._now(), {node: name}))
+
+    async def disconnected(self, node: str) -> None:
+        """Count a node out until it comes back."""
+        self._tell("lost", node=node, name=self.book.names[node])
+        await self._event(events.Lost(self._now(), node))
+
+    async def fl_update(self, node: str, message: FlUpdate) -> None:
+        """Hear that an update is durable; the log's reader brings it, so this only tells the node if it was judged already."""
+        address = Address(message.run, message.round, message.attempt, node)
+        if verdict := self.book.verdict(address, message.digest):
+            await self.channel.tell(node, verdict)
+
+    async def decline(self, node: str, message: Decline) -> None:
+        """Hear that a node gives nothing in this round."""
+        address = Address(message.run, message.round, message.attempt, node)
+        await self.book.refused(address, "", 0, "declined", message.reason)
+        self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
+        await self._event(events.Declined(self._now(), address, message.reason))
+
+    async def session_ended(self, node: str, message: SessionEnded) -> None:
+        """Hear how the final model does on a node's rows, and let it go."""
+        await self.book.farewell(self.machine.round, node, message.metrics)
+        await self._event(events.Left(self._now(), node))
+
+    # What the log brings.
+
+    async def consume_updates(self) -> None:
+        """Read the log, verify each update on arrival, and hand it to the machine."""
+        async for record in self.log.records():
+            envelope = record.envelope
+            try:
+                envelope.verify()
+            except WireError as error:  # anybody may have written this: the named node isn't to blame
+                await self._reject(record, str(error))
+                continue
+            if machine.admits(self.machine, envelope.address) is None:
+                try:
+                    update = await asyncio.to_thread(self._verify, record, self.machine.model)
+                except AtollError as error:
+                    await self._reject(record, str(error))
+                    await self._event(events.Declined(self._now(), envelope.address, str(error)))
+                    continue
+                self.book.arrived(record, update.weight, update.metrics, self._now())
+            await self._event(events.Appended(self._now(), envelope.address, envelope.digest))
+
+    def _verify(self, record: Record, model: str) -> Update:
+        if record.refused:
+            raise RefusedError(record.refused)
+        if record.envelope.plan != self.plan.digest:
+            raise WireError(
+                f"the update is for plan {record.envelope.plan[:12]}, this run's is {self.plan.digest[:12]}"
+            )
+        update = decode(self.log.body(record.envelope), self.layouts, model)
+        check(update.groups, self.layouts)
+        return update
+
+    async def _reject(self, record: Record, reason: str) -> None:
+        envelope = record.envelope
+        await self._judge(events.Judge(envelope.address, envelope.digest, accepted=False, reason=reason), envelope.size)
+
+    # What the machine decides.
+
+    async def start_round(self, command: events.Train) -> None:
+        """Ask nodes to train the present model."""
+        self.book.asked(self._now(), command.again)
+        self._tell("asked", round=command.round, nodes=command.nodes)
+        task = StartTraining(
+            run=self.run, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
+        )
+        for node in command.nodes:
+            await self.channel.tell(node, task)
+
+    async def end_session(self, command: events.End) -> None:
+        """Tell nodes that the run is over."""
+        model = self.machine.model if self.machine.round > 1 or command.outcome == "completed" else None
+        end = EndSession(
+            run=self.run,
+            rounds=self.plan.plan.rounds,
+            model=model,
+            outcome=command.outcome,
+            reason=command.reason[:2000],
+        )
+        for node in command.nodes:
+            await self.channel.tell(node, end)
+
+    async def _judge(self, command: events.Judge, size: int = 0) -> None:
+        address = command.address
+        if not command.accepted:
+            log.warning(
+                "round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason
+            )
+            late = machine.admits(self.machine, address) is not None
+            await self.book.refused(address, command.digest, size, "late" if late else "rejected", command.reason)
+            self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
+        await self.channel.tell(
+            address.node, self.book.judged(address, command.digest, command.accepted, command.reason)
+        )
+
+    async def _close(self, command: events.Close) -> None:
+        self._spawn(self._closing(command))
+
+    async def _closing(self, command: events.Close) -> None:
+        try:
+            model, state = await asyncio.to_thread(self.aggregate, command)
+            judged = await asyncio.to_thread(self.evaluate)
+            facts = await self.store_history(command, model, state, judged)
+        except Exception as error:  # the run can't go on without this model: say so, and end in order
+            log.exception("round %d can't be closed", command.round)
+            await self._event(events.Broken(self._now(), f"round {command.round} can't be closed: {error}"))
+            return
+        self._tell("round", **facts)
+        await self._event(events.Closed(self._now(), model))
+
+    def aggregate(self, command: events.Close) -> tuple[str, str]:
+        """Fold the accepted updates into the next state; return the digests of the stored model and state."""
+        accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
+        registered = len(self.machine.names)
+        self.state = close(self.algorithm, self.state, self.learner.layouts, self.machine.model, accepted, registered)
+        brief = self.algorithm.brief(self.state)
+        model = self.models.put(brief)
+        return model, model if brief.keys() == self.state.keys() else self.models.put(self.state)
+
+    def evaluate(self) -> Metrics | None:
+        """Judge the present model on the holdout; None without one."""
+        brief = self.algorithm.brief(self.state)
+        return self.holdout and self.learner.evaluate(
+            {name: brief[name] for name in self.learner.layouts}, self.holdout
+        )
+
+    async def store_history(
+        self, command: events.Close, model: str, state: str, judged: Metrics | None
+    ) -> dict[str, Any]:
+        """Store the closed round in one transaction; return its facts."""
+        return await self.book.close_round(command, model, state, judged, self._now())
+
+    async def _wake(self, command: events.Wake) -> None:
+        asyncio.get_running_loop().call_at(command.at, lambda: self._spawn(self._event(events.Tick(self._now()))))
+
+    async def _finish(self, command: events.Finish) -> None:
+        await self.book.end(command.outcome, command.reason)
+        self._ended.set()
+
+    _ACTS: Mapping[type[events.Command], Callable[[Any, Any], Any]] = {
+        events.Train: start_round,
+        events.Judge: _judge,
+        events.Close: _close,
+        events.End: end_session,
+        events.Wake: _wake,
+        events.Finish: _finish,
+    }
+
+    async def _event(self, event: events.Event) -> None:
+        self.machine, commands = machine.transition(self.machine, event)
+        await self._do(commands)
+
+    async def _do(self, commands: Sequence[events.Command]) -> None:
+        for command in commands:
+            await self._ACTS[type(command)](self, command)
+
+    def status(self) -> dict[str, Any]:
+        """Return the run's present state as plain values, with what it waits for."""
+        run = self.machine
+        waits = machine.waiting_for(run, self._now())
+        nodes = [
+            {
+                "node": node,
+                "name": name,
+                "connected": node in run.present,
+                "asked": node in run.cohort,
+                "answered": node in run.answers,
+            }
+            for node, name in sorted(run.names.items(), key=lambda item: item[1])
+        ]
+        return {
+            "run": self.run,
+            "plan": self.plan.plan.name,
+            "phase": run.phase.value,
+            "round": run.round,
+            "rounds": run.rounds,
+            "waiting_for": waits,
+            "nodes": nodes,
+        }
+
+    def stop(self, reason: str = "stopped by the operator") -> None:
+        """End the run in order: nodes are told, everything is stored."""
+        self._spawn(self._event(events.Stop(self._now(), reason)))
+
+    def _open_log(self) -> EmbeddedLog | Reader:
+        limit = int(1.01 * sum(layout.nbytes for layout in self.layouts.values())) + (1 << 20)
+        if self.plan.log.kafka is None:
+            return EmbeddedLog(self.directory / "log", self.run, limit)
+        from atoll.logs.kafka import KafkaReader  # an optional part
+
+        return KafkaReader(
+            self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit
+        )
+
+    def _app(self) -> socketio.ASGIApp:
+        routes: list[Route] = http.routes(self)
+        if isinstance(self.log, EmbeddedLog):
+            routes += uploads.routes(self.log, self._admits)
+        return socketio.ASGIApp(self.channel.sio, Starlette(routes=routes))
+
+    def _admits(self, envelope: Envelope) -> str | None:
+        return machine.admits(self.machine, envelope.address)
+
+    def _tell(self, what: str, **facts: Any) -> None:
+        self._watch({"what": what, **facts})
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the server can't go on", exc_info=error)
+            self._spawn(self._event(events.Broken(self._now(), str(error) or repr(error))))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop, names = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        added = []
+        for name in names:
+            with contextlib.suppress(
+                NotImplementedError, RuntimeError, ValueError
+            ):  # not in the main thread, or not on this system
+                loop.add_signal_handler(name, self.stop)
+                added.append(name)
+        yield
+        for name in added:
+            loop.remove_signal_handler(name)
+
+
+class _Web(uvicorn.Server):
+    """A web server that leaves signals to the run."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AtollError(
+            f"can't listen on {host} port {port} ({error.strerror}): choose another --port, or 0 for a free one"
+        ) from error
+    return listener
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not made for this system
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

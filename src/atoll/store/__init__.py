@@ -1,0 +1,87 @@
+"""What is kept of runs: their history, their models by digest, and a node's own ledger.
+
+Enters: rows, and groups of arrays. Leaves: the same, and a history that people and programs read. May import
+ranks 0 to 2; imported by the runtimes and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from atoll.vector import Metrics
+
+Status = Literal["accepted", "rejected", "declined", "late"]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One execution of a plan; times are seconds since the epoch."""
+
+    run: str
+    name: str
+    plan_digest: str
+    plan: str
+    started: float
+    initial: str
+    ended: float | None = None
+    outcome: str = "running"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """A node that joined a run."""
+
+    run: str
+    node: str
+    name: str
+    key: str
+    first_seen: float
+    last_seen: float
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A closed round, and the model that it made."""
+
+    run: str
+    round: int
+    attempt: int
+    started: float
+    seconds: float
+    model: str
+    state: str
+    cohort: int
+    accepted: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """What came, or didn't, from a node in a round; `place` is its place in the fold."""
+
+    run: str
+    round: int
+    attempt: int
+    node: str
+    status: Status
+    digest: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    weight: float = 0.0
+    reason: str = ""
+    position: str = ""
+    place: int = -1
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """How the model that a round made (0: the initial one) does: sums over the rows of `holdout`, of a node, or of all `nodes`."""
+
+    run: str
+    round: int
+    place: str
+    metrics: Mapping[str, float]

@@ -1,0 +1,93 @@
+"""Opening a database: SQLite in a directory, or any SQLAlchemy URL; one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from atoll.errors import StoreError
+
+SCHEMA = 1
+"""The version of the tables; a store of a newer one is not touched."""
+MEMORY = "sqlite://"
+
+
+class Database:
+    """An open database with a set of tables.
+
+    Args:
+        place: a directory, made when missing; or a database URL.
+        file: the name of the SQLite file in a directory.
+        tables: what it holds.
+
+    Raises:
+        StoreError: it can't be opened, isn't a database, or is one of a newer version.
+    """
+
+    def __init__(self, place: str | Path, file: str, tables: MetaData) -> None:
+        self.place = str(place)
+        version = tables.tables.get("schema")
+        self._version = Table("schema", tables, Column("version", Integer)) if version is None else version
+        with self._told():
+            self._engine = _engine(place, file)
+            tables.create_all(self._engine)
+        with self.begin() as connection:
+            found = connection.scalar(select(self._version.c.version))
+            if found is None:
+                connection.execute(insert(self._version).values(version=SCHEMA))
+        if found is not None and found > SCHEMA:
+            raise StoreError(
+                f"{self.place}: made by a newer Atoll (schema {found}, this one knows {SCHEMA}); upgrade Atoll"
+            )
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Open a transaction: all of it is stored at the end, or nothing.
+
+        Raises:
+            StoreError: the database can't do it (a full disk, a lock, a damaged file).
+        """
+        with self._told(), self._engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.place}: can't be a store ({error.strerror}); choose another --store") from error
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(
+                f"{self.place}: the store failed ({cause}); is the disk full, read-only or the file damaged?"
+            ) from error
+
+
+def _engine(place: str | Path, file: str) -> Engine:
+    if isinstance(place, str) and "://" in place:
+        if place == MEMORY:
+            return create_engine(place, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        return create_engine(place)
+    directory = Path(place)
+    directory.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{directory / file}", connect_args={"timeout": 10})
+    event.listen(engine, "connect", _careful)
+    return engine
+
+
+def _careful(connection: sqlite3.Connection, record: object) -> None:
+    """Readers beside one writer, and a commit that survives a power cut."""
+    del record
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")

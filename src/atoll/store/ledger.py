@@ -1,0 +1,60 @@
+"""The node's ledger: its own record of what left it, written before anything does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, insert, select, update
+
+from atoll.store.database import Database
+from atoll.wire import Envelope
+
+_TABLES = MetaData()
+_ENTRIES = Table(
+    "ledger",
+    _TABLES,
+    Column("id", Integer, primary_key=True),
+    *(Column(name, String) for name in ("run", "node", "digest", "plan", "guard", "verdict", "reason")),
+    *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
+    *(Column(name, Float) for name in ("at", "judged_at")),
+)
+
+
+class Ledger:
+    """What left a node: when, what, and what became of it.
+
+    Args:
+        directory: the node's own directory.
+
+    Raises:
+        StoreError: it can't be read or written; nothing leaves then.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._base = Database(directory, "ledger.sqlite", _TABLES)
+
+    def leaving(self, envelope: Envelope, now: float, guard: str = "none") -> None:
+        """Write that an update is about to leave."""
+        facts = {**envelope.address._asdict(), "digest": envelope.digest, "bytes": envelope.size, "plan": envelope.plan}
+        with self._base.begin() as base:
+            base.execute(insert(_ENTRIES).values(**facts, guard=guard, at=now))
+
+    def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
+        """Write what became of an update."""
+        verdict = "accepted" if accepted else "refused"
+        with self._base.begin() as base:
+            base.execute(
+                update(_ENTRIES)
+                .where(_ENTRIES.c.digest == digest)
+                .values(verdict=verdict, reason=reason, judged_at=now)
+            )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return all entries, the oldest first."""
+        with self._base.begin() as base:
+            return [dict(row) for row in base.execute(select(_ENTRIES).order_by(_ENTRIES.c.id)).mappings()]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._base.close()

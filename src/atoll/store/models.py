@@ -1,0 +1,98 @@
+"""Model files: safetensors, known by the SHA-256 of their bytes, so that they never change."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.errors import StoreError
+from atoll.vector import Groups, Layouts
+from atoll.wire import pack, unpack
+
+
+class Models:
+    """A directory of models.
+
+    Args:
+        directory: made when missing.
+
+    Raises:
+        StoreError: it can't be made or written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{directory}: models can't be stored there ({error.strerror}); choose another --store"
+            ) from error
+
+    def put(self, groups: Groups) -> str:
+        """Store a model, durably, and return its digest; one that is there already is not written again."""
+        parts = pack(groups)
+        sha = hashlib.sha256()
+        for part in parts:
+            sha.update(part)
+        path = self._at(digest := sha.hexdigest())
+        if not path.exists():
+            try:
+                write_durably(path, parts)
+            except OSError as error:
+                raise StoreError(f"{path}: the model can't be stored ({error.strerror}); free some space") from error
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """Return the file of a model.
+
+        Raises:
+            StoreError: there is none.
+        """
+        path = self._at(digest)
+        if not (digest.isalnum() and path.is_file()):
+            raise StoreError(f"{self.directory}: there is no model {digest[:64]}")
+        return path
+
+    def get(self, digest: str, layouts: Layouts) -> Groups:
+        """Return a model as views into its file, which cost no memory until they are read.
+
+        Raises:
+            StoreError: there is none.
+            WireError, LayoutError: the file is damaged, or holds other groups.
+        """
+        with self.path(digest).open("rb") as file:
+            return unpack(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), layouts)[0]
+
+    def _at(self, digest: str) -> Path:
+        return self.directory / f"{digest}.safetensors"
+
+
+def write_durably(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    """Write a file whole or not at all: on return it survives a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view.nbytes:
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable (where the system can)."""
+    if os.name == "posix":
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

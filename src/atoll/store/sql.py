@@ -1,0 +1,210 @@
+"""The history of runs in a database, by SQLAlchemy Core: SQLite in a directory, in memory, or any URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
+
+from atoll.errors import StoreError
+from atoll.learner import summary
+from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, UpdateRow
+from atoll.store.database import MEMORY, Database
+
+_TABLES = MetaData()
+
+
+def _table(name: str, *columns: Column[Any]) -> Table:
+    return Table(name, _TABLES, *columns)
+
+
+def _key(name: str, kind: Any = String) -> Column[Any]:
+    return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _fact(name: str, kind: Any = String) -> Column[Any]:
+    return Column(name, kind, nullable=True)
+
+
+_RUNS = _table(
+    "runs", _key("run"), _fact("name"), _fact("plan_digest"), _fact("plan", Text), _fact("started", Float),
+    _fact("initial"), _fact("ended", Float), _fact("outcome"), _fact("reason", Text),
+)  # fmt: skip
+_NODES = _table(
+    "nodes", _key("run"), _key("node"), _fact("name"), _fact("key"), _fact("first_seen", Float), _fact("last_seen", Float)
+)  # fmt: skip
+_ROUNDS = _table(
+    "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
+    _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
+)  # fmt: skip
+_UPDATES = _table(
+    "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
+    _fact("node"), _fact("status"), _fact("digest"), _fact("bytes", Integer), _fact("seconds", Float), _fact("weight", Float),
+    _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON),
+)  # fmt: skip
+_EVALUATIONS = _table("evaluations", _key("run"), _key("round", Integer), _key("place"), _fact("metrics", JSON))
+
+
+class SqlStore:
+    """The history of runs.
+
+    Args:
+        place: a directory (SQLite, `atoll.sqlite` in it), or a database URL; without one it lives in memory.
+
+    Raises:
+        StoreError: see `Database`; every method raises it too where the database fails.
+    """
+
+    def __init__(self, place: str | Path = MEMORY) -> None:
+        self._base = Database(place, "atoll.sqlite", _TABLES)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._base.close()
+
+    def begin_run(self, row: RunRow) -> None:
+        """Store that a run has begun."""
+        with self._base.begin() as base:
+            base.execute(insert(_RUNS).values(asdict(row)))
+
+    def end_run(self, run: str, outcome: str, reason: str, now: float) -> None:
+        """Store how a run ended."""
+        with self._base.begin() as base:
+            base.execute(update(_RUNS).where(_RUNS.c.run == run).values(outcome=outcome, reason=reason, ended=now))
+
+    def saw_node(self, row: NodeRow) -> None:
+        """Store that a node joined, or that it is back."""
+        mine = (_NODES.c.run == row.run) & (_NODES.c.node == row.node)
+        with self._base.begin() as base:
+            if not base.execute(update(_NODES).where(mine).values(name=row.name, last_seen=row.last_seen)).rowcount:
+                base.execute(insert(_NODES).values(asdict(row)))
+
+    def record_update(self, row: UpdateRow) -> None:
+        """Store an update that doesn't count, and why."""
+        with self._base.begin() as base:
+            base.execute(insert(_UPDATES).values(asdict(row)))
+
+    def close_round(self, row: RoundRow, updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]) -> None:
+        """Store a closed round whole, in one transaction: its model, its accepted updates, how models did."""
+        with self._base.begin() as base:
+            base.execute(insert(_ROUNDS).values(asdict(row)))
+            base.execute(insert(_UPDATES), [asdict(one) for one in updates])
+            for one in evaluations:
+                _evaluate(base, one)
+
+    def record_evaluation(self, row: EvaluationRow) -> None:
+        """Store how a model does in one place; a later word on the same replaces it."""
+        with self._base.begin() as base:
+            _evaluate(base, row)
+
+    def runs(self) -> list[RunRow]:
+        """Return all runs, the newest first."""
+        return [RunRow(**row) for row in self._read(select(_RUNS).order_by(_RUNS.c.started.desc()))]
+
+    def find(self, run: str | None = None) -> RunRow:
+        """Return a run by its id or the start of it; without one the newest.
+
+        Raises:
+            StoreError: no run, or several, go by that.
+        """
+        runs = self.runs()
+        if not runs:
+            raise StoreError(f"{self._base.place}: no run is stored here; name another --store")
+        found = [row for row in runs if run is None or row.run.startswith(run)]
+        if run is not None and len(found) != 1:
+            many = "several runs start" if found else "no run starts"
+            raise StoreError(
+                f"{self._base.place}: {many} with '{run}'; there are: {', '.join(row.run for row in runs[:10])}"
+            )
+        return found[0]
+
+    def nodes(self, run: str) -> list[NodeRow]:
+        """Return the nodes that joined a run, by name."""
+        rows = self._read(select(_NODES).where(_NODES.c.run == run).order_by(_NODES.c.name))
+        return [NodeRow(**row) for row in rows]
+
+    def rounds(self, run: str) -> list[RoundRow]:
+        """Return the closed rounds of a run."""
+        rows = self._read(select(_ROUNDS).where(_ROUNDS.c.run == run).order_by(_ROUNDS.c.round))
+        return [RoundRow(**row) for row in rows]
+
+    def updates(self, run: str) -> list[UpdateRow]:
+        """Return all that came from nodes: by round, accepted ones in the order of their fold."""
+        c = _UPDATES.c
+        columns = [column for column in c if column.name != "id"]
+        rows = self._read(select(*columns).where(c.run == run).order_by(c.round, c.attempt, c.place, c.id))
+        return [UpdateRow(**row) for row in rows]
+
+    def evaluations(self, run: str) -> list[EvaluationRow]:
+        """Return how the models of a run did, by round."""
+        c = _EVALUATIONS.c
+        rows = self._read(select(_EVALUATIONS).where(c.run == run).order_by(c.round, c.place))
+        return [EvaluationRow(**row) for row in rows]
+
+    def models(self) -> set[str]:
+        """Return the digests of all models that the stored runs name."""
+        with self._base.begin() as base:
+            columns = (_RUNS.c.initial, _ROUNDS.c.model, _ROUNDS.c.state)
+            return {digest for column in columns for digest in base.scalars(select(func.distinct(column))) if digest}
+
+    def history(self, run: str | None = None) -> dict[str, Any]:
+        """Return a run as plain values: its facts, its nodes, and each round with who answered and how its model does.
+
+        Raises:
+            StoreError: as `find`.
+        """
+        found = self.find(run)
+        names = {row.node: row.name for row in self.nodes(found.run)}
+        evaluations = self.evaluations(found.run)
+        updates = self.updates(found.run)
+        rounds = [_told(row, names, updates, evaluations) for row in self.rounds(found.run)]
+        facts = {key: value for key, value in asdict(found).items() if key != "plan"}
+        start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
+        return {
+            **facts,
+            "nodes": [{"node": node, "name": name} for node, name in names.items()],
+            "initial_evaluation": start,
+            "rounds": rounds,
+            "best": _best(rounds),
+            "last": rounds[-1]["model"] if rounds else found.initial,
+        }
+
+    def _read(self, query: Any) -> list[dict[str, Any]]:
+        with self._base.begin() as base:
+            return [dict(row) for row in base.execute(query).mappings()]
+
+
+def _evaluate(base: Any, row: EvaluationRow) -> None:
+    c = _EVALUATIONS.c
+    base.execute(delete(_EVALUATIONS).where((c.run == row.run) & (c.round == row.round) & (c.place == row.place)))
+    base.execute(insert(_EVALUATIONS).values(asdict(row)))
+
+
+def _told(
+    row: RoundRow, names: dict[str, str], updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]
+) -> dict[str, Any]:
+    mine = [one for one in updates if one.round == row.round]
+    judged = {one.place: one.metrics for one in evaluations if one.round == row.round}
+    return {
+        **{key: value for key, value in asdict(row).items() if key != "run"},
+        "answered": [names.get(one.node, one.node) for one in mine if one.status == "accepted"],
+        "refused": [
+            {"name": names.get(one.node, one.node), "status": one.status, "reason": one.reason}
+            for one in mine
+            if one.status != "accepted"
+        ],
+        "holdout": summary(judged.get("holdout", {})),
+        "nodes": summary(judged.get("nodes", {})),
+        "by_node": {names[place]: summary(sums) for place, sums in judged.items() if place in names},
+    }
+
+
+def _best(rounds: Sequence[dict[str, Any]]) -> str | None:
+    """The model with the lowest loss, on the holdout where there is one, else on the nodes' own rows."""
+    losses = [
+        (judged["loss"], row["round"], row["model"]) for row in rounds if (judged := row["holdout"] or row["nodes"])
+    ]
+    return min(losses)[2] if losses else None

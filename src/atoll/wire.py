@@ -1,0 +1,260 @@
+"""One update as bytes: a body that is a safetensors file, and a small signed envelope beside it.
+
+Body (version 1), readable by anything that reads safetensors::
+
+    8 bytes   length n of the header, little-endian
+    n bytes   JSON: "group/tensor": {dtype, shape, data_offsets}, "__metadata__": {atoll, model, weight, metrics}
+    the rest  the groups' flat vectors, one after the other
+
+Envelope: JSON with `v`, the address (run, round, attempt, node), the plan's and the body's SHA-256, the
+body's size, the node's public key and its Ed25519 signature of all of these. It travels as one HTTP or
+Kafka header, so a body is hashed once and signed without being copied. No pickle, no code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atoll.errors import LayoutError, WireError
+from atoll.keys import Identity, node_of, signed_by
+from atoll.vector import Group, Groups, Layout, Layouts, Update
+
+VERSION = 1
+Buffer = bytes | bytearray | memoryview
+HEADER_LIMIT = 16 << 20
+"""No header of an update or a model is longer than this, in bytes."""
+ENVELOPE_LIMIT = 4096
+_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+
+
+class Address(NamedTuple):
+    """Which update this is: one body counts for each address."""
+
+    run: str
+    round: int
+    attempt: int
+    node: str
+
+
+class Envelope(NamedTuple):
+    """What is known, and signed, of a body without opening it."""
+
+    address: Address
+    plan: str
+    digest: str
+    size: int
+    key: bytes
+    signature: bytes
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the signature covers."""
+        return _canonical(
+            {"v": VERSION, **self.address._asdict(), "plan": self.plan, "digest": self.digest, "size": self.size}
+        )
+
+    def verify(self) -> None:
+        """Check that the node named in the address signed this envelope.
+
+        Raises:
+            WireError: it didn't.
+        """
+        if node_of(self.key) != self.address.node:
+            raise WireError(f"the key in the envelope is not that of node {self.address.node}")
+        if not signed_by(self.key, self.signature, self.signed):
+            raise WireError(
+                f"the signature of node {self.address.node} doesn't fit its update: it was altered on the way"
+            )
+
+    def to_header(self) -> str:
+        """Return the envelope as text for one header."""
+        seal = {"key": base64.b64encode(self.key).decode(), "signature": base64.b64encode(self.signature).decode()}
+        return (_canonical({**json.loads(self.signed), **seal})).decode()
+
+    @classmethod
+    def from_header(cls, text: str | bytes) -> Envelope:
+        """Read an envelope back.
+
+        Raises:
+            WireError: it is none, or one of another version.
+        """
+        if len(text) > ENVELOPE_LIMIT:
+            raise WireError(f"an envelope of {len(text)} bytes: the limit is {ENVELOPE_LIMIT}")
+        try:
+            fields = json.loads(text)
+            version = fields["v"]
+            address = Address(fields["run"], fields["round"], fields["attempt"], fields["node"])
+            read = cls(
+                address,
+                fields["plan"],
+                fields["digest"],
+                fields["size"],
+                base64.b64decode(fields["key"], validate=True),
+                base64.b64decode(fields["signature"], validate=True),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError(f"no envelope of an update: {error!r}") from error
+        if version != VERSION:
+            raise WireError(
+                f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one"
+            )
+        kinds = [(str, (*address[::3], read.plan, read.digest)), (int, (address.round, address.attempt, read.size))]
+        if not all(type(value) is kind for kind, values in kinds for value in values) or read.size < 0:
+            raise WireError("no envelope of an update: a field has the wrong type")
+        if not all(_is_hex(value) for value in (read.digest, address.node)) or not _is_name(address.run):
+            raise WireError("no envelope of an update: run, node or digest holds characters that don't belong there")
+        return read
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _is_hex(text: str) -> bool:
+    return 0 < len(text) <= 64 and all(c in "0123456789abcdef" for c in text)
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_") for c in text)
+
+
+def seal(identity: Identity, address: Address, plan: str, body: Sequence[Buffer]) -> Envelope:
+    """Hash and sign a body that lies in one or more buffers."""
+    sha, size = hashlib.sha256(), 0
+    for part in body:
+        sha.update(part)
+        size += memoryview(part).nbytes
+    draft = Envelope(address, plan, sha.hexdigest(), size, identity.public, b"")
+    return draft._replace(signature=identity.sign(draft.signed))
+
+
+def pack(groups: Groups, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
+    """Return groups as the buffers of one safetensors file, without copying them.
+
+    Tensors with a dtype of more bytes come first and the header is padded to 8, so every array is aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset, flats = 0, []
+    for name, group in sorted(groups.items(), key=lambda item: (-item[1].values.itemsize, item[0])):
+        for tensor, array in group.arrays.items():
+            header[f"{name}/{tensor}"] = {
+                "dtype": _DTYPES[group.layout.dtype],
+                "shape": list(array.shape),
+                "data_offsets": [offset, offset := offset + array.nbytes],
+            }
+        flats.append(memoryview(np.ascontiguousarray(group.values)).cast("B"))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *(flat for flat in flats if flat.nbytes)]
+
+
+def unpack(body: Buffer, layouts: Layouts) -> tuple[dict[str, Group], dict[str, str]]:
+    """Return the groups inside a safetensors body, as views into it, and its metadata.
+
+    Args:
+        body: the whole file.
+        layouts: the agreed layouts; nothing else is accepted.
+
+    Raises:
+        WireError: the bytes are no safetensors file, or one of the wrong length.
+        LayoutError: it holds other groups, tensors, shapes or dtypes than agreed.
+    """
+    view = memoryview(body)
+    header, start = _header(view)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WireError("the header's metadata are not words")
+    expected, offset = {}, 0
+    order = sorted(layouts.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0]))
+    for name, layout in order:
+        expected |= _entries(name, layout, offset)
+        offset += layout.nbytes
+    if header != expected:
+        raise LayoutError(f"the body doesn't hold the agreed arrays: {_difference(header, expected)}")
+    if view.nbytes != start + offset:
+        raise WireError(f"the body has {view.nbytes} bytes, its header says {start + offset}: truncated or doubled")
+    groups, lo = {}, start
+    for name, layout in order:
+        groups[name] = Group(layout, np.frombuffer(view[lo : lo + layout.nbytes], layout.dtype))
+        lo += layout.nbytes
+    return groups, metadata
+
+
+def _entries(name: str, layout: Layout, offset: int) -> dict[str, Any]:
+    size = np.dtype(layout.dtype).itemsize
+    return {
+        f"{name}/{tensor.name}": {
+            "dtype": _DTYPES[layout.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset + lo * size, offset + hi * size],
+        }
+        for tensor, lo, hi in zip(layout.tensors, layout.offsets, layout.offsets[1:], strict=False)
+    }
+
+
+def _header(view: memoryview) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(view[:8], "little")
+    if view.nbytes < 8 or length > min(HEADER_LIMIT, view.nbytes - 8):
+        raise WireError(f"no safetensors body: {view.nbytes} bytes with a header of {length}")
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+    except ValueError as error:
+        raise WireError("no safetensors body: its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise WireError("no safetensors body: its header is no JSON object")
+    return header, 8 + length
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    for name in theirs:
+        if name not in ours:
+            return f"'{name}' is missing"
+        if ours[name] != theirs[name]:
+            return f"'{name}' is {ours[name]} instead of {theirs[name]}"
+    return f"'{next(name for name in ours if name not in theirs)}' is one too many"
+
+
+def encode(update: Update, model: str) -> list[memoryview]:
+    """Return an update as the buffers of its body.
+
+    Args:
+        update: what to send.
+        model: the digest of the model it started from.
+    """
+    metadata = {
+        "atoll": str(VERSION),
+        "model": model,
+        "weight": float(update.weight).hex(),
+        "metrics": json.dumps({name: float(value).hex() for name, value in sorted(update.metrics.items())}),
+    }
+    return pack(update.groups, metadata)
+
+
+def decode(body: Buffer, layouts: Layouts, model: str) -> Update:
+    """Read an update back: arrays are views into `body`; whether their numbers are finite is `vector.check`'s to say.
+
+    Raises:
+        WireError: damaged bytes, no weight, no metrics, or started from another model than `model`.
+        LayoutError: other arrays than agreed.
+    """
+    groups, metadata = unpack(body, layouts)
+    try:
+        weight = float.fromhex(metadata["weight"])
+        metrics = {str(name): float.fromhex(value) for name, value in json.loads(metadata["metrics"]).items()}
+        started, version = metadata["model"], metadata["atoll"]
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise WireError(f"no update: weight, metrics or model are missing or damaged ({error!r})") from error
+    if version != str(VERSION):
+        raise WireError(f"an update of wire version {version}: this side speaks version {VERSION}")
+    if started != model:
+        raise WireError(f"the update started from model {started[:12]}, this round's is {model[:12]}")
+    if not (math.isfinite(weight) and weight > 0 and all(map(math.isfinite, metrics.values()))):
+        raise WireError("the update's weight is not positive, or a metric is not finite")
+    return Update(groups, weight, metrics)
