@@ -27,7 +27,7 @@ lint: $(STAMP) ## style, types and ranks
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict src
-	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(STAMP) ## mend what can be mended by itself
 	@$(BIN)/ruff check --fix

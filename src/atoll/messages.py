@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atoll.errors import WireError
 
-PROTOCOL = 1
+PROTOCOL: Literal[1] = 1
 NAMESPACE = "/fl"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

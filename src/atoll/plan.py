@@ -130,9 +130,9 @@ class Columns(Section):
                 raise ValueError(f"categories.{name} is no feature{_nearest(name, features)}")
         if len(set(features)) != len(features):
             raise ValueError("a feature is named twice")
-        for name in (*features, self.target, self.split):
-            if self.columns and name and name not in self.columns:
-                raise ValueError(f"'{name}' is not among columns{_nearest(name, self.columns)}")
+        for used in (*features, self.target, self.split):
+            if self.columns and used and used not in self.columns:
+                raise ValueError(f"'{used}' is not among columns{_nearest(used, self.columns)}")
         return self
 
 

@@ -225,7 +225,8 @@ class Total:
     def mean(self, name: str) -> Flat:
         """Return the weighted mean of a weighted group, in its own dtype."""
         group = self.groups[name]
-        return group.values / group.values.dtype.type(self.weight)
+        scaled: Flat = group.values / group.values.dtype.type(self.weight)
+        return scaled
 
 
 def add(metrics: Sequence[Metrics]) -> dict[str, float]:

@@ -149,7 +149,7 @@ def pack(groups: Groups, metadata: Mapping[str, str] | None = None) -> list[memo
                 "shape": list(array.shape),
                 "data_offsets": [offset, offset := offset + array.nbytes],
             }
-        flats.append(memoryview(np.ascontiguousarray(group.values)).cast("B"))
+        flats.append(memoryview(np.ascontiguousarray(group.values).data).cast("B"))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return [memoryview(len(text).to_bytes(8, "little") + text), *(flat for flat in flats if flat.nbytes)]
@@ -171,7 +171,8 @@ def unpack(body: Buffer, layouts: Layouts) -> tuple[dict[str, Group], dict[str, 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WireError("the header's metadata are not words")
-    expected, offset = {}, 0
+    expected: dict[str, Any] = {}
+    offset = 0
     order = sorted(layouts.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0]))
     for name, layout in order:
         expected |= _entries(name, layout, offset)

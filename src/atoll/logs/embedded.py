@@ -262,7 +262,7 @@ class HttpAppender:
                 await self._put(url, headers, envelope, body, start, progress)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise UnreachableError(
-                f"{self._url}: the update log doesn't answer ({error or type(error).__name__})"
+                f"{self._url}: the update log doesn't answer ({str(error) or type(error).__name__})"
             ) from error
         self._tried.discard(envelope.digest)
         if progress:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
 
@@ -334,7 +335,7 @@ def _fl_update(state: State) -> FlUpdate:
     return FlUpdate(run=state.task.run, round=state.task.round, attempt=state.task.attempt, digest=state.digest)
 
 
-TABLE: Mapping[type[Event], Callable[[State, object], Result]] = {  # type: ignore[assignment]
+TABLE: Mapping[type[Event], Callable[[State, Any], Result]] = {
     Connected: _connected,
     Disconnected: _disconnected,
     Asked: _asked,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import signal
@@ -45,6 +46,8 @@ from atoll.wire import Address, encode, seal, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
+FIRST_TRIES = 60
+"""How often a node looks for its server before it gives up: about five minutes."""
 
 
 class Node:
@@ -119,13 +122,7 @@ class Node:
 
     async def _agree(self) -> None:
         """Read the plan, and make ready what it needs, before anything is promised to the server."""
-        while True:
-            try:
-                offer = await self._offer()
-                break
-            except UnreachableError as error:
-                self._tell("waiting", reason=str(error))
-                await asyncio.sleep(1.0)
+        offer = await self._first_offer()
         self.plan = Plan.of(offer["plan"], source=f"{self.url}: plan")
         if self._agreed not in (None, self.plan.digest):
             raise RefusedError(
@@ -145,6 +142,18 @@ class Node:
             test=len(self.data.test.x),
         )
 
+    async def _first_offer(self) -> dict[str, Any]:
+        """Wait, for some minutes, until a server answers: it may be started after its nodes."""
+        for tries in itertools.count(1):
+            try:
+                return await self._offer()
+            except UnreachableError as error:
+                if tries > FIRST_TRIES:
+                    raise
+                self._tell("waiting", reason=f"{error}; trying again")
+                await asyncio.sleep(min(tries, 5))
+        raise AssertionError
+
     async def _offer(self) -> dict[str, Any]:
         body = json.loads(await self._get("/v1/plan"))
         if body.get("protocol") != PROTOCOL:
@@ -160,7 +169,9 @@ class Node:
                 if response.status == 200:
                     return content
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise UnreachableError(f"{self.url}: no server answers there ({error or type(error).__name__})") from error
+            raise UnreachableError(
+                f"{self.url}: no server answers there ({str(error) or type(error).__name__})"
+            ) from error
         raise UnreachableError(f"{self.url}{path}: HTTP {response.status}")
 
     # What the server says.

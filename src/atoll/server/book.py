@@ -48,7 +48,7 @@ class Book:
         self._worker = ThreadPoolExecutor(1, "store")
         store.begin_run(RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model))
 
-    async def _write(self, act: Callable[[Any], None], *rows: Any) -> None:
+    async def _write(self, act: Callable[..., None], *rows: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
 
     async def saw(self, node: str, name: str, key: str) -> None:

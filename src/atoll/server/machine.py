@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from atoll.plan import Cohort, Plan
 from atoll.server.events import (
@@ -135,7 +136,7 @@ def waiting_for(state: State, now: float) -> str:
         return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
     if state.phase is Phase.ENDING:
         return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
-    return state.phase.value
+    return str(state.phase.value)
 
 
 def _joined(state: State, event: Joined) -> State:
@@ -349,7 +350,7 @@ def _ignored(state: State, event: Event) -> Result:
 
 
 _W, _T, _C, _E, _X = Phase.WAITING, Phase.TRAINING, Phase.CLOSING, Phase.ENDING, Phase.ENDED
-TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, object], Result]] = {  # type: ignore[assignment]
+TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_W, Joined): _join_waiting,
     (_W, Lost): _lost,
     (_W, Appended): _appended_elsewhen,

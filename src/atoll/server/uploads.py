@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from atoll.errors import LogError, RefusedError, WireError
 from atoll.logs.embedded import HEADER, EmbeddedLog
-from atoll.wire import Envelope
+from atoll.wire import Address, Envelope
 
 PATH = "/v1/runs/{run}/rounds/{round:int}/{attempt:int}/updates/{node}"
 
@@ -56,7 +56,7 @@ def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:
     def _envelope(request: Request) -> Envelope:
         envelope = Envelope.from_header(request.headers.get(HEADER, ""))
         path = request.path_params
-        if envelope.address != (path["run"], path["round"], path["attempt"], path["node"]):
+        if envelope.address != Address(path["run"], path["round"], path["attempt"], path["node"]):
             raise WireError("the envelope is for another address than the path")
         if envelope.address.run != log.run:
             raise WireError(f"run {envelope.address.run} is not the one that is served: it is {log.run}")

@@ -1,0 +1,55 @@
+"""What all tests share: where real data is, and that under ATOLL_STRICT=1 nothing is skipped unseen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+STRICT = os.environ.get("ATOLL_STRICT") == "1"
+
+# Under strict rules the same examples every time, so that a change never fails for a chance found elsewhere.
+settings.register_profile("atoll", deadline=None, derandomize=STRICT, print_blob=True)
+settings.load_profile("atoll")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data sets, which `$ATOLL_DATA` names; without it the test is skipped."""
+    named = os.environ.get("ATOLL_DATA")
+    if not named:
+        pytest.skip("no real data: ATOLL_DATA names no folder")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.skip(f"no real data: ATOLL_DATA is {folder}, which is no folder")
+    return folder
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not STRICT or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    path, line, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+    report.outcome = "failed"
+    report.longrepr = f"{reason.removeprefix('Skipped: ')} [{path}:{line}; a skip, which ATOLL_STRICT=1 forbids]"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skipped test into a failed one."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a skipped module into a failed one."""
+    report = yield
+    _forbid_skip(report)
+    return report
