@@ -17,7 +17,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,12 +127,17 @@ def _is_name(text: str) -> bool:
 
 def seal(identity: Identity, address: Address, plan: str, body: Sequence[Buffer]) -> Envelope:
     """Hash and sign a body that lies in one or more buffers."""
-    sha, size = hashlib.sha256(), 0
+    size = sum(memoryview(part).nbytes for part in body)
+    draft = Envelope(address, plan, digest_of(body), size, identity.public, b"")
+    return draft._replace(signature=identity.sign(draft.signed))
+
+
+def digest_of(body: Iterable[Buffer]) -> str:
+    """Return the SHA-256 of buffers put one after the other, as hex."""
+    sha = hashlib.sha256()
     for part in body:
         sha.update(part)
-        size += memoryview(part).nbytes
-    draft = Envelope(address, plan, sha.hexdigest(), size, identity.public, b"")
-    return draft._replace(signature=identity.sign(draft.signed))
+    return sha.hexdigest()
 
 
 def pack(groups: Groups, metadata: Mapping[str, str] | None = None) -> list[memoryview]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from atoll.errors import StoreError
 from atoll.vector import Groups, Layouts
-from atoll.wire import pack, unpack
+from atoll.wire import digest_of, pack, unpack
 
 
 class Models:
@@ -35,10 +34,7 @@ class Models:
     def put(self, groups: Groups) -> str:
         """Store a model, durably, and return its digest; one that is there already is not written again."""
         parts = pack(groups)
-        sha = hashlib.sha256()
-        for part in parts:
-            sha.update(part)
-        path = self._at(digest := sha.hexdigest())
+        path = self._at(digest := digest_of(parts))
         if not path.exists():
             try:
                 write_durably(path, parts)

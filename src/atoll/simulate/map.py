@@ -1,0 +1,165 @@
+"""Strategy `map`: clients train one after the other, in this process; bit for bit what a deployed run computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll import algorithms, learners
+from atoll.algorithms import Algorithm, Memory, State
+from atoll.errors import AtollError, GaveUpError
+from atoll.learner import Data, Learner, Rows, pooled, summary
+from atoll.plan import Plan
+from atoll.preprocess import prepare
+from atoll.server import events, machine
+from atoll.server.close import Accepted, close
+from atoll.vector import Groups, Metrics
+from atoll.wire import Address, digest_of, encode, pack
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated run gives.
+
+    Args:
+        rounds: a mapping for each round: `round`, `answered`, `model`, `holdout` and `nodes` (figures), `bytes`.
+        model: the final model's groups.
+        digest: the SHA-256 of its file.
+        holdout: how the final model does on the holdout, as figures; empty without one.
+        by_node: how it does on each client's own rows.
+    """
+
+    rounds: list[dict[str, Any]]
+    model: Groups
+    digest: str
+    holdout: dict[str, float]
+    by_node: dict[str, dict[str, float]]
+
+
+@dataclass
+class _Run:
+    """A simulated federation in mid-run: the clock stands still, and every client answers at once."""
+
+    plan: Plan
+    learner: Learner
+    algorithm: Algorithm
+    clients: Mapping[str, Data]
+    holdout: Rows | None
+    watch: Watch
+    state: State
+    model: str = ""
+    memories: dict[str, Memory] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def train(self, command: events.Train) -> list[events.Event]:
+        """Let the asked clients train, one by one."""
+        self.bodies, self.metrics = {}, {}
+        brief = self.algorithm.brief(self.state)
+        happened: list[events.Event] = []
+        for name in command.nodes:
+            address = Address("simulated", command.round, command.attempt, name)
+            try:
+                memory, update = algorithms.work(
+                    self.plan, self.algorithm, self.learner, brief, self.memories.get(name, {}), self.clients[name],
+                    command.round, name,
+                )  # fmt: skip
+            except AtollError as error:
+                happened.append(events.Declined(0.0, address, str(error)))
+                continue
+            self.memories[name] = memory
+            self.bodies[name] = b"".join(encode(update, self.model))
+            self.metrics[name] = update.metrics
+            happened.append(events.Appended(0.0, address, name))
+        return happened
+
+    def close(self, command: events.Close) -> list[events.Event]:
+        """Fold what came into the next model."""
+        accepted = [Accepted(name, lambda name=name: self.bodies[name]) for name in command.accepted]  # type: ignore[misc]
+        layouts, registered = self.learner.layouts, len(self.clients)
+        self.state = close(self.algorithm, self.state, layouts, self.model, accepted, registered)
+        self.model = digest_of(pack(self.algorithm.brief(self.state)))
+        facts = {
+            "round": command.round,
+            "answered": list(command.accepted),
+            "model": self.model,
+            "bytes": sum(len(self.bodies[name]) for name in command.accepted),
+            "nodes": summary(pooled(self.metrics[name] for name in command.accepted)),
+            "holdout": self.judge(self.holdout) if self.holdout else {},
+        }
+        self.rounds.append(facts)
+        self.watch({"what": "round", **facts})
+        return [events.Closed(0.0, self.model)]
+
+    def end(self, command: events.End) -> list[events.Event]:
+        """Let the clients go."""
+        return [events.Left(0.0, name) for name in command.nodes]
+
+    def finish(self, command: events.Finish) -> list[events.Event]:
+        """Say so where the run ended early."""
+        if command.outcome != "completed":
+            raise GaveUpError(command.reason)
+        return []
+
+    def judge(self, rows: Rows) -> dict[str, float]:
+        """How the present model does on some rows, as figures."""
+        brief = self.algorithm.brief(self.state)
+        return summary(self.learner.evaluate({name: brief[name] for name in self.learner.layouts}, rows))
+
+
+_ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] = {
+    events.Train: _Run.train,
+    events.Close: _Run.close,
+    events.End: _Run.end,
+    events.Finish: _Run.finish,
+}
+
+
+def simulate(
+    plan: Plan,
+    clients: Mapping[str, Any],
+    *,
+    holdout: Rows | None = None,
+    learner: Learner | None = None,
+    watch: Watch | None = None,
+) -> Simulated:
+    """Run a plan over clients in this process, on the machine and the `close` that a server runs.
+
+    Args:
+        plan: the plan; its cohort's minimum can't exceed the number of clients.
+        clients: name → its data: a CSV file, arrays `(x, y)`, `(x, y, x_test, y_test)`, or `Data`.
+        holdout: rows to judge each round's model by.
+        learner: the plan's learner, where one is built already.
+        watch: told of each round.
+
+    Returns:
+        The rounds, and the final model: equal, bit for bit, to that of a deployed run whose nodes have these names.
+
+    Raises:
+        AtollError: the plan or the data can't be used.
+        GaveUpError: too few clients, or they can't train.
+    """
+    learner = learner or learners.build(plan)
+    algorithm = algorithms.find(plan, learner)
+    data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+    if len(data) < plan.cohort.minimum:
+        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
+    state = algorithm.init(learner.initial(plan.plan.seed))
+    run = _Run(plan, learner, algorithm, data, holdout, watch or (lambda _: None), state)
+    run.model = digest_of(pack(algorithm.brief(state)))
+    server, commands = machine.begin("simulated", plan, run.model, 0.0)
+    waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
+    while waiting:
+        server, commands = machine.transition(server, waiting.popleft())
+        for command in commands:
+            waiting.extend(_ACTS.get(type(command), lambda run, command: [])(run, command))
+    brief = algorithm.brief(run.state)
+    by_node = {name: run.judge(rows.judge) for name, rows in data.items()}
+    model = {name: brief[name] for name in learner.layouts}
+    return Simulated(run.rounds, model, run.model, run.judge(holdout) if holdout else {}, by_node)
