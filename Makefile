@@ -48,7 +48,7 @@ clean: ## remove .venv, caches and builds
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "setting up .venv from requirements.lock"
-	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
+	@$(UV) pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

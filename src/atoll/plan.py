@@ -220,12 +220,17 @@ class Plan(Section):
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a TOML file; a Keras model named in it is read from beside it and becomes part of it.
 
+        A plan as `to_json` writes it, in a file that ends in `.json`, is read as well.
+
         Raises:
             PlanError: as `of`; or a file is missing or no TOML.
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                return cls.from_json(text, source=str(path))
+            values = tomllib.loads(text)
         except OSError as error:
             raise PlanError(
                 f"{path}: can't be read ({error.strerror}); `atoll new DIR` writes a plan to start from"
@@ -238,7 +243,7 @@ class Plan(Section):
         return cls.of(values, source=str(path))
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Plan:
+    def from_json(cls, text: str | bytes, source: str = "plan") -> Plan:
         """Read a plan as another side sent or stored it.
 
         Raises:
@@ -247,8 +252,8 @@ class Plan(Section):
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise PlanError(f"plan: no JSON: {error}") from error
-        return cls.of(values if isinstance(values, dict) else {})
+            raise PlanError(f"{source}: no JSON: {error}") from error
+        return cls.of(values if isinstance(values, dict) else {}, source)
 
     def to_json(self) -> str:
         """Return the canonical JSON: equal plans give equal text, whatever order their files had."""

@@ -21,7 +21,7 @@ from atoll import algorithms, learners
 from atoll.algorithms import Memory
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, WireError
 from atoll.keys import Identity
-from atoll.learner import Data, summary
+from atoll.learner import Data, Learner, summary
 from atoll.logs import Appender
 from atoll.logs.embedded import HttpAppender
 from atoll.messages import (
@@ -60,6 +60,7 @@ class Node:
         directory: where key, ledger, unsent updates and the final model are kept.
         watch: told of each thing that a person would like to see.
         plan: digest of the one plan to take part in; None takes part in whatever plan the server has.
+        learner: one of your own, in place of the one that the plan names.
 
     Raises:
         AtollError: the directory can't be used.
@@ -74,6 +75,7 @@ class Node:
         directory: str | Path = "atoll-node",
         watch: Watch | None = None,
         plan: str | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
         self.identity = Identity.at(self.directory / "node.key")
@@ -82,7 +84,7 @@ class Node:
         self.run: str | None = None
         self.memory: Memory = {}
         self.metrics: dict[str, float] = {}
-        self._source, self._agreed = data, plan
+        self._source, self._agreed, self._learner = data, plan, learner
         self._watch: Watch = watch or (lambda _: None)
         self._remembered: dict[str, Memory] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -129,7 +131,7 @@ class Node:
                 f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only"
             )
         self.run = offer["run"]
-        self.learner = await asyncio.to_thread(learners.build, self.plan)
+        self.learner = self._learner or await asyncio.to_thread(learners.build, self.plan)
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
         self.layouts = self.algorithm.brief(self.algorithm.init(self.learner.initial(0)))

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from atoll import algorithms, learners
 from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
-from atoll.learner import Rows
+from atoll.learner import Learner, Rows
 from atoll.logs import Reader, Record
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
@@ -50,6 +50,7 @@ class Server:
         store: the directory of history, models and the embedded log.
         host, port: where to listen; port 0 takes a free one.
         watch: told of each thing that a person would like to see.
+        learner: one of your own, in place of the one that the plan names; nodes need the same.
 
     Raises:
         AtollError: the plan can't be carried out, or the store or the port can't be had.
@@ -64,9 +65,10 @@ class Server:
         host: str = "127.0.0.1",
         port: int = PORT,
         watch: Watch | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.plan, self.holdout = plan, holdout
-        self.learner = learners.build(plan)
+        self.learner = learner or learners.build(plan)
         self.algorithm = algorithms.find(plan, self.learner)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self.directory = Path(store)
@@ -142,7 +144,8 @@ class Server:
 
     async def disconnected(self, node: str) -> None:
         """Count a node out until it comes back."""
-        self._tell("lost", node=node, name=self.book.names[node])
+        if self.machine.outcome is None:
+            self._tell("lost", node=node, name=self.book.names[node])
         await self._event(events.Lost(self._now(), node))
 
     async def fl_update(self, node: str, message: FlUpdate) -> None:

@@ -1,0 +1,82 @@
+"""The command line: thin; every command is a function over the public parts.
+
+Enters: words and files. Leaves: tables for people, one JSON object as the last line for programs (`--json`),
+and an exit code: 0 done, 2 a mistake that the one line on stderr explains, 3 a run that gave up, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from atoll import __version__
+from atoll.errors import AtollError
+
+app = typer.Typer(
+    help="Federated learning: models travel to the data, only protected updates travel back.\n\n"
+    "Start with `atoll demo`, then `atoll new DIR`.",
+    context_settings={"auto_envvar_prefix": "ATOLL", "help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(line)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"atoll {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    log_level: Annotated[str, typer.Option(help="How much to log: debug, info, warning or error.")] = "warning",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log as one JSON object a line.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del version
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise AtollError(f"--log-level: '{log_level}' is none; it is debug, info, warning or error")
+    handler = logging.StreamHandler()
+    if log_json:
+        handler.setFormatter(_Json())
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger("atoll").setLevel(level)
+
+
+def main() -> None:
+    """Run the command line; a person's mistake ends in one line, not in a traceback."""
+    from atoll.cli import bench, demo, kafka, look, run, start  # noqa: F401  each adds its commands to `app`
+
+    try:
+        app(standalone_mode=False)
+    except AtollError as error:
+        sys.stdout.flush()
+        print(f"atoll: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("atoll: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own usage errors have one
+            raise
+        print(f"atoll: {error.format_message()}  (--help shows what there is)", file=sys.stderr)
+        sys.exit(2)

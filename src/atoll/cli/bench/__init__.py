@@ -1,0 +1,65 @@
+"""`atoll bench`: the field's workloads on this machine, beside floors measured in the same run.
+
+A floor is the least that any system must do for the same result, written by hand without any of Atoll.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atoll.cli import app
+
+bench = typer.Typer(help="The field's workloads on this machine, beside floors in the same run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Log = Annotated[str, typer.Option(help="embedded or kafka.")]
+
+
+@bench.command()
+def aggregate(
+    updates: Annotated[int, typer.Option(help="How many updates.")] = 20,
+    parameters: Annotated[int, typer.Option(help="float32 numbers in each.")] = 25_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Time the weighted mean of large updates, against numpy in place."""
+    from atoll.cli.bench.aggregate import measure
+
+    _show(measure(updates, parameters), "aggregate", as_json=as_json)
+
+
+@bench.command()
+def rounds(
+    nodes: Annotated[int, typer.Option(help="How many node processes.")] = 10,
+    parameters: Annotated[int, typer.Option(help="float32 numbers in the model.")] = 1_000_000,
+    count: Annotated[int, typer.Option("--rounds", help="How many rounds; the first is not counted.")] = 12,
+    log: Log = "embedded",
+    as_json: AsJson = False,
+) -> None:
+    """Time whole rounds over real processes without training, against a floor of bare parts."""
+    from atoll.cli.bench.rounds import measure
+
+    _show(measure(nodes, parameters, count, log), f"rounds, {log} log", as_json=as_json)
+
+
+@bench.command(name="all")
+def everything(as_json: AsJson = False) -> None:
+    """Run every benchmark: a few minutes."""
+    aggregate(as_json=as_json)
+    for log in ("embedded", "kafka"):
+        rounds(log=log, as_json=as_json)
+
+
+def _show(figures: Mapping[str, Any], title: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures), flush=True)
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    Console().print(table)

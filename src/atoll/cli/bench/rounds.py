@@ -1,0 +1,165 @@
+"""Workload N: whole rounds over real processes on loopback; nodes return the model plus noise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.cli.bench.aggregate import rss_anon
+from atoll.learner import Correct, Fit, Rows
+from atoll.plan import Plan
+from atoll.vector import Group, Groups, Layout, Metrics, Tensor
+
+ROLE = "atoll.cli.bench.rounds"
+FLOOR = "atoll.cli.bench.floor"
+
+
+class Noise:
+    """A learner that doesn't learn: the model plus a little noise, so that every update is a new one."""
+
+    can: frozenset[str] = frozenset()
+
+    def __init__(self, parameters: int) -> None:
+        self.layouts: Mapping[str, Layout] = {"parameters": Layout((Tensor("all", (parameters,)),))}
+
+    def initial(self, seed: int) -> Groups:
+        layout = self.layouts["parameters"]
+        return {"parameters": Group(layout, np.random.default_rng(seed).random(layout.size, np.float32))}
+
+    def fit(
+        self, groups: Groups, rows: Rows, steps: int, batch_size: int, rng: np.random.Generator, correct: Correct | None = None
+    ) -> Fit:
+        del rows, steps, batch_size, correct
+        model = groups["parameters"]
+        return Fit({"parameters": model.with_values(model.values + rng.random(model.values.size, np.float32))}, {})
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        del groups
+        return {"samples": float(len(rows)), "loss": 0.0}
+
+
+def measure(nodes: int, parameters: int, rounds: int, log: str) -> dict[str, Any]:
+    """Return the seconds a round, those of the floor, the seconds from command to first round, and the server's memory."""
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-") as place, _broker(log, Path(place)) as address:
+        floor = _floor(nodes, parameters, rounds, address, Path(place))
+        ours, start, rss = _ours(nodes, parameters, rounds, address, Path(place))
+    return {
+        "log": log,
+        "nodes": nodes,
+        "parameters": parameters,
+        "s_per_round": round(ours, 4),
+        "floor_s_per_round": round(floor, 4),
+        "ratio": round(ours / floor, 2),
+        "start_s": round(start, 2),
+        "rss_mb": round(rss / 1e6, 1),
+    }
+
+
+@contextlib.contextmanager
+def _broker(log: str, place: Path) -> Iterator[str | None]:
+    if log == "embedded":
+        yield None
+        return
+    from atoll.logs import broker
+
+    try:
+        yield broker.start(place / "kafka", report=lambda _: None).address
+    finally:
+        broker.stop(place / "kafka")
+
+
+def _plan(nodes: int, parameters: int, rounds: int, address: str | None) -> Plan:
+    return Plan.of(
+        {
+            "plan": {"name": "rounds", "rounds": rounds},
+            "model": {"logistic": True, "inputs": parameters},
+            "cohort": {"minimum": nodes, "quorum": 1.0},
+            "log": {"kafka": address},
+        }
+    )
+
+
+def _ours(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> tuple[float, float, float]:
+    plan = place / "plan.json"
+    plan.write_text(_plan(nodes, parameters, rounds, address).to_json())
+    began, marks, peak = time.perf_counter(), [], 0
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store")))
+        for line in server.stdout or ():
+            event = json.loads(line)
+            if event["what"] == "listening":
+                for k in range(nodes):
+                    stack.enter_context(
+                        spawned(ROLE, "node", event["url"], str(parameters), f"node-{k:03}", str(place / f"node-{k}"))
+                    )
+            if event["what"] == "asked" and not marks:
+                marks.append(time.perf_counter())
+            if event["what"] == "round":
+                marks.append(time.perf_counter())
+                peak = max(peak, rss_anon(server.pid))
+    if len(marks) != rounds + 1:
+        raise RuntimeError(f"the run ended after {len(marks) - 1} of {rounds} rounds")
+    return statistics.median(np.diff(marks)[1:]), marks[0] - began, peak
+
+
+def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> float:
+    with contextlib.ExitStack() as stack:
+        words = [str(nodes), str(parameters * 4), str(rounds), str(place / "floor"), *([address] if address else [])]
+        server = stack.enter_context(spawned(FLOOR, "server", *words))
+        lines = iter(server.stdout or ())
+        url = next(lines).strip()
+        for k in range(nodes):
+            stack.enter_context(spawned(FLOOR, "node", url, str(k), *words))
+        seconds = [float(line) for line in lines]
+    if len(seconds) != rounds:
+        raise RuntimeError(f"the floor ended after {len(seconds)} of {rounds} rounds")
+    return statistics.median(seconds[1:])
+
+
+@contextlib.contextmanager
+def spawned(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process in a role of this benchmark, ended with the block."""
+    process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    guard = threading.Timer(300, process.kill)
+    guard.start()
+    try:
+        yield process
+        process.wait(timeout=60)
+    finally:
+        guard.cancel()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def _server(plan: str, parameters: str, store: str) -> None:
+    from atoll.server.runtime import Server
+
+    def watch(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), flush=True)
+
+    Server(Plan.load(plan), store=store, port=0, learner=Noise(int(parameters)), watch=watch).serve()
+
+
+def _node(url: str, parameters: str, name: str, directory: str) -> None:
+    from atoll.node.runtime import Node
+
+    rows = np.zeros((1, int(parameters)), np.int8)
+    Node(url, (rows, np.zeros(1)), name=name, directory=directory, learner=Noise(int(parameters))).start()
+
+
+if __name__ == "__main__":
+    {"server": _server, "node": _node}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,131 @@
+"""`atoll status`, `atoll history` and `atoll export`: look, and take away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from atoll.cli import app
+from atoll.cli.show import figure, plot, rounds_table
+from atoll.errors import AtollError, UnreachableError
+from atoll.plan import Plan
+
+Store = Annotated[Path, typer.Option(help="The server's store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_HERE = Path("atoll-store")
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740", as_json: AsJson = False
+) -> None:
+    """Say what a running server does, what it waits for, and which nodes are there."""
+    if not url.startswith(("http://", "https://")):
+        raise AtollError(f"'{url}' is no address; it looks like http://127.0.0.1:8740")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/status", timeout=10) as answer:  # noqa: S310  http, checked above
+            found: dict[str, Any] = json.load(answer)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UnreachableError(f"{url}: no server answers there ({reason}); is `atoll serve` running?") from error
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    console.print(
+        f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}"
+    )
+    console.print(f"{found['phase']}: {found['waiting_for']}", soft_wrap=True)
+    for node in found["nodes"]:
+        doing = "answered" if node["answered"] else "training" if node["asked"] else "waiting"
+        console.print(f"  {node['name']}: {doing if node['connected'] else 'lost'}")
+
+
+@app.command()
+def history(
+    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    store: Store = _HERE,
+    as_json: AsJson = False,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Draw loss and accuracy into this picture.")] = None,
+) -> None:
+    """Show what is stored of a run: each round, who answered, how its model does."""
+    found = _open(store).history(run)
+    for row in found["rounds"]:
+        row["judged"] = row["holdout"] or row["nodes"]
+    if picture:
+        plot({found["name"]: [row["judged"] for row in found["rounds"]]}, picture)
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    console.print(f"run [bold]{found['run']}[/bold] of plan {found['name']}: {found['outcome']}. {found['reason']}")
+    if found["rounds"]:
+        console.print(rounds_table(found["rounds"], found["rounds"][-1]["round"], ""))
+        for node, judged in found["rounds"][-1]["by_node"].items():
+            figures = ", ".join(f"{name} {figure(judged, name)}" for name in judged)
+            console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)
+    for row in found["rounds"]:
+        for refused in row["refused"]:
+            console.print(
+                f"  round {row['round']}: {refused['name']}: {refused['status']}: {refused['reason']}", soft_wrap=True
+            )
+    if found["best"]:
+        console.print(f"best model {found['best'][:12]}, last {found['last'][:12]}")
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="The file: its ending says which kind, .safetensors or .keras.")],
+    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    store: Store = _HERE,
+    which: Annotated[str, typer.Option(help="best, last, or the number of a round.")] = "best",
+) -> None:
+    """Write a run's model to a file."""
+    base = _open(store)
+    found = base.history(run)
+    digest = _digest(found, which)
+    from atoll.store.models import Models
+
+    path = Models(store / "models").path(digest)
+    if to.suffix == ".safetensors":
+        try:
+            shutil.copyfile(path, to)
+        except OSError as error:
+            raise AtollError(f"{to}: can't be written ({error.strerror})") from error
+    elif to.suffix == ".keras":
+        _export_keras(Plan.from_json(base.find(found["run"]).plan), path, to)
+    else:
+        raise AtollError(f"{to}: the ending says the kind, and '{to.suffix}' is none: use .safetensors or .keras")
+    print(f"{to}: model {digest[:12]} of run {found['run']}")
+
+
+def _digest(found: dict[str, Any], which: str) -> str:
+    rounds = {str(row["round"]): row["model"] for row in found["rounds"]}
+    named = {"best": found["best"] or found["last"], "last": found["last"], **rounds}
+    if which not in named:
+        raise AtollError(f"--which: '{which}' is none of best, last and the rounds 1 to {len(rounds)}")
+    return str(named[which])
+
+
+def _export_keras(plan: Plan, path: Path, to: Path) -> None:
+    if plan.model.kind != "keras":
+        raise AtollError(f"{to}: the run's model is no Keras model but {plan.model.kind}; export it as .safetensors")
+    from atoll import learners
+    from atoll.learners.keras import export as write
+    from atoll.wire import unpack
+
+    write(plan, unpack(path.read_bytes(), learners.build(plan).layouts)[0], to)
+
+
+def _open(store: Path) -> Any:
+    from atoll.store.sql import SqlStore
+
+    if not (store / "atoll.sqlite").exists():
+        raise AtollError(f"{store}: no store is there; name the server's with --store")
+    return SqlStore(store)

@@ -1,0 +1,130 @@
+"""`atoll serve` and `atoll join`: the two halves of a real run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from atoll.cli import app
+from atoll.cli.show import figure, rounds_table, size
+from atoll.plan import Plan
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@app.command()
+def serve(
+    plan: Annotated[Path, typer.Argument(help="The plan, a TOML file (`atoll new DIR` writes one).")],
+    holdout: Annotated[
+        Path | None, typer.Option(help="The server's own test rows, CSV; without: the nodes' pooled metrics.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8740,
+    store: Annotated[Path, typer.Option(help="Where history, models and the embedded log are kept.")] = Path(
+        "atoll-store"
+    ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
+    ] = False,
+) -> None:
+    """Serve a plan: wait for nodes, run its rounds, keep every model and the history."""
+    from atoll.preprocess import prepare
+    from atoll.server.runtime import Server
+
+    agreed = Plan.load(plan)
+    rows = prepare(holdout, agreed).judge if holdout else None
+    if as_json:
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json)
+        print(json.dumps({"what": "history", **server.serve()}), flush=True)
+        return
+    console = Console()
+    with Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False) as live:
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=show_run(agreed, live))
+        history = server.serve()
+    console.print(f"{history['reason']}; run [bold]{server.run}[/bold]")
+    console.print(f"history: atoll history {server.run} --store {store}", soft_wrap=True)
+    console.print(f"model:   atoll export {server.run} --store {store} --to model.safetensors", soft_wrap=True)
+
+
+@app.command()
+def join(
+    url: Annotated[str, typer.Argument(help="The server's address, for instance http://127.0.0.1:8740.")],
+    data: Annotated[Path, typer.Option(help="This node's rows, a CSV file; they stay here.")],
+    name: Annotated[
+        str | None, typer.Option(help="What people call this node; by default it is named after its key.")
+    ] = None,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
+    ] = Path("atoll-node"),
+    plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the result.")
+    ] = False,
+) -> None:
+    """Join a run with this machine's data: the model comes here, only updates leave."""
+    from atoll.learner import summary
+    from atoll.node.runtime import Node
+
+    node = Node(url, data, name=name, directory=directory, plan=plan, watch=_print_json if as_json else _say)
+    end = node.start()
+    judged = summary(node.metrics)
+    if as_json:
+        print(json.dumps({"what": "ended", **end.payload(), "metrics": judged}), flush=True)
+        return
+    print(f"{end.reason}: loss {figure(judged, 'loss')}, accuracy {figure(judged, 'accuracy')} on this node's rows")
+    if end.model:
+        print(f"final model: {directory / 'final.safetensors'}")
+
+
+def _print_json(event: Mapping[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def show_run(plan: Plan, live: Live) -> Watch:
+    """Show a server's events: a table of rounds that grows, and lines above it for what happens between."""
+    rounds: list[Mapping[str, Any]] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        what = event["what"]
+        if what == "round":
+            rounds.append(event)
+            title = f"{plan.plan.name}: judged by {event['by']}"
+            live.update(rounds_table(rounds, plan.plan.rounds, title), refresh=True)
+        elif what == "listening":
+            live.console.print(f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes")
+            live.console.print(f"on each node: atoll join {event['url']} --data FILE", soft_wrap=True)
+        elif what in ("joined", "lost", "declined", "rejected"):
+            why = f": {event['reason']}" if event.get("reason") else ""
+            live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)
+
+    return watch
+
+
+def _say(event: Mapping[str, Any]) -> None:
+    """Show a node's events as lines."""
+    lines: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+        "ready": lambda e: (
+            f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here"
+        ),
+        "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
+        "waiting": lambda e: str(e["reason"]),
+        "trained": lambda e: (
+            f"round {e['round']}: trained in {e['seconds']:.2f} s; the model as received: {_figures(e['received'])}"
+        ),
+        "sent": lambda e: f"round {e['round']}: sent {size(e['bytes'])}",
+        "declined": lambda e: f"round {e['round']}: declined: {e['reason']}",
+        "verdict": lambda e: "" if e["accepted"] else f"round {e['round']}: the update doesn't count: {e['reason']}",
+    }
+    if line := lines.get(event["what"], lambda _: "")(event):
+        print(line, flush=True, file=sys.stderr if event["what"] == "waiting" else sys.stdout)
+
+
+def _figures(judged: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in judged.items() if name in ("loss", "accuracy"))

@@ -1,0 +1,84 @@
+"""How runs look to a person: tables by rich, a plot by matplotlib where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from atoll.errors import AtollError
+
+
+def size(count: float) -> str:
+    """Say a number of bytes in the unit that fits.
+
+    >>> size(900), size(4_000_000)
+    ('900 B', '4.0 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
+    """Return a figure as text, or a dash where it is missing."""
+    return f"{figures[name]:.{digits}f}" if name in figures else "–"
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) -> Table:
+    """Return the table of a run's rounds so far; each has `answered`, `cohort`, `judged`, `bytes`, `seconds`."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("round", "who answered"):
+        table.add_column(name, overflow="fold")
+    for name in ("loss", "accuracy", "bytes", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rounds:
+        judged = row["judged"]
+        table.add_row(
+            f"{row['round']}/{total}", f"{len(row['answered'])} of {row['cohort']}: {', '.join(row['answered'][:6])}",
+            figure(judged, "loss"), figure(judged, "accuracy"), size(row["bytes"]), f"{row['seconds']:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def can_plot() -> bool:
+    """Say whether plots can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, lines: Mapping[str, float] | None = None
+) -> None:
+    """Draw loss and accuracy by round into a picture.
+
+    Args:
+        histories: label → the figures of each round, from round 1 on.
+        path: the picture's file.
+        lines: label → an accuracy to compare with, drawn across.
+
+    Raises:
+        AtollError: matplotlib isn't installed, or the file can't be written.
+    """
+    if not can_plot():
+        raise AtollError("plots need matplotlib: pip install 'atoll-fl[plot]'")
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(drawn.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for label, rounds in histories.items():
+            shown = [(number, row[name]) for number, row in enumerate(rounds, 1) if name in row]
+            axes.plot(*zip(*shown, strict=True) if shown else ([], []), marker="o", markersize=3, label=label)
+        for shade, (label, value) in enumerate(lines.items() if lines and name == "accuracy" else ()):
+            axes.axhline(value, linestyle="--", linewidth=1, color=f"C{shade + len(histories)}", label=label)
+        axes.set(xlabel="round", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    try:
+        drawn.savefig(path, dpi=150)
+    except OSError as error:
+        raise AtollError(f"{path}: the plot can't be written ({error.strerror})") from error
