@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from atoll.errors import AtollError
+from atoll.logs import pieces
 from atoll.messages import PROTOCOL
 from atoll.plan import Plan
 from atoll.store.models import Models
@@ -48,8 +52,7 @@ def routes(site: Site) -> list[Route]:
             path = site.models.path(digest)
         except AtollError as error:
             return JSONResponse({"error": str(error)}, 404)
-        headers = {"ETag": f'"{digest}"', "Cache-Control": "public, max-age=31536000, immutable"}
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+        return _file(request, path, digest)
 
     async def runs(request: Request) -> Response:
         del request
@@ -79,3 +82,26 @@ def routes(site: Site) -> list[Route]:
         "/v1/status": status,
     }
     return [Route(path, page, methods=["GET"]) for path, page in {**pages, "/healthz": healthz}.items()]
+
+
+_PIECE = 1 << 20
+
+
+def _file(request: Request, path: Path, digest: str) -> Response:
+    """Answer with an immutable file, or with its end from `Range: bytes=first-` on, in pieces long enough to be quick."""
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "public, max-age=31536000, immutable", "Accept-Ranges": "bytes"}
+    if request.headers.get("If-None-Match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    size, start = path.stat().st_size, 0
+    if asked := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")):
+        start = int(asked[1])
+        if start >= size:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+
+    async def content() -> AsyncIterator[bytes | memoryview]:
+        for piece in pieces(path, start, _PIECE):
+            yield memoryview(piece)
+
+    headers["Content-Length"] = str(size - start)
+    return StreamingResponse(content(), 206 if asked else 200, headers, "application/octet-stream")
