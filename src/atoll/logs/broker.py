@@ -1,0 +1,277 @@
+"""A real single-node Apache Kafka (KRaft) on loopback, without Docker: for development and tests.
+
+Enters: a directory. Leaves: a running broker's address; its data, settings and log lie in the directory. The jars come
+from Maven Central once, into a cache of the user's that all brokers share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from atoll.errors import LogError
+
+VERSION = "4.1.0"
+_JAVA = 17
+_PATIENCE = 60.0
+"""Seconds until a broker has to answer."""
+Report = Callable[[str], None]
+
+_POM = f"""<project><modelVersion>4.0.0</modelVersion>
+<groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+<dependencies>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version></dependency>
+<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{VERSION}</version></dependency>
+<dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
+</dependencies></project>
+"""
+_SETTINGS = """process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+num.partitions=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+log.flush.interval.messages=1
+auto.create.topics.enable=false
+"""
+_LOGGING = """Configuration:
+  status: WARN
+  Appenders:
+    Console:
+      name: STDOUT
+      PatternLayout:
+        pattern: "%d %p %c{1}: %m%n"
+  Loggers:
+    Root:
+      level: INFO
+      AppenderRef:
+        - ref: STDOUT
+"""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running broker.
+
+    Args:
+        address: where clients reach it, `127.0.0.1:port`.
+        controller: the port of its own controller.
+        pid: its process.
+        directory: where its data lie.
+    """
+
+    address: str
+    controller: int
+    pid: int
+    directory: Path
+
+
+def start(directory: Path, port: int | None = None, *, report: Report) -> Broker:
+    """Start a broker, or find it running; return once it answers.
+
+    Args:
+        directory: its own; a broker that ran there before keeps its data and port.
+        port: on 127.0.0.1; without one the port of the last time, or a free one.
+        report: told what goes on.
+
+    Raises:
+        LogError: Java or Maven are missing, the port is taken, or the broker doesn't come up.
+    """
+    directory = directory.absolute()
+    if running := status(directory):
+        return running
+    java = _java()
+    jars = _jars(report)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogError(f"{directory}: the broker can't live there ({error.strerror}); choose another --dir") from error
+    ports = _ports(directory, port)
+    settings = _configure(directory, *ports)
+    run = [java, "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
+    run += [f"-Dlog4j2.configurationFile={directory / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
+    if not (directory / "data" / "meta.properties").exists():
+        report("formatting the broker's storage")
+        _format([*run, "kafka.tools.StorageTool", "format", "-t", _cluster(), "-c", str(settings)])
+    report("starting Kafka")
+    with (directory / "broker.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603
+            [*run, "kafka.Kafka", str(settings)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    broker = Broker(f"127.0.0.1:{ports[0]}", ports[1], process.pid, directory)
+    try:
+        _await(process, broker)
+    except BaseException:  # Ctrl-C too: nothing is left running
+        process.kill()
+        process.wait()
+        raise
+    _note(directory).write_text(json.dumps({**asdict(broker), "directory": str(directory)}))
+    return broker
+
+
+def status(directory: Path) -> Broker | None:
+    """Return the broker that runs in a directory, or None."""
+    directory = directory.absolute()
+    last = _last(directory)
+    if last and _alive(last.pid, directory):
+        return last
+    return None
+
+
+def stop(directory: Path) -> bool:
+    """Stop the broker of a directory, whose data stays; return whether one ran."""
+    running = status(directory)
+    if running is None:
+        return False
+    for ask, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, ask)
+        if _gone(running, patience):
+            break
+    return True
+
+
+def _gone(broker: Broker, patience: float) -> bool:
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with contextlib.suppress(ChildProcessError):  # reap it where it is this process' child
+            os.waitpid(broker.pid, os.WNOHANG)
+        if not _alive(broker.pid, broker.directory):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _note(directory: Path) -> Path:
+    return directory / "broker.json"
+
+
+def _last(directory: Path) -> Broker | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Broker(**{**json.loads(_note(directory).read_text()), "directory": directory})
+    return None
+
+
+def _alive(pid: int, directory: Path) -> bool:
+    """Say whether a process is the broker of a directory, and not another that took its number."""
+    try:
+        words = subprocess.run(["ps", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout  # noqa: S607
+    except OSError:
+        return False
+    return str(directory) in words and not words.lstrip().startswith("Z")
+
+
+def _java() -> str:
+    java = shutil.which("java")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr if java else ""  # noqa: S603
+    found = re.search(r'version "(\d+)', said)
+    if java is None or found is None or int(found[1]) < _JAVA:
+        have = f"found Java {found[1]}" if found else "found none"
+        raise LogError(f"Kafka needs Java {_JAVA} or newer ({have}): apt install openjdk-17-jre-headless")
+    return java
+
+
+def _jars(report: Report) -> Path:
+    """Return the directory of Kafka's jars; fetch them the first time, whole or not at all."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atoll"
+    jars = Path(os.environ.get("ATOLL_KAFKA_JARS") or cache / f"kafka-{VERSION}")
+    if jars.is_dir():
+        return jars
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise LogError("Kafka's jars come with Maven, which isn't installed: apt install maven")
+    report(f"fetching Kafka {VERSION} (54 MB) with Maven")
+    jars.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=jars.parent) as place:
+        draft, pom = Path(place) / "jars", Path(place) / "pom.xml"
+        pom.write_text(_POM)
+        words = [maven, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={draft}"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            lines = [line for line in done.stdout.splitlines() if line.startswith("[ERROR]")] or ["it said nothing"]
+            raise LogError(f"Maven can't fetch Kafka's jars: {lines[0].removeprefix('[ERROR] ')[:300]}")
+        with contextlib.suppress(OSError):  # another process was quicker: its jars are as good
+            draft.rename(jars)
+    return jars
+
+
+def _ports(directory: Path, port: int | None) -> tuple[int, int]:
+    last = _last(directory)
+    before = int(last.address.rpartition(":")[2]) if last else None
+    first = _free(port or before or 0, asked=port is not None)
+    return first, _free(last.controller if last else 0, asked=False)
+
+
+def _free(port: int, *, asked: bool) -> int:
+    """Return the port if it's free, else another one; a port that somebody asked for has to be free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if asked:
+                raise LogError(f"127.0.0.1 port {port} is taken ({error.strerror}): choose another --port") from error
+            return _free(0, asked=True)
+        return int(probe.getsockname()[1])
+
+
+def _configure(directory: Path, port: int, controller: int) -> Path:
+    settings = directory / "server.properties"
+    settings.write_text(_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
+    (directory / "log4j2.yaml").write_text(_LOGGING)
+    return settings
+
+
+def _cluster() -> str:
+    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def _format(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise LogError(f"the broker's storage can't be formatted: {said[-1][:300]}")
+
+
+def _await(process: subprocess.Popen[bytes], broker: Broker) -> None:
+    """Wait until the broker answers."""
+    log = broker.directory / "broker.log"
+    until = time.monotonic() + _PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        if _answers(broker.address):
+            return
+        time.sleep(0.1)
+    lines = log.read_text(errors="replace").splitlines()
+    wrong = [line for line in lines if " ERROR " in line or "Exception" in line] or lines[-1:] or ["it said nothing"]
+    raise LogError(f"Kafka didn't come up: {wrong[0][:300]} (see {log})")
+
+
+def _answers(address: str) -> bool:
+    """Ask for the broker's API versions (request 18, version 0): it answers nobody before it is ready."""
+    host, _, port = address.partition(":")
+    asked = (18).to_bytes(2, "big") + bytes(2) + (7).to_bytes(4, "big") + (0xFFFF).to_bytes(2, "big")
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2) as line:
+        line.sendall(len(asked).to_bytes(4, "big") + asked)
+        return line.recv(8)[4:8] == (7).to_bytes(4, "big")
+    return False
