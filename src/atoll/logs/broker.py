@@ -268,10 +268,12 @@ def _await(process: subprocess.Popen[bytes], broker: Broker) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Ask for the broker's API versions (request 18, version 0): it answers nobody before it is ready."""
+    """Ask for a producer id (request 22, version 0): error 0 comes only once the broker and its coordinator are ready."""
     host, _, port = address.partition(":")
-    asked = (18).to_bytes(2, "big") + bytes(2) + (7).to_bytes(4, "big") + (0xFFFF).to_bytes(2, "big")
+    none = (0xFFFF).to_bytes(2, "big")
+    asked = (22).to_bytes(2, "big") + bytes(2) + bytes(4) + none + none + (60_000).to_bytes(4, "big")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2) as line:
         line.sendall(len(asked).to_bytes(4, "big") + asked)
-        return line.recv(8)[4:8] == (7).to_bytes(4, "big")
+        answer = line.recv(64)  # length, correlation id, throttle time, error code
+        return len(answer) >= 14 and answer[12:14] == bytes(2)
     return False

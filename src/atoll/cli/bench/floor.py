@@ -83,7 +83,7 @@ async def _serve(nodes: int, size: int, rounds: int, directory: Path, kafka: str
     serving = asyncio.create_task(web.serve(sockets=[listener]))
     consuming = asyncio.create_task(_consume(kafka, state, size)) if kafka else None
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    while state.number <= rounds:
+    while state.number <= rounds and not (consuming and consuming.done()):
         await asyncio.sleep(0.05)
     if consuming:
         consuming.cancel()
@@ -92,16 +92,18 @@ async def _serve(nodes: int, size: int, rounds: int, directory: Path, kafka: str
 
 
 async def _consume(kafka: str, state: _Round, size: int) -> None:
+    """Read the bodies; for the least overhead one message at a time, as soon as it is there."""
     from confluent_kafka import Consumer, TopicPartition
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    made = AdminClient({"bootstrap.servers": kafka}).create_topics([NewTopic(_TOPIC, 1, config={"flush.messages": "1"})])
+    admin = AdminClient({"bootstrap.servers": kafka})
+    made = admin.create_topics([NewTopic(_TOPIC, 1, config={"flush.messages": "1"})])
     await asyncio.to_thread(made[_TOPIC].result)
     consumer = Consumer({"bootstrap.servers": kafka, "group.id": "floor", "enable.auto.commit": False, "fetch.wait.max.ms": 5})
     consumer.assign([TopicPartition(_TOPIC, 0, 0)])
     came: dict[Any, int] = {}
     while True:
-        for message in await asyncio.to_thread(consumer.consume, 50, 0.01):
+        if message := await asyncio.to_thread(consumer.poll, 1.0):
             key, value = message.key(), message.value()
             came[key] = came.get(key, 0) + len(value or b"")
             if came[key] == size:
