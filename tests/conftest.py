@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _forbid_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Kafka, started once for the whole run of tests."""
+    if not (shutil.which("java") and (shutil.which("mvn") or os.environ.get("ATOLL_KAFKA_JARS"))):
+        pytest.skip("needs Java 17 and Maven: apt install openjdk-17-jre-headless maven")
+    from atoll.logs import broker
+
+    place = tmp_path_factory.mktemp("kafka")
+    running = broker.start(place, report=print)
+    yield running.address
+    broker.stop(place)

@@ -25,11 +25,7 @@ class AtollError(Exception):
         self.run, self.round, self.node, self.stage = run, round, node, stage
 
     def __str__(self) -> str:
-        place = [
-            f"{name} {value}"
-            for name in ("run", "round", "node", "stage")
-            if (value := getattr(self, name)) is not None
-        ]
+        place = [f"{name} {value}" for name in ("run", "round", "node", "stage") if (value := getattr(self, name)) is not None]
         message = " ".join(super().__str__().split())
         return f"{message} [{', '.join(place)}]" if place else message
 

@@ -40,13 +40,9 @@ class Identity:
                 _write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
             return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
         except OSError as error:
-            raise StoreError(
-                f"{path}: the node's key can't be kept there ({error.strerror}); choose another --dir"
-            ) from error
+            raise StoreError(f"{path}: the node's key can't be kept there ({error.strerror}); choose another --dir") from error
         except ValueError as error:
-            raise StoreError(
-                f"{path}: holds no Ed25519 key of 32 bytes; move the file away to join as a new node"
-            ) from error
+            raise StoreError(f"{path}: holds no Ed25519 key of 32 bytes; move the file away to join as a new node") from error
 
     @property
     def public(self) -> bytes:

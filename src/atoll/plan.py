@@ -232,9 +232,7 @@ class Plan(Section):
                 return cls.from_json(text, source=str(path))
             values = tomllib.loads(text)
         except OSError as error:
-            raise PlanError(
-                f"{path}: can't be read ({error.strerror}); `atoll new DIR` writes a plan to start from"
-            ) from error
+            raise PlanError(f"{path}: can't be read ({error.strerror}); `atoll new DIR` writes a plan to start from") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: no TOML: {error}") from error
         model = values.get("model")
@@ -285,9 +283,7 @@ def _read_json(plan: Path, name: str) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlanError(
-            f"{plan}: model.keras: {path} can't be read ({error.strerror}); write it with model.to_json()"
-        ) from error
+        raise PlanError(f"{plan}: model.keras: {path} can't be read ({error.strerror}); write it with model.to_json()") from error
     except ValueError as error:
         raise PlanError(f"{plan}: model.keras: {path} is no JSON ({error}); write it with model.to_json()") from error
 

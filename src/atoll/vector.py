@@ -124,9 +124,7 @@ class Group:
             )
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Group) and self.layout == other.layout and self.values.tobytes() == other.values.tobytes()
-        )
+        return isinstance(other, Group) and self.layout == other.layout and self.values.tobytes() == other.values.tobytes()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -166,14 +164,10 @@ def check(groups: Groups, layouts: Layouts) -> None:
         raise LayoutError(f"groups {sorted(groups)} are not the agreed ones: {sorted(layouts)}")
     for name, group in groups.items():
         if group.layout != layouts[name]:
-            raise LayoutError(
-                f"group '{name}' has another layout than the agreed one: {difference(group.layout, layouts[name])}"
-            )
+            raise LayoutError(f"group '{name}' has another layout than the agreed one: {difference(group.layout, layouts[name])}")
         if not finite(group.values):
             bad = next(tensor for tensor, array in group.arrays.items() if not finite(array.reshape(-1)))
-            raise LayoutError(
-                f"'{bad}' in group '{name}' holds NaN or infinity; lower the learning rate or look at the data"
-            )
+            raise LayoutError(f"'{bad}' in group '{name}' holds NaN or infinity; lower the learning rate or look at the data")
 
 
 def finite(values: Flat, block: int = 1 << 16) -> bool:

@@ -56,9 +56,7 @@ class Envelope(NamedTuple):
     @property
     def signed(self) -> bytes:
         """The bytes that the signature covers."""
-        return _canonical(
-            {"v": VERSION, **self.address._asdict(), "plan": self.plan, "digest": self.digest, "size": self.size}
-        )
+        return _canonical({"v": VERSION, **self.address._asdict(), "plan": self.plan, "digest": self.digest, "size": self.size})
 
     def verify(self) -> None:
         """Check that the node named in the address signed this envelope.
@@ -69,9 +67,7 @@ class Envelope(NamedTuple):
         if node_of(self.key) != self.address.node:
             raise WireError(f"the key in the envelope is not that of node {self.address.node}")
         if not signed_by(self.key, self.signature, self.signed):
-            raise WireError(
-                f"the signature of node {self.address.node} doesn't fit its update: it was altered on the way"
-            )
+            raise WireError(f"the signature of node {self.address.node} doesn't fit its update: it was altered on the way")
 
     def to_header(self) -> str:
         """Return the envelope as text for one header."""
@@ -102,9 +98,7 @@ class Envelope(NamedTuple):
         except (ValueError, KeyError, TypeError) as error:
             raise WireError(f"no envelope of an update: {error!r}") from error
         if version != VERSION:
-            raise WireError(
-                f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one"
-            )
+            raise WireError(f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one")
         kinds = [(str, (*address[::3], read.plan, read.digest)), (int, (address.round, address.attempt, read.size))]
         if not all(type(value) is kind for kind, values in kinds for value in values) or read.size < 0:
             raise WireError("no envelope of an update: a field has the wrong type")

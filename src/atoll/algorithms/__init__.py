@@ -80,9 +80,7 @@ def work(
     rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
     memory, update = algorithm.local(learner, brief, memory, data.train, plan.training, rng)
     if not all(np.isfinite(group.values).all() for group in update.groups.values()):
-        raise LayoutError(
-            "training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data"
-        )
+        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
     return memory, Update(
         update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}
     )

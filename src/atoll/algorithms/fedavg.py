@@ -39,6 +39,4 @@ def _local(
 def _step(state: State, total: Total) -> State:
     moves = {name: total.mean(name) for name in state}
     # Into the mean's own array: one model less in memory.
-    return {
-        name: group.with_values(np.add(group.values, moves[name], out=moves[name])) for name, group in state.items()
-    }
+    return {name: group.with_values(np.add(group.values, moves[name], out=moves[name])) for name, group in state.items()}

@@ -29,9 +29,7 @@ def newton(damping: float = 1.0, ridge: float = 1.0) -> Algorithm:
     Source: NVIDIA FLARE's "hello-lr" example; Hessian of the logistic loss as in Bishop 2006, eq. 4.97.
     """
     if not (0 < damping <= 1 and ridge >= 0):
-        raise PlanError(
-            f"aggregation.options: damping lies in (0, 1] and ridge is not negative; they are {damping} and {ridge}"
-        )
+        raise PlanError(f"aggregation.options: damping lies in (0, 1] and ridge is not negative; they are {damping} and {ridge}")
 
     def step(state: State, total: Total) -> State:
         model = state["parameters"]
@@ -40,9 +38,7 @@ def newton(damping: float = 1.0, ridge: float = 1.0) -> Algorithm:
         down = np.linalg.solve(bowl, total.groups["gradient"].values)
         return {**state, "parameters": model.with_values(model.values - damping * down)}
 
-    return Algorithm(
-        init=dict, brief=dict, updates=_layouts, local=_local, step=step, fold=mean, needs=frozenset({"curvature"})
-    )
+    return Algorithm(init=dict, brief=dict, updates=_layouts, local=_local, step=step, fold=mean, needs=frozenset({"curvature"}))
 
 
 def _layouts(model: Layouts) -> Layouts:

@@ -47,9 +47,7 @@ def _version(asked: bool) -> None:
 def _everywhere(
     log_level: Annotated[str, typer.Option(help="How much to log: debug, info, warning or error.")] = "warning",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log as one JSON object a line.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     del version
     level = logging.getLevelNamesMapping().get(log_level.upper())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from atoll.plan import Plan
 Figures = Mapping[str, float]
 
 
-class LogKind(str, Enum):
+class LogKind(StrEnum):
     """What carries the updates."""
 
     embedded = "embedded"
@@ -40,9 +40,7 @@ def demo(
     rounds: Annotated[int, typer.Option(help="How many rounds.")] = 10,
     log: Annotated[LogKind, typer.Option(help="What carries the updates.")] = LogKind.embedded,
     seed: Annotated[int, typer.Option(help="Of the split of the rows, of the model and of training.")] = 7,
-    directory: Annotated[Path, typer.Option("--dir", help="Where data, store, models and plot go.")] = Path(
-        "atoll-demo"
-    ),
+    directory: Annotated[Path, typer.Option("--dir", help="Where data, store, models and plot go.")] = Path("atoll-demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Run a server and hospitals as processes of this machine, and compare federated, local-only and centralized."""
@@ -50,9 +48,7 @@ def demo(
     console = Console(quiet=as_json)
     data = demo_data.write(directory / "data", nodes, seed)
     with _broker(directory, log, console) as address:
-        plan = template().with_(
-            plan={"rounds": rounds, "seed": seed}, cohort={"minimum": nodes}, log={"kafka": address}
-        )
+        plan = template().with_(plan={"rounds": rounds, "seed": seed}, cohort={"minimum": nodes}, log={"kafka": address})
         (directory / "plan.json").write_text(plan.to_json())
         console.print(f"{nodes} hospitals, one server, {rounds} rounds; updates travel by the {log.value} log")
         history = _federate(plan, data, directory, console)
@@ -82,7 +78,7 @@ def template() -> Plan:
         return Plan.load(folder / "plan.toml")
 
 
-def compare(plan: Plan, nodes: int, seed: int) -> tuple[dict[str, Figures], Figures]:
+def compare(plan: Plan, nodes: int, seed: int) -> tuple[Mapping[str, Figures], Figures]:
     """Train the plan's model on each hospital's rows alone, and on all rows pooled; return how they do on the holdout."""
     import numpy as np
 
@@ -94,9 +90,8 @@ def compare(plan: Plan, nodes: int, seed: int) -> tuple[dict[str, Figures], Figu
     arrays = {name: (table[:, :-1], table[:, -1]) for name, table in tables.items()}
     holdout = prepare(arrays.pop("holdout"), plan).judge
     alone, learner = plan.with_(cohort={"minimum": 1}), learners.build(plan)
-    ways = {**{name: {name: rows} for name, rows in arrays.items()}}
     pooled = tuple(np.concatenate(columns) for columns in zip(*arrays.values(), strict=True))
-    local = {name: simulate(alone, way, holdout=holdout, learner=learner).holdout for name, way in ways.items()}
+    local = {name: simulate(alone, {name: rows}, holdout=holdout, learner=learner).holdout for name, rows in arrays.items()}
     return local, simulate(alone, {"everybody": pooled}, holdout=holdout, learner=learner).holdout
 
 
@@ -110,7 +105,7 @@ def _broker(directory: Path, log: LogKind, console: Console) -> Iterator[str | N
 
     place = directory / "kafka"
     running = broker.status(place)
-    started = running or broker.start(place, report=lambda line: console.print(line))
+    started = running or broker.start(place, report=console.print)
     try:
         yield started.address
     finally:
@@ -160,7 +155,7 @@ def _process(words: list[str], log: Path, *, listen: bool = True) -> Iterator[su
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
         out = subprocess.PIPE if listen else errors
-        process = subprocess.Popen([sys.executable, "-m", "atoll", *words], stdout=out, stderr=errors, text=True)  # noqa: S603
+        process = subprocess.Popen([sys.executable, "-m", "atoll", *words], stdout=out, stderr=errors, text=True)
         try:
             yield process
             if not listen:

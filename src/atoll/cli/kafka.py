@@ -10,9 +10,7 @@ import typer
 
 from atoll.cli import app
 
-kafka = typer.Typer(
-    help="A real single-node Kafka (KRaft) on loopback, for development and tests.", no_args_is_help=True
-)
+kafka = typer.Typer(help="A real single-node Kafka (KRaft) on loopback, for development and tests.", no_args_is_help=True)
 app.add_typer(kafka, name="kafka")
 Directory = Annotated[Path, typer.Option("--dir", help="Where the broker keeps its data.")]
 _HERE = Path("atoll-kafka")

@@ -38,9 +38,7 @@ def status(
         print(json.dumps(found))
         return
     console = Console()
-    console.print(
-        f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}"
-    )
+    console.print(f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}")
     console.print(f"{found['phase']}: {found['waiting_for']}", soft_wrap=True)
     for node in found["nodes"]:
         doing = "answered" if node["answered"] else "training" if node["asked"] else "waiting"
@@ -72,9 +70,7 @@ def history(
             console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)
     for row in found["rounds"]:
         for refused in row["refused"]:
-            console.print(
-                f"  round {row['round']}: {refused['name']}: {refused['status']}: {refused['reason']}", soft_wrap=True
-            )
+            console.print(f"  round {row['round']}: {refused['name']}: {refused['status']}: {refused['reason']}", soft_wrap=True)
     if found["best"]:
         console.print(f"best model {found['best'][:12]}, last {found['last'][:12]}")
 

@@ -27,9 +27,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8740,
-    store: Annotated[Path, typer.Option(help="Where history, models and the embedded log are kept.")] = Path(
-        "atoll-store"
-    ),
+    store: Annotated[Path, typer.Option(help="Where history, models and the embedded log are kept.")] = Path("atoll-store"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -57,9 +55,7 @@ def serve(
 def join(
     url: Annotated[str, typer.Argument(help="The server's address, for instance http://127.0.0.1:8740.")],
     data: Annotated[Path, typer.Option(help="This node's rows, a CSV file; they stay here.")],
-    name: Annotated[
-        str | None, typer.Option(help="What people call this node; by default it is named after its key.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="What people call this node; by default it is named after its key.")] = None,
     directory: Annotated[
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
@@ -110,9 +106,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
 def _say(event: Mapping[str, Any]) -> None:
     """Show a node's events as lines."""
     lines: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-        "ready": lambda e: (
-            f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here"
-        ),
+        "ready": lambda e: f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here",
         "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
         "waiting": lambda e: str(e["reason"]),
         "trained": lambda e: (
@@ -122,7 +116,7 @@ def _say(event: Mapping[str, Any]) -> None:
         "declined": lambda e: f"round {e['round']}: declined: {e['reason']}",
         "verdict": lambda e: "" if e["accepted"] else f"round {e['round']}: the update doesn't count: {e['reason']}",
     }
-    if line := lines.get(event["what"], lambda _: "")(event):
+    if (say := lines.get(event["what"])) and (line := say(event)):
         print(line, flush=True, file=sys.stderr if event["what"] == "waiting" else sys.stdout)
 
 

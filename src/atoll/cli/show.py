@@ -51,9 +51,7 @@ def can_plot() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, lines: Mapping[str, float] | None = None
-) -> None:
+def plot(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, lines: Mapping[str, float] | None = None) -> None:
     """Draw loss and accuracy by round into a picture.
 
     Args:

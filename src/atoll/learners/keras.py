@@ -48,9 +48,7 @@ def build(plan: Plan) -> Keras:
     """
     version = tuple(int(part) for part in re.findall(r"\d+", keras.__version__)[:3])
     if version < OLDEST:
-        raise LearnerError(
-            f"Keras {keras.__version__} has known holes; upgrade to {'.'.join(map(str, OLDEST))} or newer"
-        )
+        raise LearnerError(f"Keras {keras.__version__} has known holes; upgrade to {'.'.join(map(str, OLDEST))} or newer")
     if keras.backend.backend() != "jax":
         raise LearnerError(f"Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=jax")
     model = plan.model
@@ -154,9 +152,7 @@ class Keras:
         return {
             name: Group(
                 layout,
-                layout.flatten(
-                    {t.name: np.asarray(array) for t, array in zip(layout.tensors, arrays[name], strict=True)}
-                ),
+                layout.flatten({t.name: np.asarray(array) for t, array in zip(layout.tensors, arrays[name], strict=True)}),
             )
             for name, layout in self.layouts.items()
         }
@@ -222,9 +218,7 @@ class Keras:
             losses.append(loss)
             samples += len(batch)
         held = self._kept(carry[1])
-        return Fit(
-            self._groups(carry[0], held), {"samples": float(samples), "loss": float(np.sum(jax.device_get(losses)))}
-        )
+        return Fit(self._groups(carry[0], held), {"samples": float(samples), "loss": float(np.sum(jax.device_get(losses)))})
 
     def _corrected(self, carry: Any, batch: NDArray[Any], x: Any, y: Any, correct: Correct) -> Any:
         trainable, others, optimizer = carry
@@ -238,11 +232,7 @@ class Keras:
 
     def _kept(self, others: Sequence[Any]) -> list[Any]:
         own = {id(weight) for weight in self._split}
-        return [
-            value
-            for variable, value in zip(self.model.non_trainable_variables, others, strict=True)
-            if id(variable) in own
-        ]
+        return [value for variable, value in zip(self.model.non_trainable_variables, others, strict=True) if id(variable) in own]
 
     @cached_property
     def _predict(self) -> Any:
@@ -271,9 +261,7 @@ class Keras:
 
     def _arrays(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
         wanted = tuple(self.model.input_shape[1:])
-        if len(wanted) != rows.x.ndim - 1 or any(
-            a not in (None, b) for a, b in zip(wanted, rows.x.shape[1:], strict=True)
-        ):
+        if len(wanted) != rows.x.ndim - 1 or any(a not in (None, b) for a, b in zip(wanted, rows.x.shape[1:], strict=True)):
             raise LearnerError(f"rows of shape {rows.x.shape[1:]}: the plan's model takes {wanted}")
         kind = np.int32 if self._loss_name in _CLASSES else np.float32
         return np.asarray(rows.x, np.float32), np.asarray(rows.y, kind)
@@ -287,4 +275,4 @@ class Keras:
         return float(np.prod(predicted.shape[1:-1])) if inner else 1.0
 
     def _units(self, predicted: Any) -> float:
-        return self._per_row(predicted) * predicted.shape[0]
+        return self._per_row(predicted) * float(predicted.shape[0])

@@ -59,9 +59,7 @@ def check(model: Mapping[str, Any]) -> None:
         PlanError: naming the first thing that isn't allowed, and its place.
     """
     if model.get("class_name") not in ("Sequential", "Functional"):
-        raise PlanError(
-            f"model.keras: a '{model.get('class_name')}' can't be sent; write a Sequential or a functional model"
-        )
+        raise PlanError(f"model.keras: a '{model.get('class_name')}' can't be sent; write a Sequential or a functional model")
     _walk(model, "model.keras")
 
 
@@ -84,7 +82,7 @@ def _named(value: Mapping[str, Any], place: str) -> str:
     """Check a thing that names its class; return a place that people recognise."""
     name, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
     said = f"{place} ({name})"
-    if name == "function" or module == "builtins" and name not in _OTHERS["builtins"]:
+    if name == "function" or (module == "builtins" and name not in _OTHERS["builtins"]):
         raise PlanError(f"{said}: functions can't be sent; use a built-in layer or activation")
     allowed = LAYERS if module == "keras.layers" else _OTHERS.get(str(module), frozenset())
     if name not in allowed:
@@ -101,6 +99,4 @@ def _word(value: str, key: str, place: str) -> None:
     if key.endswith("activation") and value not in ACTIVATIONS:
         raise PlanError(f"{place}: activation '{value}' is not on the list; see atoll.learners.keras_allowed")
     if key in ("vocabulary", "weights", "filepath", "path", "file") or "://" in value:
-        raise PlanError(
-            f"{place}: loads a file ('{value[:80]}'), which a plan can't: a node reads no files for a server"
-        )
+        raise PlanError(f"{place}: loads a file ('{value[:80]}'), which a plan can't: a node reads no files for a server")

@@ -22,9 +22,7 @@ def build(plan: Plan) -> Logistic:
     if plan.inputs is None:
         raise PlanError("model.inputs: is missing: name data.features, or say how many numbers a row has")
     if plan.training.optimizer != _OPTIMIZER:
-        raise PlanError(
-            f"training.optimizer: logistic knows '{_OPTIMIZER}', not '{plan.training.optimizer}'; keras has more"
-        )
+        raise PlanError(f"training.optimizer: logistic knows '{_OPTIMIZER}', not '{plan.training.optimizer}'; keras has more")
     return Logistic(plan.inputs, plan.training.learning_rate)
 
 
@@ -87,9 +85,7 @@ class Logistic:
         if x.ndim != 2 or x.shape[1] != self.inputs:
             raise LearnerError(f"rows of shape {x.shape[1:]}: the plan's model takes {self.inputs} numbers a row")
         if not np.isin(y, (0, 1)).all():
-            raise LearnerError(
-                "the target of a logistic model is 0 or 1 in every row; data.positive says which values mean 1"
-            )
+            raise LearnerError("the target of a logistic model is 0 or 1 in every row; data.positive says which values mean 1")
         return np.column_stack([x, np.ones(len(x))]), y
 
 

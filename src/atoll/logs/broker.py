@@ -115,16 +115,13 @@ def start(directory: Path, port: int | None = None, *, report: Report) -> Broker
         report("formatting the broker's storage")
         _format([*run, "kafka.tools.StorageTool", "format", "-t", _cluster(), "-c", str(settings)])
     report("starting Kafka")
-    with (directory / "broker.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603
-            [*run, "kafka.Kafka", str(settings)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    broker = Broker(f"127.0.0.1:{ports[0]}", ports[1], process.pid, directory)
+    pid = _detached([*run, "kafka.Kafka", str(settings)], directory / "broker.log")
+    broker = Broker(f"127.0.0.1:{ports[0]}", ports[1], pid, directory)
     try:
-        _await(process, broker)
+        _await(broker)
     except BaseException:  # Ctrl-C too: nothing is left running
-        process.kill()
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         raise
     _note(directory).write_text(json.dumps({**asdict(broker), "directory": str(directory)}))
     return broker
@@ -155,8 +152,6 @@ def stop(directory: Path) -> bool:
 def _gone(broker: Broker, patience: float) -> bool:
     until = time.monotonic() + patience
     while time.monotonic() < until:
-        with contextlib.suppress(ChildProcessError):  # reap it where it is this process' child
-            os.waitpid(broker.pid, os.WNOHANG)
         if not _alive(broker.pid, broker.directory):
             return True
         time.sleep(0.05)
@@ -176,7 +171,7 @@ def _last(directory: Path) -> Broker | None:
 def _alive(pid: int, directory: Path) -> bool:
     """Say whether a process is the broker of a directory, and not another that took its number."""
     try:
-        words = subprocess.run(["ps", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout  # noqa: S607
+        words = subprocess.run(["ps", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     except OSError:
         return False
     return str(directory) in words and not words.lstrip().startswith("Z")
@@ -184,7 +179,7 @@ def _alive(pid: int, directory: Path) -> bool:
 
 def _java() -> str:
     java = shutil.which("java")
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr if java else ""  # noqa: S603
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr if java else ""
     found = re.search(r'version "(\d+)', said)
     if java is None or found is None or int(found[1]) < _JAVA:
         have = f"found Java {found[1]}" if found else "found none"
@@ -207,7 +202,7 @@ def _jars(report: Report) -> Path:
         draft, pom = Path(place) / "jars", Path(place) / "pom.xml"
         pom.write_text(_POM)
         words = [maven, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={draft}"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in done.stdout.splitlines() if line.startswith("[ERROR]")] or ["it said nothing"]
             raise LogError(f"Maven can't fetch Kafka's jars: {lines[0].removeprefix('[ERROR] ')[:300]}")
@@ -248,17 +243,24 @@ def _cluster() -> str:
 
 
 def _format(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
         raise LogError(f"the broker's storage can't be formatted: {said[-1][:300]}")
 
 
-def _await(process: subprocess.Popen[bytes], broker: Broker) -> None:
+def _detached(words: list[str], log: Path) -> int:
+    """Run a program that outlives this one, in a session of its own; return its process id."""
+    script = '"$@" >"$0" 2>&1 </dev/null & echo $!'
+    done = subprocess.run(["sh", "-c", script, str(log), *words], stdout=subprocess.PIPE, start_new_session=True, check=True)
+    return int(done.stdout)
+
+
+def _await(broker: Broker) -> None:
     """Wait until the broker answers."""
     log = broker.directory / "broker.log"
     until = time.monotonic() + _PATIENCE
-    while process.poll() is None and time.monotonic() < until:
+    while _alive(broker.pid, broker.directory) and time.monotonic() < until:
         if _answers(broker.address):
             return
         time.sleep(0.1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import mmap
 import os
 from collections import defaultdict
@@ -103,9 +104,7 @@ class EmbeddedLog:
                 there = self._digests.get(envelope.address)
             if there is not None and there != envelope.digest:
                 path.unlink(missing_ok=True)
-                raise RefusedError(
-                    "another update is already in the log under this address: the first complete one counts"
-                )
+                raise RefusedError("another update is already in the log under this address: the first complete one counts")
             await self._commit(envelope)
         self._uploads.pop(path, None)
         return True
@@ -145,9 +144,7 @@ class EmbeddedLog:
                     await asyncio.to_thread(self._write_lines, [one for one, _ in batch])
                 except OSError as error:
                     for _, waiter in batch:
-                        waiter.set_exception(
-                            LogError(f"{self._directory}: the index can't be written ({error.strerror})")
-                        )
+                        waiter.set_exception(LogError(f"{self._directory}: the index can't be written ({error.strerror})"))
                 else:
                     for one, waiter in batch:
                         self._add(one)
@@ -166,14 +163,13 @@ class EmbeddedLog:
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
-        seen = 0
-        while True:
+        for seen in itertools.count():
             async with self._news:
-                await self._news.wait_for(lambda: self._closed or len(self._records) > seen)
+                while not self._closed and len(self._records) == seen:
+                    await self._news.wait()
             if seen == len(self._records):
                 return
             yield self._records[seen]
-            seen += 1
 
     def body(self, envelope: Envelope) -> memoryview:
         """See `Reader.body`."""

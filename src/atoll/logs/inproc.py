@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -45,13 +46,11 @@ class InprocLog:
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
-        seen = 0
-        while True:
+        for seen in itertools.count():
             async with self._news:
-                await self._news.wait_for(lambda: len(self._records) > seen)
-            record = self._records[seen]
-            seen += 1
-            if record is None:
+                while len(self._records) == seen:
+                    await self._news.wait()
+            if (record := self._records[seen]) is None:
                 return
             yield record
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from atoll.errors import LogError, UnreachableError, WireError
 from atoll.logs import PIECE, Progress, Record, pieces
@@ -26,6 +26,8 @@ from atoll.logs.embedded import mapped
 from atoll.wire import Address, Buffer, Envelope
 
 log = logging.getLogger("atoll.logs.kafka")
+MORE = "…"
+"""Said of a piece that is in its place, and no more than that: others are still to come, or the body is known."""
 _PATIENCE = 15.0
 """Seconds until a broker that doesn't answer counts as down."""
 
@@ -85,7 +87,11 @@ class KafkaAppender:
             raise UnreachableError(f"Kafka at {self._servers}: the update can't be appended ({said})")
 
     def _produce(
-        self, piece: bytes, headers: list[tuple[str, bytes]], key: str, delivered: Callable[[KafkaError | None, Message], None]
+        self,
+        piece: bytes,
+        headers: list[tuple[str, str | bytes | None]],
+        key: str,
+        delivered: Callable[[KafkaError | None, Message], None],
     ) -> None:
         while True:
             try:
@@ -102,7 +108,7 @@ class KafkaAppender:
         await asyncio.to_thread(self._producer.flush, 1.0)
 
 
-def _headers(envelope: Envelope) -> list[tuple[str, bytes]]:
+def _headers(envelope: Envelope) -> list[tuple[str, str | bytes | None]]:
     parts = max(1, -(-envelope.size // PIECE))
     facts = {**envelope.address._asdict(), "parts": parts, "digest": envelope.digest, "envelope": envelope.to_header()}
     return [(name, str(value).encode()) for name, value in facts.items()]
@@ -193,7 +199,7 @@ class KafkaReader:
 
     def _take(self, message: Message) -> Record | None:
         """Take in one piece; return the record that it completes."""
-        headers = {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+        headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
         if headers.get("run") != self._run.encode():
             return None  # of another run, or no piece at all
         position = f"{message.partition()}:{message.offset()}"
@@ -210,7 +216,7 @@ class KafkaReader:
         except OSError as error:
             log.error("an update can't be spooled (%s): free some space", error)  # noqa: TRY400
             return None
-        return None if reason is False else Record(envelope, position, reason)
+        return None if reason == MORE else Record(envelope, position, reason)
 
     def _trouble(self, error: KafkaError) -> None:
         self.waiting = f"Kafka at {self._servers}: {error.str()}"
@@ -235,11 +241,11 @@ class _Bodies:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
         return mapped(self._file(envelope))
 
-    def take(self, envelope: Envelope, part: int, piece: bytes, limit: int) -> str | None | bool:
-        """Put a piece in its place; return None when that completes the body, why it can't count, or False."""
+    def take(self, envelope: Envelope, part: int, piece: bytes, limit: int) -> str | None:
+        """Put a piece in its place; return None when that completes the body, else `MORE`, or why it can't count."""
         key = envelope.address, envelope.digest
         if key in self._refused or self._complete.get(envelope.address) == envelope.digest:
-            return False
+            return MORE
         parts = max(1, -(-envelope.size // PIECE))
         reason = self._wrong(envelope, part, parts, piece, limit)
         if reason is None:
@@ -250,7 +256,7 @@ class _Bodies:
             there = self._parts.setdefault(key, set())
             there.add(part)
             if len(there) < parts:
-                return False
+                return MORE
             del self._parts[key]
             if _digest(path) == envelope.digest:
                 self._complete[envelope.address] = envelope.digest
@@ -286,13 +292,15 @@ def _digest(path: Path) -> str:
 
 
 def _make_topic(servers: str, topic: str) -> None:
-    admin = AdminClient({"bootstrap.servers": servers, "error_cb": _quiet, "log_level": 0})
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     made = admin.create_topics([NewTopic(topic, 1, config={"flush.messages": "1"})], request_timeout=_PATIENCE)
     try:
         made[topic].result(_PATIENCE)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise LogError(f"Kafka at {servers} doesn't answer ({error.args[0].str()}); is it running? `atoll kafka start`") from error
+            raise LogError(
+                f"Kafka at {servers} doesn't answer ({error.args[0].str()}); is it running? `atoll kafka start`"
+            ) from error
 
 
 def _ends(consumer: Consumer, servers: str, topic: str) -> list[TopicPartition]:

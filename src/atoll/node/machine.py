@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
 
@@ -277,11 +277,7 @@ def _not_appended(state: State, event: NotAppended) -> Result:
 
 def _judged(state: State, event: Judged) -> Result:
     verdict = event.verdict
-    mine = (
-        state.task
-        and state.digest == verdict.digest
-        and _key(state.task) == (verdict.run, verdict.round, verdict.attempt)
-    )
+    mine = state.task and state.digest == verdict.digest and _key(state.task) == (verdict.run, verdict.round, verdict.attempt)
     if not mine or state.phase not in (Phase.SENDING, Phase.SENT):
         return state, (Settle(verdict),)
     return replace(state, phase=Phase.IDLE, digest=None, tries=0, try_at=None), (Settle(verdict),)
@@ -331,8 +327,8 @@ def _key(task: StartTraining) -> tuple[str, int, int]:
 
 
 def _fl_update(state: State) -> FlUpdate:
-    assert state.task is not None and state.digest is not None, "an update was sent for a task"
-    return FlUpdate(run=state.task.run, round=state.task.round, attempt=state.task.attempt, digest=state.digest)
+    run, round_, attempt = _key(cast("StartTraining", state.task))
+    return FlUpdate(run=run, round=round_, attempt=attempt, digest=cast("str", state.digest))
 
 
 TABLE: Mapping[type[Event], Callable[[State, Any], Result]] = {

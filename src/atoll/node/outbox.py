@@ -25,9 +25,7 @@ class Outbox:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(
-                f"{directory}: updates can't be kept there ({error.strerror}); choose another --dir"
-            ) from error
+            raise StoreError(f"{directory}: updates can't be kept there ({error.strerror}); choose another --dir") from error
 
     def keep(self, envelope: Envelope, parts: Sequence[memoryview]) -> None:
         """Write an update down; what an older task left is dropped."""

@@ -84,7 +84,7 @@ class Node:
         self.run: str | None = None
         self.memory: Memory = {}
         self.metrics: dict[str, float] = {}
-        self._source, self._agreed, self._learner = data, plan, learner
+        self._source, self._agreed, self._own = data, plan, learner
         self._watch: Watch = watch or (lambda _: None)
         self._remembered: dict[str, Memory] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,9 +115,7 @@ class Node:
             finally:
                 await self.disconnect()
         if end is None:
-            raise GaveUpError(
-                f"{self.url}: the server stayed away for {self.plan.cohort.deadline:.0f} s; join again later"
-            )
+            raise GaveUpError(f"{self.url}: the server stayed away for {self.plan.cohort.deadline:.0f} s; join again later")
         if end.outcome == "gave_up":
             raise GaveUpError(f"the run gave up: {end.reason}")
         return end
@@ -127,11 +125,9 @@ class Node:
         offer = await self._first_offer()
         self.plan = Plan.of(offer["plan"], source=f"{self.url}: plan")
         if self._agreed not in (None, self.plan.digest):
-            raise RefusedError(
-                f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only"
-            )
+            raise RefusedError(f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only")
         self.run = offer["run"]
-        self.learner = self._learner or await asyncio.to_thread(learners.build, self.plan)
+        self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan)
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
         self.layouts = self.algorithm.brief(self.algorithm.init(self.learner.initial(0)))
@@ -159,9 +155,7 @@ class Node:
     async def _offer(self) -> dict[str, Any]:
         body = json.loads(await self._get("/v1/plan"))
         if body.get("protocol") != PROTOCOL:
-            raise WireError(
-                f"{self.url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one"
-            )
+            raise WireError(f"{self.url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one")
         return dict(body)
 
     async def _get(self, path: str) -> bytes:
@@ -171,9 +165,7 @@ class Node:
                 if response.status == 200:
                     return content
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise UnreachableError(
-                f"{self.url}: no server answers there ({str(error) or type(error).__name__})"
-            ) from error
+            raise UnreachableError(f"{self.url}: no server answers there ({str(error) or type(error).__name__})") from error
         raise UnreachableError(f"{self.url}{path}: HTTP {response.status}")
 
     # What the server says.
@@ -230,9 +222,7 @@ class Node:
         try:
             offer = await self._offer()
             if offer["digest"] != self.plan.digest:
-                raise RefusedError(
-                    f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it"
-                )
+                raise RefusedError(f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it")
             self.run = str(offer["run"])
             hello = Connect(name=self.name, key=self.identity.public.hex(), plan=self.plan.digest, signature="0" * 128)
             hello = hello.model_copy(update={"signature": self.identity.sign(hello.signed(self.run)).hex()})
@@ -248,9 +238,7 @@ class Node:
     @staticmethod
     def _refusal(error: Exception) -> str | None:
         return (
-            str(error)
-            if isinstance(error, socketio.exceptions.ConnectionError) and "by the server" not in str(error)
-            else None
+            str(error) if isinstance(error, socketio.exceptions.ConnectionError) and "by the server" not in str(error) else None
         )
 
     async def fit(self, command: machine.Train) -> None:
@@ -432,9 +420,7 @@ class Node:
     def _signals(self) -> Any:
         loop = asyncio.get_running_loop()
         stopped = GaveUpError("stopped by its owner; an unsent update is kept and goes out when the node joins again")
-        with contextlib.suppress(
-            NotImplementedError, RuntimeError, ValueError
-        ):  # not the main thread, or not this system
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
             for name in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(name, self._fail, stopped)
         yield

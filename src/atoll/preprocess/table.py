@@ -28,9 +28,7 @@ def read(path: Path, plan: Plan) -> Data:
     """
     columns = plan.data
     if columns.features is None:
-        raise DataError(
-            f"{path}: the plan names no data.features: give arrays from Python, or name features and target"
-        )
+        raise DataError(f"{path}: the plan names no data.features: give arrays from Python, or name features and target")
     table: list[list[float]] = []
     sides: list[str] = []
     for line, words in _used(path, columns):
@@ -109,9 +107,7 @@ def _used(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[list[str], 
                     )
                 yield lines.line_num, ([words[place].strip() for place in places], side)
     except OSError as error:
-        raise DataError(
-            f"{path}: can't be read ({error.strerror}); name the node's own CSV file with --data"
-        ) from error
+        raise DataError(f"{path}: can't be read ({error.strerror}); name the node's own CSV file with --data") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no CSV file of UTF-8 text ({error})") from error
 
@@ -148,9 +144,7 @@ def _number(word: str, where: str) -> float:
     try:
         return float(word)
     except ValueError as error:
-        raise DataError(
-            f"{where}: '{word}' is no number; a word for a missing value belongs in data.missing"
-        ) from error
+        raise DataError(f"{where}: '{word}' is no number; a word for a missing value belongs in data.missing") from error
 
 
 def _same(word: str, kind: str | float) -> bool:

@@ -99,9 +99,7 @@ class Book:
         """What was said of an update of this round or the one before."""
         return self._verdicts.get((address, digest))
 
-    async def close_round(
-        self, command: Close, model: str, state: str, holdout: Metrics | None, now: float
-    ) -> dict[str, Any]:
+    async def close_round(self, command: Close, model: str, state: str, holdout: Metrics | None, now: float) -> dict[str, Any]:
         """Store a closed round in one transaction; return its facts for people."""
         rows = [replace(self._arrivals[node].row, place=place) for place, node in enumerate(command.accepted)]
         row = RoundRow(

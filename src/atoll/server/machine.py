@@ -279,9 +279,7 @@ def _closed(state: State, event: Closed) -> Result:
         ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now)
     else:
         until = event.now + state.rules.deadline
-        ended, commands = _start_if_enough(
-            replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now
-        )
+        ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
         commands = commands or (Wake(until),)
     return ended, (*verdicts, *commands)
 
@@ -331,9 +329,7 @@ def _drop(state: State, reason: str) -> tuple[Command, ...]:
 
 def _farewell(state: State, outcome: Outcome, reason: str, now: float) -> Result:
     until = now + FAREWELL
-    state = replace(
-        _rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=state.present
-    )
+    state = replace(_rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=state.present)
     if not state.leaving:
         return _finish(state)
     return state, (_end(state, tuple(sorted(state.leaving))), Wake(until))

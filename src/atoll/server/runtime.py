@@ -128,9 +128,7 @@ class Server:
     async def connect(self, message: Connect, node: str) -> ConnectionReceived:
         """Admit a node, or refuse it."""
         if message.plan != self.plan.digest:
-            raise RefusedError(
-                f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again"
-            )
+            raise RefusedError(f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again")
         if machine.name_taken(self.machine, node, message.name):
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
@@ -191,9 +189,7 @@ class Server:
         if record.refused:
             raise RefusedError(record.refused)
         if record.envelope.plan != self.plan.digest:
-            raise WireError(
-                f"the update is for plan {record.envelope.plan[:12]}, this run's is {self.plan.digest[:12]}"
-            )
+            raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self.plan.digest[:12]}")
         update = decode(self.log.body(record.envelope), self.layouts, model)
         check(update.groups, self.layouts)
         return update
@@ -230,15 +226,11 @@ class Server:
     async def _judge(self, command: events.Judge, size: int = 0) -> None:
         address = command.address
         if not command.accepted:
-            log.warning(
-                "round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason
-            )
+            log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
             late = machine.admits(self.machine, address) is not None
             await self.book.refused(address, command.digest, size, "late" if late else "rejected", command.reason)
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
-        await self.channel.tell(
-            address.node, self.book.judged(address, command.digest, command.accepted, command.reason)
-        )
+        await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
 
     async def _close(self, command: events.Close) -> None:
         self._spawn(self._closing(command))
@@ -267,13 +259,9 @@ class Server:
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""
         brief = self.algorithm.brief(self.state)
-        return self.holdout and self.learner.evaluate(
-            {name: brief[name] for name in self.learner.layouts}, self.holdout
-        )
+        return self.holdout and self.learner.evaluate({name: brief[name] for name in self.learner.layouts}, self.holdout)
 
-    async def store_history(
-        self, command: events.Close, model: str, state: str, judged: Metrics | None
-    ) -> dict[str, Any]:
+    async def store_history(self, command: events.Close, model: str, state: str, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
         return await self.book.close_round(command, model, state, judged, self._now())
 
@@ -335,9 +323,7 @@ class Server:
             return EmbeddedLog(self.directory / "log", self.run, limit)
         from atoll.logs.kafka import KafkaReader  # an optional part
 
-        return KafkaReader(
-            self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit
-        )
+        return KafkaReader(self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit)
 
     def _app(self) -> socketio.ASGIApp:
         routes: list[Route] = http.routes(self)

@@ -18,7 +18,9 @@ PATH = "/v1/runs/{run}/rounds/{round:int}/{attempt:int}/updates/{node}"
 class Admit(Protocol):
     """Says why an update can't count now, or None where it can."""
 
-    def __call__(self, envelope: Envelope, /) -> str | None: ...
+    def __call__(self, envelope: Envelope, /) -> str | None:
+        """Say so."""
+        ...
 
 
 def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:

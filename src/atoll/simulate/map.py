@@ -107,6 +107,11 @@ class _Run:
             raise GaveUpError(command.reason)
         return []
 
+    def nothing(self, command: events.Command) -> list[events.Event]:
+        """Do nothing."""
+        del command
+        return []
+
     def judge(self, rows: Rows) -> dict[str, float]:
         """How the present model does on some rows, as figures."""
         brief = self.algorithm.brief(self.state)
@@ -118,6 +123,8 @@ _ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] 
     events.Close: _Run.close,
     events.End: _Run.end,
     events.Finish: _Run.finish,
+    events.Judge: _Run.nothing,  # a client that is here needs no telling
+    events.Wake: _Run.nothing,  # and time stands still
 }
 
 
@@ -158,7 +165,7 @@ def simulate(
     while waiting:
         server, commands = machine.transition(server, waiting.popleft())
         for command in commands:
-            waiting.extend(_ACTS.get(type(command), lambda run, command: [])(run, command))
+            waiting.extend(_ACTS[type(command)](run, command))
     brief = algorithm.brief(run.state)
     by_node = {name: run.judge(rows.judge) for name, rows in data.items()}
     model = {name: brief[name] for name in learner.layouts}

@@ -79,7 +79,7 @@ class UpdateRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """How the model that a round made (0: the initial one) does: sums over the rows of `holdout`, of a node, or of all `nodes`."""
+    """How the model that a round made (0: the initial one) does: sums over rows of `holdout`, a node, or all `nodes`."""
 
     run: str
     round: int

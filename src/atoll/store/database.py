@@ -43,9 +43,7 @@ class Database:
             if found is None:
                 connection.execute(insert(self._version).values(version=SCHEMA))
         if found is not None and found > SCHEMA:
-            raise StoreError(
-                f"{self.place}: made by a newer Atoll (schema {found}, this one knows {SCHEMA}); upgrade Atoll"
-            )
+            raise StoreError(f"{self.place}: made by a newer Atoll (schema {found}, this one knows {SCHEMA}); upgrade Atoll")
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:

@@ -45,9 +45,7 @@ class Ledger:
         verdict = "accepted" if accepted else "refused"
         with self._base.begin() as base:
             base.execute(
-                update(_ENTRIES)
-                .where(_ENTRIES.c.digest == digest)
-                .values(verdict=verdict, reason=reason, judged_at=now)
+                update(_ENTRIES).where(_ENTRIES.c.digest == digest).values(verdict=verdict, reason=reason, judged_at=now)
             )
 
     def entries(self) -> list[dict[str, Any]]:

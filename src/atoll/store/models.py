@@ -27,9 +27,7 @@ class Models:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(
-                f"{directory}: models can't be stored there ({error.strerror}); choose another --store"
-            ) from error
+            raise StoreError(f"{directory}: models can't be stored there ({error.strerror}); choose another --store") from error
 
     def put(self, groups: Groups) -> str:
         """Store a model, durably, and return its digest; one that is there already is not written again."""

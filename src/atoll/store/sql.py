@@ -116,9 +116,7 @@ class SqlStore:
         found = [row for row in runs if run is None or row.run.startswith(run)]
         if run is not None and len(found) != 1:
             many = "several runs start" if found else "no run starts"
-            raise StoreError(
-                f"{self._base.place}: {many} with '{run}'; there are: {', '.join(row.run for row in runs[:10])}"
-            )
+            raise StoreError(f"{self._base.place}: {many} with '{run}'; there are: {', '.join(row.run for row in runs[:10])}")
         return found[0]
 
     def nodes(self, run: str) -> list[NodeRow]:
@@ -204,7 +202,5 @@ def _told(
 
 def _best(rounds: Sequence[dict[str, Any]]) -> str | None:
     """The model with the lowest loss, on the holdout where there is one, else on the nodes' own rows."""
-    losses = [
-        (judged["loss"], row["round"], row["model"]) for row in rounds if (judged := row["holdout"] or row["nodes"])
-    ]
+    losses = [(judged["loss"], row["round"], row["model"]) for row in rounds if (judged := row["holdout"] or row["nodes"])]
     return min(losses)[2] if losses else None

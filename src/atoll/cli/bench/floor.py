@@ -94,7 +94,7 @@ async def _serve(nodes: int, size: int, rounds: int, directory: Path, kafka: str
 async def _consume(kafka: str, state: _Round, size: int) -> None:
     """Read the bodies; for the least overhead one message at a time, as soon as it is there."""
     from confluent_kafka import Consumer, TopicPartition
-    from confluent_kafka.admin import AdminClient, NewTopic
+    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
     admin = AdminClient({"bootstrap.servers": kafka})
     made = admin.create_topics([NewTopic(_TOPIC, 1, config={"flush.messages": "1"})])
@@ -137,4 +137,4 @@ async def _take_part(url: str, number: str, body: bytes, rounds: int, kafka: str
 
 
 if __name__ == "__main__":
-    {"server": server, "node": node}[sys.argv[1]](*sys.argv[2:])
+    (server if sys.argv[1] == "server" else node)(*sys.argv[2:])

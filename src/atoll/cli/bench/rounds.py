@@ -34,17 +34,26 @@ class Noise:
         self.layouts: Mapping[str, Layout] = {"parameters": Layout((Tensor("all", (parameters,)),))}
 
     def initial(self, seed: int) -> Groups:
+        """Return random numbers."""
         layout = self.layouts["parameters"]
         return {"parameters": Group(layout, np.random.default_rng(seed).random(layout.size, np.float32))}
 
     def fit(
-        self, groups: Groups, rows: Rows, steps: int, batch_size: int, rng: np.random.Generator, correct: Correct | None = None
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
     ) -> Fit:
+        """Add noise."""
         del rows, steps, batch_size, correct
         model = groups["parameters"]
         return Fit({"parameters": model.with_values(model.values + rng.random(model.values.size, np.float32))}, {})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """Say nothing of use."""
         del groups
         return {"samples": float(len(rows)), "loss": 0.0}
 
@@ -93,7 +102,8 @@ def _plan(nodes: int, parameters: int, rounds: int, address: str | None) -> Plan
 def _ours(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> tuple[float, float, float]:
     plan = place / "plan.json"
     plan.write_text(_plan(nodes, parameters, rounds, address).to_json())
-    began, marks, peak = time.perf_counter(), [], 0
+    began, peak = time.perf_counter(), 0
+    marks: list[float] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store")))
         for line in server.stdout or ():
@@ -110,7 +120,7 @@ def _ours(nodes: int, parameters: int, rounds: int, address: str | None, place: 
                 peak = max(peak, rss_anon(server.pid))
     if len(marks) != rounds + 1:
         raise RuntimeError(f"the run ended after {len(marks) - 1} of {rounds} rounds")
-    return statistics.median(np.diff(marks)[1:]), marks[0] - began, peak
+    return float(np.median(np.diff(marks)[1:])), marks[0] - began, peak
 
 
 def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> float:
@@ -130,7 +140,7 @@ def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place:
 @contextlib.contextmanager
 def spawned(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process in a role of this benchmark, ended with the block."""
-    process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(300, process.kill)
     guard.start()
     try:
@@ -162,4 +172,4 @@ def _node(url: str, parameters: str, name: str, directory: str) -> None:
 
 
 if __name__ == "__main__":
-    {"server": _server, "node": _node}[sys.argv[1]](*sys.argv[2:])
+    (_server if sys.argv[1] == "server" else _node)(*sys.argv[2:])
