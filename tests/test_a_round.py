@@ -7,6 +7,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from tests.federation import clients, plan, rows, run
 
 from atoll import algorithms, learners
 from atoll.keys import Identity
@@ -18,7 +19,6 @@ from atoll.server.close import Accepted, close
 from atoll.simulate import simulate
 from atoll.store.sql import SqlStore
 from atoll.wire import Address, decode, digest_of, encode, pack, seal
-from tests.federation import clients, plan, rows, run
 
 
 def test_the_journey_step_by_step():

@@ -9,10 +9,10 @@ import csv
 from pathlib import Path
 
 import pytest
+from tests.federation import run_processes
 
 from atoll.plan import Plan
 from atoll.simulate import simulate
-from tests.federation import run_processes
 
 PUBLISHED = {
     "cleveland": (0.75, 0.7115384615384616),

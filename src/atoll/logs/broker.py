@@ -171,7 +171,9 @@ def _last(directory: Path) -> Broker | None:
 def _alive(pid: int, directory: Path) -> bool:
     """Say whether a process is the broker of a directory, and not another that took its number."""
     try:
-        words = subprocess.run(["ps", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+        words = subprocess.run(
+            ["ps", "-ww", "-o", "stat=,args=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout
     except OSError:
         return False
     return str(directory) in words and not words.lstrip().startswith("Z")
