@@ -28,7 +28,7 @@ from atoll.wire import Address, Buffer, Envelope
 log = logging.getLogger("atoll.logs.kafka")
 MORE = "…"
 """Said of a piece that is in its place, and no more than that: others are still to come, or the body is known."""
-_PATIENCE = 15.0
+_PATIENCE = 10.0
 """Seconds until a broker that doesn't answer counts as down."""
 
 
@@ -296,6 +296,8 @@ def _make_topic(servers: str, topic: str) -> None:
     made = admin.create_topics([NewTopic(topic, 1, config={"flush.messages": "1"})], request_timeout=_PATIENCE)
     try:
         made[topic].result(_PATIENCE)
+    except TimeoutError as error:
+        raise LogError(f"Kafka at {servers} doesn't answer; is it running? `atoll kafka start`") from error
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise LogError(

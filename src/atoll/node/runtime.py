@@ -188,6 +188,7 @@ class Node:
         on(Verdict, self._judged)
         on(EndSession, self.end_session)
         self.sio.on("disconnect", self._lost, namespace=NAMESPACE)
+        self.sio.on("connect_error", self._not_connected, namespace=NAMESPACE)
 
     async def connection_received(self, message: ConnectionReceived) -> None:
         """The server has let this node in."""
@@ -229,17 +230,13 @@ class Node:
             await self.sio.connect(
                 self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
             )
-        except (UnreachableError, socketio.exceptions.ConnectionError) as error:
-            if "refused" not in str(error) and (said := self._refusal(error)):
-                self._fail(RefusedError(f"{self.url}: {said}"))
-                return
+        except (UnreachableError, socketio.exceptions.ConnectionError):
             await self._event(machine.Disconnected(self._now()))
 
-    @staticmethod
-    def _refusal(error: Exception) -> str | None:
-        return (
-            str(error) if isinstance(error, socketio.exceptions.ConnectionError) and "by the server" not in str(error) else None
-        )
+    async def _not_connected(self, reason: object = None) -> None:
+        """Hear why the channel could not be opened: a server that answers says it in a message, and means it."""
+        if isinstance(reason, dict) and "message" in reason:
+            self._fail(RefusedError(f"{self.url}: {str(reason['message'])[:2000]}"))
 
     async def fit(self, command: machine.Train) -> None:
         """Fetch the model and train, unless the update for this task was made and kept already."""

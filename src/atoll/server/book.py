@@ -51,6 +51,10 @@ class Book:
     async def _write(self, act: Callable[..., None], *rows: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
 
+    def taken(self, node: str, name: str) -> bool:
+        """Say whether another node of this run goes by a name: names order the fold, so each stands for one node."""
+        return any(other != node and taken == name for other, taken in self.names.items())
+
     async def saw(self, node: str, name: str, key: str) -> None:
         """A node joined, or is back."""
         self.names[node] = name

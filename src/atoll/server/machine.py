@@ -120,11 +120,6 @@ def transition(state: State, event: Event) -> Result:
     return TABLE.get((state.phase, type(event)), _ignored)(state, event)
 
 
-def name_taken(state: State, node: str, name: str) -> bool:
-    """Say whether another node already goes by this name (names order the fold, so each stands for one node)."""
-    return any(other != node and taken == name for other, taken in state.names.items())
-
-
 def waiting_for(state: State, now: float) -> str:
     """Say in one line what a run waits for, and until when."""
     left = f"; {max(0.0, state.until - now):.0f} s left"
@@ -253,8 +248,9 @@ def _again(state: State, now: float) -> Result:
         f"round {state.round} attempt {state.attempt}: {len(state.accepted)} of at least {state.rules.minimum} "
         f"updates came{f' ({said})' if said else ''}"
     )
-    dropped = _drop(state, reason)
-    if state.attempt >= ATTEMPTS:
+    last = state.attempt >= ATTEMPTS
+    dropped = _drop(state, reason if last else f"{reason}; the round is tried again")
+    if last:
         ended, commands = _farewell(state, "gave_up", reason, now)
         return ended, (*dropped, *commands)
     waiting = replace(_rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)

@@ -72,11 +72,15 @@ class Server:
         self.algorithm = algorithms.find(plan, self.learner)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self.directory = Path(store)
-        self.store, self.models = SqlStore(self.directory), Models(self.directory / "models")
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        self.log = self._open_log()
+        with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
+            self._listener = opened.enter_context(_bind(host, port))
+            self.store = SqlStore(self.directory)
+            opened.callback(self.store.close)
+            self.models = Models(self.directory / "models")
+            self.log = self._open_log()
+            self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
-        self._listener = _bind(host, port)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
         self.state = self.algorithm.init(self.learner.initial(plan.plan.seed))
@@ -117,7 +121,8 @@ class Server:
             for task in self._tasks:
                 task.cancel()
             self.book.close()
-        history = self.store.history(self.run)
+            history = self.store.history(self.run)
+            self._opened.close()
         self._tell("ended", outcome=self.machine.outcome, reason=self.machine.reason)
         if self.machine.outcome == "gave_up":
             raise GaveUpError(f"{self.machine.reason}; what was done until then is in {self.directory}", run=self.run)
@@ -129,7 +134,7 @@ class Server:
         """Admit a node, or refuse it."""
         if message.plan != self.plan.digest:
             raise RefusedError(f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again")
-        if machine.name_taken(self.machine, node, message.name):
+        if self.book.taken(node, message.name):
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
         rounds = self.plan.plan.rounds
@@ -379,6 +384,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(1024)  # from now on the port is taken, and who comes early waits
     except OSError as error:
         listener.close()
         raise AtollError(
