@@ -241,7 +241,7 @@ def test_a_node_takes_part_only_in_the_plan_it_agreed_to(tmp_path):
             server.stop()
             await serving
 
-    with pytest.raises(RefusedError, match="this node takes part in 0{12,} only|takes part in 0"):
+    with pytest.raises(RefusedError, match="this node takes part in 000000"):
         asyncio.run(asyncio.wait_for(together(), 60))
 
 

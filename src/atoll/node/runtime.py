@@ -230,7 +230,8 @@ class Node:
             await self.sio.connect(
                 self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
             )
-        except (UnreachableError, socketio.exceptions.ConnectionError):
+        except (UnreachableError, socketio.exceptions.ConnectionError) as error:
+            log.info("not connected: %s", error)
             await self._event(machine.Disconnected(self._now()))
 
     async def _not_connected(self, reason: object = None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -43,8 +43,8 @@ from atoll.wire import Address
 
 ATTEMPTS = 3
 """How often a round is tried before the run gives up."""
-FAREWELL = 30.0
-"""How long the server waits, in seconds, for nodes to take the final model."""
+FAREWELL = 10.0
+"""How long the server waits, in seconds, for nodes to take the final model; one that was just lost may come back for it."""
 
 
 class Phase(Enum):
@@ -161,11 +161,7 @@ def _lost(state: State, event: Lost) -> Result:
     return replace(state, present=state.present - {event.node}), ()
 
 
-def _lost_ending(state: State, event: Lost) -> Result:
-    return _left(replace(state, present=state.present - {event.node}), event)
-
-
-def _left(state: State, event: Lost | Left) -> Result:
+def _left(state: State, event: Left) -> Result:
     state = replace(state, leaving=state.leaving - {event.node})
     return (state, ()) if state.leaving else _finish(state)
 
@@ -270,9 +266,9 @@ def _closed(state: State, event: Closed) -> Result:
     verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.accepted.items())
     done = replace(_rest(state), model=event.model, attempt=1)
     if state.outcome:  # somebody asked to stop while the round was closing
-        ended, commands = _farewell(done, state.outcome, state.reason, event.now)
+        ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.accepted)
     elif state.round >= state.rounds:
-        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now)
+        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.accepted)
     else:
         until = event.now + state.rules.deadline
         ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
@@ -323,12 +319,14 @@ def _drop(state: State, reason: str) -> tuple[Command, ...]:
     return tuple(Judge(_address(state, node), digest, False, reason) for node, digest in state.accepted.items())
 
 
-def _farewell(state: State, outcome: Outcome, reason: str, now: float) -> Result:
+def _farewell(state: State, outcome: Outcome, reason: str, now: float, answered: Iterable[str] = ()) -> Result:
+    """Say goodbye to who is here, and to who answered in the last round and is away just now."""
     until = now + FAREWELL
-    state = replace(_rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=state.present)
-    if not state.leaving:
+    leaving = state.present | set(answered)
+    state = replace(_rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=leaving)
+    if not leaving:
         return _finish(state)
-    return state, (_end(state, tuple(sorted(state.leaving))), Wake(until))
+    return state, (_end(state, tuple(sorted(state.present))), Wake(until))
 
 
 def _finish(state: State) -> Result:
@@ -363,7 +361,7 @@ TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_C, Broken): _broken,
     (_C, Stop): _stop_closing,
     (_E, Joined): _join_ending,
-    (_E, Lost): _lost_ending,
+    (_E, Lost): _lost,
     (_E, Appended): _appended_elsewhen,
     (_E, Left): _left,
     (_E, Tick): _tick_ending,
