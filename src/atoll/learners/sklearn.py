@@ -1,0 +1,240 @@
+"""scikit-learn's linear models and perceptrons: weights as flat groups, a fresh estimator for each fit.
+
+What has `partial_fit` goes through mini-batches as any learner does. `LogisticRegression` has none: it takes up to
+`steps` iterations of its own solver over all of the node's rows, from the weights it received.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Correct, Fit, Rows, batches, classified, regressed
+from atoll.plan import Plan, Training
+from atoll.vector import Group, Groups, Layout, Metrics
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+class _Kind(NamedTuple):
+    """What there is to know of an estimator's class."""
+
+    make: Callable[..., Any]
+    classifies: bool
+    deep: bool
+    settings: Callable[[Training], Mapping[str, Any]]
+    optimizers: tuple[str, ...]
+
+
+def _sgd(training: Training) -> Mapping[str, Any]:
+    return {"learning_rate": "constant", "eta0": training.learning_rate}
+
+
+def _perceptron(training: Training) -> Mapping[str, Any]:
+    return {"solver": training.optimizer, "learning_rate_init": training.learning_rate, "batch_size": 1}
+
+
+def _solver(training: Training) -> Mapping[str, Any]:
+    del training
+    return {"warm_start": True}
+
+
+_KINDS = {
+    "SGDClassifier": _Kind(SGDClassifier, True, False, _sgd, ("sgd",)),
+    "SGDRegressor": _Kind(SGDRegressor, False, False, _sgd, ("sgd",)),
+    "LogisticRegression": _Kind(LogisticRegression, True, False, _solver, ("sgd",)),
+    "MLPClassifier": _Kind(MLPClassifier, True, True, _perceptron, ("sgd", "adam")),
+    "MLPRegressor": _Kind(MLPRegressor, False, True, _perceptron, ("sgd", "adam")),
+}
+_INSTEAD = {
+    "LinearRegression": "SGDRegressor",
+    "Ridge": "SGDRegressor",
+    "Lasso": 'SGDRegressor with options = { penalty = "l1" }',
+    "SVC": 'SGDClassifier with options = { loss = "hinge" }',
+    "LinearSVC": 'SGDClassifier with options = { loss = "hinge" }',
+}
+_OURS = ("warm_start", "random_state", "early_stopping", "max_iter", "solver_options")
+
+
+def build(plan: Plan) -> Sklearn:
+    """Build the learner of `[model] sklearn = "Class"`.
+
+    Raises:
+        PlanError: the class can't be trained in rounds, or an option or the optimiser is not its own.
+    """
+    name, training = str(plan.model.sklearn), plan.training
+    if name not in _KINDS:
+        mend = f"use {_INSTEAD[name]}" if name in _INSTEAD else f"this version trains {', '.join(_KINDS)}"
+        raise PlanError(f"model.sklearn: '{name}' can't go on from weights it is given (no partial_fit): {mend}")
+    if plan.inputs is None:
+        raise PlanError("model.inputs: is missing: name data.features, or say how many numbers a row has")
+    kind = _KINDS[name]
+    if training.optimizer not in kind.optimizers:
+        raise PlanError(f"training.optimizer: {name} knows {', '.join(kind.optimizers)}, not '{training.optimizer}'")
+    if name == "LogisticRegression" and training.epochs is not None:
+        raise PlanError("training.epochs: LogisticRegression has no mini-batches: say training.steps, its solver's iterations")
+    return Sklearn(kind, plan.inputs, plan.model.classes, {**_options(plan, kind), **kind.settings(training)})
+
+
+def _options(plan: Plan, kind: _Kind) -> Mapping[str, Any]:
+    taken = [option for option in inspect.signature(kind.make).parameters if option not in _OURS]
+    given = kind.settings(plan.training)
+    for option in plan.model.options:
+        if option in given:
+            raise PlanError(f"model.options.{option}: [training] says it already")
+        if option not in taken:
+            close = difflib.get_close_matches(option, taken, 1, 0.5)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(taken)}"
+            raise PlanError(f"model.options.{option}: {plan.model.sklearn} has no such option{hint}")
+    return plan.model.options
+
+
+class Sklearn:
+    """A scikit-learn estimator and how it is fitted.
+
+    Args:
+        kind: what its class is.
+        inputs: numbers a row.
+        classes: the labels, in rising order (classifiers only).
+        options: of the estimator's constructor.
+    """
+
+    can: frozenset[str] = frozenset()
+
+    def __init__(self, kind: _Kind, inputs: int, classes: tuple[int, ...], options: Mapping[str, Any]) -> None:
+        self._kind, self._inputs, self._options = kind, inputs, options
+        self._classes = np.array(classes)
+        self.layouts = {"parameters": Layout.of(self._arrays_of(self._blank(0)), "float64")}
+
+    def initial(self, seed: int) -> Groups:
+        """Return a new model: zeros where it is linear, scikit-learn's own random weights where it is deep."""
+        return self._group(self._arrays_of(self._blank(seed)))
+
+    def fit(
+        self, groups: Groups, rows: Rows, steps: int, batch_size: int, rng: np.random.Generator, correct: Correct | None = None
+    ) -> Fit:
+        """See `Learner.fit`; `LogisticRegression` takes `steps` iterations over all rows instead of mini-batches."""
+        del correct  # not among what it can
+        x, y = self._table(rows)
+        estimator = self._filled(groups, int(rng.integers(1 << 31)))
+        if isinstance(estimator, LogisticRegression):
+            self._solve(estimator, x, y, steps)
+            return Fit(self._group(self._arrays_of(estimator)), self.evaluate_estimator(estimator, x, y))
+        samples = 0
+        for batch in batches(rng, len(x), batch_size, steps):
+            if self._kind.deep:
+                estimator.set_params(batch_size=len(batch))  # one step for each of ours, short ones too
+            estimator.partial_fit(x[batch], y[batch])
+            samples += len(batch)
+        judged = self.evaluate_estimator(estimator, x, y)
+        share = samples / len(x)
+        return Fit(self._group(self._arrays_of(estimator)), {"samples": float(samples), "loss": judged["loss"] * share})
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """See `Learner.evaluate`; the loss is log loss, hinge loss, or half the squared error."""
+        x, y = self._table(rows)
+        return self.evaluate_estimator(self._filled(groups, 0), x, y)
+
+    def evaluate_estimator(self, estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
+        """Return the sums that judge an estimator."""
+        predicted = estimator.predict(x)
+        if not self._kind.classifies:
+            return regressed(float(np.sum((predicted - y) ** 2)) / 2, predicted, y)
+        return classified(self._loss(estimator, x, y), predicted, y)
+
+    def _loss(self, estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> float:
+        if hasattr(estimator, "predict_proba"):
+            chances = np.asarray(estimator.predict_proba(x))
+            true = chances[np.arange(len(y)), np.searchsorted(self._classes, y)]
+            return float(-np.log(np.maximum(true, np.finfo(np.float64).tiny)).sum())
+        scores = estimator.decision_function(x).reshape(len(y), -1)
+        sides = self._classes[1:][None] if scores.shape[1] == 1 else self._classes[None]
+        return float(np.maximum(0.0, 1 - np.where(y[:, None] == sides, 1, -1) * scores).sum())
+
+    def _solve(self, estimator: LogisticRegression, x: NDArray[np.float64], y: NDArray[Any], steps: int) -> None:
+        missing = np.setdiff1d(self._classes, y)
+        if missing.size:
+            raise LearnerError(f"no training row has class {missing[0]}, which LogisticRegression needs: use SGDClassifier")
+        estimator.set_params(max_iter=steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a round is meant to end early
+            estimator.fit(x, y)
+
+    def _blank(self, seed: int) -> Any:
+        """Return an estimator that has its shapes and first weights, made without any data."""
+        make, options = self._kind.make, dict(self._options)
+        try:
+            estimator = make(**options, random_state=seed)
+            zeros = np.zeros((len(self._classes), self._inputs))
+            if isinstance(estimator, LogisticRegression):
+                return self._shaped_logistic(estimator)
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if not self._kind.classifies:
+                    estimator.partial_fit(zeros[:1], np.zeros(1))
+                else:
+                    estimator.partial_fit(zeros, self._classes, classes=self._classes)
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"model.options: {error}") from error
+        if self._kind.deep:
+            self._restart(estimator, seed)
+        else:
+            estimator.coef_[...] = 0.0
+            estimator.intercept_[...] = 0.0
+        return estimator
+
+    def _shaped_logistic(self, estimator: Any) -> Any:
+        outputs = 1 if len(self._classes) == 2 else len(self._classes)
+        estimator.coef_ = np.zeros((outputs, self._inputs))
+        estimator.intercept_ = np.zeros(outputs)
+        estimator.classes_ = self._classes
+        estimator.n_features_in_ = self._inputs
+        return estimator
+
+    def _restart(self, estimator: Any, seed: int) -> None:
+        """Draw weights as Glorot and Bengio 2010 do, eq. 16, so that no step on blank rows is left in them."""
+        rng = np.random.default_rng(seed)
+        for weights, bias in zip(estimator.coefs_, estimator.intercepts_, strict=True):
+            bound = np.sqrt(6.0 / sum(weights.shape))
+            weights[...] = rng.uniform(-bound, bound, weights.shape)
+            bias[...] = 0.0
+        del estimator._optimizer  # noqa: SLF001  it begins anew with each fit, as any learner's does
+
+    def _filled(self, groups: Groups, seed: int) -> Any:
+        estimator = self._blank(seed)
+        for name, array in self._arrays_of(estimator).items():
+            array[...] = groups["parameters"].arrays[name]
+        return estimator
+
+    def _arrays_of(self, estimator: Any) -> Arrays:
+        """The estimator's own arrays, not copies."""
+        if not self._kind.deep:
+            return {"coef": estimator.coef_, "intercept": estimator.intercept_}
+        layers = zip(estimator.coefs_, estimator.intercepts_, strict=True)
+        return {
+            f"{name}_{k}": array for k, pair in enumerate(layers) for name, array in zip(("coef", "intercept"), pair, strict=True)
+        }
+
+    def _group(self, arrays: Arrays) -> Groups:
+        layout = self.layouts["parameters"]
+        return {"parameters": Group(layout, layout.flatten(arrays))}
+
+    def _table(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        x = np.asarray(rows.x, np.float64)
+        if x.ndim != 2 or x.shape[1] != self._inputs:
+            raise LearnerError(f"rows of shape {x.shape[1:]}: the plan's model takes {self._inputs} numbers a row")
+        if not self._kind.classifies:
+            return x, np.asarray(rows.y, np.float64)
+        if unknown := set(np.unique(rows.y)) - set(self._classes.tolist()):
+            raise LearnerError(f"class {min(unknown)} is in the rows but not in model.classes = {self._classes.tolist()}")
+        return x, np.asarray(rows.y).astype(self._classes.dtype)
