@@ -37,7 +37,6 @@ _OTHERS = {
     ),
     "keras.regularizers": frozenset({"L1", "L2", "L1L2", "OrthogonalRegularizer"}),
     "keras.constraints": frozenset({"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}),
-    "builtins": frozenset({"KerasTensor", "tuple", "list", "dict", "slice"}),
 }
 ACTIVATIONS = frozenset(
     """
@@ -46,7 +45,9 @@ ACTIVATIONS = frozenset(
     squareplus swish tanh tanh_shrink threshold
     """.split()
 )
-_MARKED = {"__keras_tensor__", "__lambda__", "__tensor__", "__numpy__", "__ellipsis__", "__typespec__"}
+_TENSOR = "__keras_tensor__"
+"""How a functional model's JSON names what flows between its layers: a shape, a dtype and where it comes from."""
+_MARKED = {"__lambda__", "__tensor__", "__numpy__", "__ellipsis__", "__typespec__"}
 
 
 def check(model: Mapping[str, Any]) -> None:
@@ -67,6 +68,9 @@ def _walk(value: Any, place: str, key: str = "") -> None:
     if isinstance(value, Mapping):
         if marks := _MARKED & value.keys():
             raise PlanError(f"{place}: '{min(marks)}' carries code or raw data, which a plan can't")
+        if value.get("class_name") == _TENSOR:
+            _tensor(value, place)
+            return
         if "class_name" in value and not (key == "dtype" and value.get("class_name") == "DTypePolicy"):
             place = _named(value, place)
         for inner, held in value.items():
@@ -78,11 +82,21 @@ def _walk(value: Any, place: str, key: str = "") -> None:
         _word(value, key, place)
 
 
+def _tensor(value: Mapping[str, Any], place: str) -> None:
+    config = value.get("config")
+    if (
+        value.keys() != {"class_name", "config"}
+        or not isinstance(config, Mapping)
+        or config.keys() - {"shape", "dtype", "keras_history"}
+    ):
+        raise PlanError(f"{place}: '{_TENSOR}' holds more than a shape, a dtype and a history")
+
+
 def _named(value: Mapping[str, Any], place: str) -> str:
     """Check a thing that names its class; return a place that people recognise."""
-    name, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
+    name, module, registered = str(value["class_name"]), value.get("module"), value.get("registered_name")
     said = f"{place} ({name})"
-    if name == "function" or (module == "builtins" and name not in _OTHERS["builtins"]):
+    if "function" in (name, registered) or module == "builtins":
         raise PlanError(f"{said}: functions can't be sent; use a built-in layer or activation")
     allowed = LAYERS if module == "keras.layers" else _OTHERS.get(str(module), frozenset())
     if name not in allowed:

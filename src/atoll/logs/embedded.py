@@ -110,7 +110,10 @@ class EmbeddedLog:
         return True
 
     async def _take_in(self, path: Path, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> None:
-        upload = await asyncio.to_thread(_Upload, path, start)
+        try:
+            upload = await asyncio.to_thread(_Upload, path, start)
+        except OSError as error:
+            raise LogError(f"{path}: can't be written ({error.strerror}); free some space on the server") from error
         try:
             lump: list[bytes] = []
             waiting = 0
@@ -193,6 +196,8 @@ class _Upload:
     """A body on its way into a file: hashed as it is written, in a worker thread."""
 
     def __init__(self, path: Path, start: int) -> None:
+        if start and not path.exists():
+            raise WireError(f"the upload goes on at byte {start}, but only 0 are here")
         self._file = path.open("r+b" if start else "w+b", buffering=0)
         self._sha = hashlib.sha256()
         self.size = 0

@@ -1,0 +1,191 @@
+"""Every learner passes the one suite, and all of them fit the same linear model."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+import keras
+from keras import layers
+
+from atoll import learners
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Data, Rows, summary
+from atoll.learners.keras import export
+from atoll.plan import Plan
+from atoll.testing import check_learner
+
+NOTHING = Rows(np.zeros((0, 6)), np.zeros(0))
+
+
+def rows(kind: str) -> Rows:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 6)).astype(np.float32)
+    score = x[:, 0] - 2 * x[:, 1] + 0.5 * x[:, 2]
+    if kind == "words":
+        x = rng.integers(0, 20, (120, 6))
+        return Rows(x, (x[:, 0] > 9).astype(float))
+    if kind == "pictures":
+        x = rng.normal(size=(120, 8, 8, 1)).astype(np.float32)
+        return Rows(x, (x[:, :4].sum(axis=(1, 2, 3)) > 0).astype(float))
+    y = {"binary": score > 0, "three": np.digitize(score, [-1, 1]), "number": score}[kind]
+    return Rows(x, np.asarray(y, float))
+
+
+def keras_plan(*stack: Any, shape: tuple[int, ...] = (6,), loss: str = "binary_crossentropy", **training: Any) -> Plan:
+    model = keras.Sequential([keras.Input(shape), *stack])
+    return Plan.of(
+        {
+            "plan": {"name": "k", "rounds": 1},
+            "model": {"keras": json.loads(model.to_json()), "loss": loss},
+            "training": {"learning_rate": 0.1, **training},
+        }
+    )
+
+
+def sklearn_plan(name: str, classes: tuple[int, ...] = (0, 1), training: Any = None, **options: Any) -> Plan:
+    return Plan.of(
+        {
+            "plan": {"name": "s", "rounds": 1},
+            "model": {"sklearn": name, "inputs": 6, "classes": classes, "options": options},
+            "training": {"learning_rate": 0.05, **(training or {})},
+        }
+    )
+
+
+LOGISTIC = Plan.of(
+    {"plan": {"name": "l", "rounds": 1}, "model": {"logistic": True, "inputs": 6}, "training": {"learning_rate": 0.1}}
+)
+
+
+def out(units: int = 1, activation: str | None = "sigmoid") -> Any:
+    return layers.Dense(units, activation=activation)
+
+
+TABLE = {
+    "logistic": (lambda: LOGISTIC, "binary"),
+    "keras dense": (lambda: keras_plan(layers.Dense(8, "relu"), out()), "binary"),
+    "keras batch norm, dropout": (
+        lambda: keras_plan(layers.Dense(8), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.2), out()),
+        "binary",
+    ),
+    "keras three classes": (lambda: keras_plan(out(3, "softmax"), loss="sparse_categorical_crossentropy"), "three"),
+    "keras regression": (lambda: keras_plan(out(1, None), loss="mean_squared_error"), "number"),
+    "keras words": (lambda: keras_plan(layers.Embedding(20, 4), layers.Flatten(), out()), "words"),
+    "keras pictures": (
+        lambda: keras_plan(layers.Conv2D(4, 3), layers.Flatten(), out(), shape=(8, 8, 1)),
+        "pictures",
+    ),
+    "SGDClassifier": (lambda: sklearn_plan("SGDClassifier", loss="log_loss"), "binary"),
+    "SGDClassifier hinge, three classes": (lambda: sklearn_plan("SGDClassifier", (0, 1, 2)), "three"),
+    "LogisticRegression": (lambda: sklearn_plan("LogisticRegression", training={"steps": 9}), "binary"),
+    "MLPClassifier": (lambda: sklearn_plan("MLPClassifier", hidden_layer_sizes=[8]), "binary"),
+    "MLPClassifier adam": (lambda: sklearn_plan("MLPClassifier", (0, 1, 2), {"optimizer": "adam"}), "three"),
+    "SGDRegressor": (lambda: sklearn_plan("SGDRegressor"), "number"),
+    "MLPRegressor": (lambda: sklearn_plan("MLPRegressor", hidden_layer_sizes=[8]), "number"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_learner_passes_the_suite(name):
+    make, kind = TABLE[name]
+    plan = make()
+    check_learner(lambda: learners.build(plan), Data(rows(kind), NOTHING))
+
+
+def test_all_train_the_same_linear_model():
+    """To convergence, on rows that overlap: every learner ends at the same mean log loss, within 0.1 %."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 6))
+    y = (x @ [1, -1, 0.5, 0, 0, 0] + rng.logistic(size=200) > 0).astype(float)
+    table = Rows(x, y)
+    plans = {
+        "logistic": LOGISTIC,
+        "keras": keras_plan(out()),
+        "SGDClassifier": sklearn_plan("SGDClassifier", loss="log_loss", penalty=None, training={"learning_rate": 0.001}),
+        "LogisticRegression": sklearn_plan("LogisticRegression", C=1e9, training={"steps": 200}),
+    }
+    losses = {}
+    for name, plan in plans.items():
+        learner = learners.build(plan)
+        batch = 50 if name == "SGDClassifier" else 200
+        fitted = learner.fit(learner.initial(0), table, 3000, batch, np.random.default_rng(0)).groups
+        losses[name] = summary(learner.evaluate(fitted, table))["loss"]
+    best = min(losses.values())
+    assert all(loss <= best * 1.001 for loss in losses.values()), losses
+
+
+def test_batch_norm_statistics_are_buffers_and_random_state_is_in_no_group():
+    learner = learners.build(keras_plan(layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.5), out()))
+    names = {name: [tensor.name for tensor in layout.tensors] for name, layout in learner.layouts.items()}
+    assert all("moving_" in name for name in names["buffers"])
+    assert len(names["buffers"]) == 2
+    assert not any("seed" in name for group in names.values() for name in group)
+    start = learner.initial(0)
+    fitted = learner.fit(start, rows("binary"), 10, 16, np.random.default_rng(0)).groups
+    assert not np.array_equal(fitted["buffers"].values, start["buffers"].values)
+
+
+def test_frozen_layers_are_buffers_that_stay():
+    frozen = layers.Dense(8, name="frozen", trainable=False)
+    learner = learners.build(keras_plan(frozen, out()))
+    start = learner.initial(0)
+    fitted = learner.fit(start, rows("binary"), 10, 16, np.random.default_rng(0)).groups
+    assert learner.layouts["buffers"].size == 56
+    assert fitted["buffers"] == start["buffers"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_an_exported_model_predicts_as_the_learner_does(tmp_path):
+    plan = keras_plan(layers.Dense(8, "relu"), layers.BatchNormalization(), out())
+    learner = learners.build(plan)
+    table = rows("binary")
+    fitted = learner.fit(learner.initial(0), table, 20, 16, np.random.default_rng(0)).groups
+    export(plan, fitted, tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    right = np.mean((loaded.predict(table.x, verbose=0)[:, 0] >= 0.5) == table.y)
+    assert right == summary(learner.evaluate(fitted, table))["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (lambda: keras_plan(out(), optimizer="sgdd"), "training.optimizer: 'sgdd' is not known; it is one of sgd, adam"),
+        (lambda: keras_plan(out(), loss="binary"), "model.loss: 'binary' is not known"),
+        (lambda: keras_plan(out(), options={"momentun": 0.9}), "momentun"),
+        (lambda: sklearn_plan("LinearRegression"), "no partial_fit): use SGDRegressor"),
+        (lambda: sklearn_plan("SGDClassifier", los="log_loss"), "has no such option; did you mean 'loss'?"),
+        (lambda: sklearn_plan("SGDClassifier", eta0=1.0), "model.options.eta0: [training] says it already"),
+        (lambda: sklearn_plan("SGDClassifier", training={"optimizer": "adam"}), "SGDClassifier knows sgd, not 'adam'"),
+        (lambda: sklearn_plan("LogisticRegression", training={"epochs": 1}), "say training.steps"),
+        (lambda: sklearn_plan("SGDClassifier", loss="log"), "loss"),
+        (lambda: LOGISTIC.with_(model={"inputs": None}), "model.inputs: is missing"),
+        (lambda: LOGISTIC.with_(training={"optimizer": "adam"}), "logistic knows 'sgd', not 'adam'"),
+        (lambda: LOGISTIC.with_(model={"logistic": False, "torch": "a:b"}), "this version trains logistic, keras, sklearn"),
+    ],
+)
+def test_what_a_learner_cannot_do_is_said_by_the_plan(plan, said):
+    with pytest.raises(PlanError) as caught:
+        learners.build(plan())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_old_a_keras_is_refused(monkeypatch):
+    monkeypatch.setattr(keras, "__version__", "3.13.1")
+    with pytest.raises(LearnerError, match=r"upgrade to 3\.13\.2"):
+        learners.build(keras_plan(out()))
+
+
+def test_a_missing_framework_names_its_extra(monkeypatch):
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("no", name="keras")
+
+    monkeypatch.setattr(learners, "import_module", missing)
+    with pytest.raises(LearnerError, match=r"keras is not installed; pip install 'atoll-fl\[keras\]'"):
+        learners.build(keras_plan(out()))
