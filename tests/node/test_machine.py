@@ -1,0 +1,177 @@
+"""The node's machine: what was trained is resent and never trained again, and every wait ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from atoll.messages import EndSession, StartTraining, Verdict
+from atoll.node import machine
+from atoll.node.machine import Phase
+
+DIGEST = "a" * 64
+END = EndSession(run="run", rounds=2, model=DIGEST, outcome="completed")
+
+
+def task(round_: int = 1, attempt: int = 1) -> StartTraining:
+    return StartTraining(run="run", round=round_, attempt=attempt, model=DIGEST, deadline=20.0)
+
+
+def verdict(round_: int = 1, *, accepted: bool = True) -> Verdict:
+    return Verdict(run="run", round=round_, attempt=1, digest=DIGEST, accepted=accepted)
+
+
+def feed(state: machine.State, *happened: machine.Event) -> tuple[machine.State, list[Any]]:
+    commands: list[Any] = []
+    for event in happened:
+        state, more = machine.transition(state, event)
+        commands += more
+    return state, commands
+
+
+def kinds(commands: list[Any]) -> list[str]:
+    return [type(command).__name__ for command in commands]
+
+
+def start() -> machine.State:
+    return feed(machine.begin(60.0)[0], machine.Connected(0.0))[0]
+
+
+def test_a_round_from_asked_to_judged():
+    state, commands = feed(
+        start(),
+        machine.Asked(0.0, task()),
+        machine.Trained(1.0, task(), DIGEST),
+        machine.Appended(2.0, task()),
+        machine.Judged(3.0, verdict()),
+    )
+    assert kinds(commands) == ["Train", "Append", "Say", "Settle"]
+    assert state.phase is Phase.IDLE
+
+
+def test_asked_again_for_what_is_in_hand_trains_nothing_new():
+    state, _ = feed(start(), machine.Asked(0.0, task()))
+    assert feed(state, machine.Asked(1.0, task()))[1] == []
+    state, _ = feed(state, machine.Trained(1.0, task(), DIGEST), machine.Appended(2.0, task()))
+    assert kinds(feed(state, machine.Asked(3.0, task()))[1]) == ["Say"]
+
+
+def test_a_newer_task_takes_the_place_of_the_old_one():
+    state, commands = feed(start(), machine.Asked(0.0, task(1)), machine.Asked(1.0, task(2)))
+    assert kinds(commands) == ["Train", "Train"]
+    assert feed(state, machine.Trained(2.0, task(1), DIGEST))[1] == []
+    assert kinds(feed(state, machine.Trained(2.0, task(2), DIGEST))[1]) == ["Append"]
+
+
+def test_a_lost_channel_is_dialled_with_growing_pauses_and_the_update_is_told_on_return():
+    state, _ = feed(start(), machine.Asked(0.0, task()), machine.Trained(1.0, task(), DIGEST), machine.Disconnected(1.0))
+    state, commands = feed(state, machine.Appended(2.0, task()))
+    assert commands == []
+    assert state.dial_at == 1.0 + machine.SHORTEST
+    state, commands = feed(state, machine.Tick(1.3), machine.Disconnected(1.3))
+    assert kinds(commands) == ["Dial", "Wake"]
+    assert state.dial_at == 1.3 + 2 * machine.SHORTEST
+    assert kinds(feed(state, machine.Connected(2.0))[1]) == ["Say"]
+    assert [machine.pause(k) for k in (1, 2, 3, 99)] == [0.25, 0.5, 1.0, machine.LONGEST]
+
+
+def test_sending_is_tried_again_until_it_goes_through():
+    state, _ = feed(start(), machine.Asked(0.0, task()), machine.Trained(1.0, task(), DIGEST))
+    state, commands = feed(state, machine.NotAppended(1.0, task()), machine.Tick(1.1))
+    assert kinds(commands) == ["Wake"]
+    assert kinds(feed(state, machine.Tick(1.3))[1]) == ["Append"]
+
+
+def test_what_cannot_be_trained_is_declined_with_the_reason():
+    state, commands = feed(start(), machine.Asked(0.0, task()), machine.CannotTrain(1.0, task(), "NaN"))
+    assert commands[-1] == machine.Refuse(task(), "NaN")
+    assert state.phase is Phase.IDLE
+
+
+def test_the_end_is_taken_even_if_the_model_comes_late():
+    state, commands = feed(start(), machine.Told(0.0, END), machine.NotTaken(1.0), machine.Tick(1.3), machine.Taken(2.0))
+    assert kinds(commands) == ["Take", "Wake", "Take", "Leave"]
+    assert state.phase is Phase.ENDED
+
+
+def test_a_server_that_stays_away_too_long_is_given_up():
+    state, commands = feed(start(), machine.Disconnected(0.0), machine.Tick(1.0), machine.Disconnected(60.0))
+    assert commands[-1] == machine.Leave(None)
+    assert state.phase is Phase.ENDED
+
+
+def test_the_table_knows_every_event():
+    assert set(machine.TABLE) == set(machine.Event.__subclasses__())
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """What can happen to a node, in any order."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 0.0
+        self.state, _ = machine.begin(60.0)
+        self.trains: list[StartTraining] = []
+        self.left = 0
+
+    def happen(self, event: machine.Event) -> None:
+        self.state, commands = machine.transition(self.state, event)
+        for command in commands:
+            if isinstance(command, machine.Train):
+                self.trains.append(command.task)
+            if isinstance(command, machine.Leave):
+                self.left += 1
+
+    @rule(round_=st.integers(1, 3))
+    def asked(self, round_: int) -> None:
+        self.happen(machine.Asked(self.now, task(round_)))
+
+    @rule(round_=st.integers(1, 3), what=st.sampled_from(["trained", "appended", "not", "cannot"]))
+    def worked(self, round_: int, what: str) -> None:
+        events = {
+            "trained": machine.Trained(self.now, task(round_), DIGEST),
+            "appended": machine.Appended(self.now, task(round_)),
+            "not": machine.NotAppended(self.now, task(round_)),
+            "cannot": machine.CannotTrain(self.now, task(round_), "no"),
+        }
+        self.happen(events[what])
+
+    @rule(back=st.booleans())
+    def channel(self, back: bool) -> None:
+        self.happen(machine.Connected(self.now) if back else machine.Disconnected(self.now))
+
+    @rule(round_=st.integers(1, 3), accepted=st.booleans())
+    def judged(self, round_: int, accepted: bool) -> None:
+        self.happen(machine.Judged(self.now, verdict(round_, accepted=accepted)))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.happen(machine.Tick(self.now))
+
+    @rule()
+    def told(self) -> None:
+        self.happen(machine.Told(self.now, END))
+
+    @invariant()
+    def leaves_once_and_only_then_ended(self) -> None:
+        assert self.left <= 1
+        assert (self.state.phase is Phase.ENDED) == (self.left == 1)
+
+    @invariant()
+    def a_digest_is_held_only_with_its_task(self) -> None:
+        if self.state.phase in (Phase.SENDING, Phase.SENT):
+            assert self.state.task is not None
+            assert self.state.digest is not None
+
+    @invariant()
+    def away_from_the_server_there_is_a_time_to_dial(self) -> None:
+        if not self.state.connected and self.state.phase is not Phase.ENDED and self.state.dials:
+            assert self.state.dial_at is not None or self.state.away is not None
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
