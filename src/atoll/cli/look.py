@@ -64,7 +64,7 @@ def history(
     console = Console()
     console.print(f"run [bold]{found['run']}[/bold] of plan {found['name']}: {found['outcome']}. {found['reason']}")
     if found["rounds"]:
-        console.print(rounds_table(found["rounds"], found["rounds"][-1]["round"], ""))
+        console.print(rounds_table(found["rounds"], found["planned"], ""))
         for node, judged in found["rounds"][-1]["by_node"].items():
             figures = ", ".join(f"{name} {figure(judged, name)}" for name in judged)
             console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -163,6 +164,7 @@ class SqlStore:
         start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
         return {
             **facts,
+            "planned": json.loads(found.plan).get("plan", {}).get("rounds"),
             "nodes": [{"node": node, "name": name} for node, name in names.items()],
             "initial_evaluation": start,
             "rounds": rounds,
