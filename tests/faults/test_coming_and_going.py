@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tests.federation import clients, plan, rows, run
 
 from atoll.messages import NAMESPACE, StartTraining
-from atoll.node import machine
 from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.server.runtime import Server
@@ -53,8 +52,6 @@ def test_a_node_started_again_in_mid_round_resends_what_it_kept(tmp_path: Path):
     class Dying(Counting):
         async def send_updates(self, command: Any) -> None:
             raise ConnectionAbortedError("the machine is switched off")
-
-        _ACTS: ClassVar[Any] = {**Node._ACTS, machine.Append: send_updates}
 
     async def together() -> tuple[dict[str, Any], Counting, bytes, bytes]:
         server = Server(agreed, store=tmp_path / "store", port=0)

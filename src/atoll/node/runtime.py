@@ -8,9 +8,8 @@ import hashlib
 import itertools
 import json
 import logging
-import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import socketio
 
 from atoll import algorithms, learners
 from atoll.algorithms import Memory
+from atoll.drive import Drive, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, WireError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
@@ -46,6 +46,7 @@ from atoll.wire import Address, encode, seal, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
+_STOPPED = "stopped by its owner; an unsent update is kept and goes out when the node joins again"
 FIRST_TRIES = 60
 """How often a node looks for its server before it gives up: about five minutes."""
 
@@ -87,7 +88,18 @@ class Node:
         self._source, self._agreed, self._own = data, plan, learner
         self._watch: Watch = watch or (lambda _: None)
         self._remembered: dict[str, Memory] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
+            machine.Dial: self.connect,
+            machine.Train: self.fit,
+            machine.Append: self.send_updates,
+            machine.Say: self._say,
+            machine.Refuse: self._refuse,
+            machine.Settle: self._settle,
+            machine.Take: self._take,
+            machine.Wake: self._wake,
+            machine.Leave: self._leave,
+        }
+        self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._fail)
         self._training = asyncio.Lock()
         self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False)
         self._hear()
@@ -107,10 +119,9 @@ class Node:
         patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
         async with aiohttp.ClientSession(timeout=patience) as self.session:
             try:
-                with self._signals():
+                with on_signals(lambda: self._fail(GaveUpError(_STOPPED))):
                     await self._agree()
-                    self.state, commands = machine.begin(self.plan.cohort.deadline)
-                    await self._do(commands)
+                    await self.drive.begin(*machine.begin(self.plan.cohort.deadline))
                     end = await self._over
             finally:
                 await self.disconnect()
@@ -193,31 +204,31 @@ class Node:
     async def connection_received(self, message: ConnectionReceived) -> None:
         """The server has let this node in."""
         self._tell("connected", run=message.run, round=message.round)
-        await self._event(machine.Connected(self._now()))
+        await self.drive.happen(machine.Connected(self.drive.now()))
 
     async def start_training(self, task: StartTraining) -> None:
         """The server asks for an update."""
-        await self._event(machine.Asked(self._now(), task))
+        await self.drive.happen(machine.Asked(self.drive.now(), task))
 
     async def _judged(self, verdict: Verdict) -> None:
         self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
-        await self._event(machine.Judged(self._now(), verdict))
+        await self.drive.happen(machine.Judged(self.drive.now(), verdict))
 
     async def end_session(self, end: EndSession) -> None:
         """The run is over: the final model is fetched, judged on this node's rows, and saved."""
-        await self._event(machine.Told(self._now(), end))
+        await self.drive.happen(machine.Told(self.drive.now(), end))
 
     async def _lost(self, *reason: object) -> None:
         del reason
         self._tell("waiting", reason="the server is away; reconnecting")
-        await self._event(machine.Disconnected(self._now()))
+        await self.drive.happen(machine.Disconnected(self.drive.now()))
 
     # What the machine decides.
 
     async def connect(self, command: machine.Dial) -> None:
         """Open the control channel; a refusal ends the node."""
         del command
-        self._spawn(self._dial())
+        self.drive.spawn(self._dial())
 
     async def _dial(self) -> None:
         try:
@@ -232,7 +243,7 @@ class Node:
             )
         except (UnreachableError, socketio.exceptions.ConnectionError) as error:
             log.info("not connected: %s", error)
-            await self._event(machine.Disconnected(self._now()))
+            await self.drive.happen(machine.Disconnected(self.drive.now()))
 
     async def _not_connected(self, reason: object = None) -> None:
         """Hear why the channel could not be opened: a server that answers says it in a message, and means it."""
@@ -241,23 +252,23 @@ class Node:
 
     async def fit(self, command: machine.Train) -> None:
         """Fetch the model and train, unless the update for this task was made and kept already."""
-        self._spawn(self._fit(command.task))
+        self.drive.spawn(self._fit(command.task))
 
     async def _fit(self, task: StartTraining) -> None:
         async with self._training:  # one at a time; a task that was replaced meanwhile is not begun
-            if self.state.task is not task:
+            if self.drive.state.task is not task:
                 return
             try:
                 digest = self.outbox.kept(self._address(task)) or await self._train(task)
             except UnreachableError as error:
-                await self._event(machine.CannotTrain(self._now(), task, f"the model can't be fetched: {error}"))
+                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"the model can't be fetched: {error}"))
             except AtollError as error:
-                await self._event(machine.CannotTrain(self._now(), task, str(error)))
+                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
             except Exception as error:  # a framework's own: the server is told, and the node goes on
                 log.exception("round %d: training failed", task.round)
-                await self._event(machine.CannotTrain(self._now(), task, f"training failed: {error!r}"))
+                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"training failed: {error!r}"))
             else:
-                await self._event(machine.Trained(self._now(), task, digest))
+                await self.drive.happen(machine.Trained(self.drive.now(), task, digest))
 
     async def _train(self, task: StartTraining) -> str:
         body = await self._model(task.model)
@@ -284,7 +295,7 @@ class Node:
 
     async def send_updates(self, command: machine.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""
-        self._spawn(self._send(command.task))
+        self.drive.spawn(self._send(command.task))
 
     async def _send(self, task: StartTraining) -> None:
         try:
@@ -293,12 +304,12 @@ class Node:
             await self.appender.append(envelope, path)
         except UnreachableError as error:
             self._tell("waiting", reason=str(error))
-            await self._event(machine.NotAppended(self._now(), task))
+            await self.drive.happen(machine.NotAppended(self.drive.now(), task))
         except AtollError as error:
-            await self._event(machine.CannotTrain(self._now(), task, str(error)))
+            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
         else:
             self._tell("sent", round=task.round, bytes=envelope.size)
-            await self._event(machine.Appended(self._now(), task))
+            await self.drive.happen(machine.Appended(self.drive.now(), task))
 
     async def _say(self, command: machine.Say) -> None:
         await self._emit(command.message)
@@ -318,7 +329,7 @@ class Node:
         await asyncio.to_thread(self.ledger.judged, verdict.digest, verdict.accepted, verdict.reason, time.time())
 
     async def _take(self, command: machine.Take) -> None:
-        self._spawn(self._taking(command.end))
+        self.drive.spawn(self._taking(command.end))
 
     async def _taking(self, end: EndSession) -> None:
         try:
@@ -326,7 +337,7 @@ class Node:
                 body = await self._model(end.model)
                 self.metrics = await asyncio.to_thread(self._keep_final, body)
         except UnreachableError:
-            await self._event(machine.NotTaken(self._now()))
+            await self.drive.happen(machine.NotTaken(self.drive.now()))
             return
         except AtollError as error:
             log.warning("the final model can't be kept: %s", error)
@@ -334,7 +345,7 @@ class Node:
             with contextlib.suppress(socketio.exceptions.SocketIOError):
                 ended = SessionEnded(run=end.run, metrics=self.metrics)
                 await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
-        await self._event(machine.Taken(self._now()))
+        await self.drive.happen(machine.Taken(self.drive.now()))
 
     def _keep_final(self, body: bytes) -> dict[str, float]:
         groups = unpack(body, {name: group.layout for name, group in self.layouts.items()})[0]
@@ -345,7 +356,7 @@ class Node:
         return dict(self.learner.evaluate({name: groups[name] for name in self.learner.layouts}, self.data.judge))
 
     async def _wake(self, command: machine.Wake) -> None:
-        asyncio.get_running_loop().call_at(command.at, lambda: self._spawn(self._event(machine.Tick(self._now()))))
+        self.drive.wake(command.at, machine.Tick)
 
     async def _leave(self, command: machine.Leave) -> None:
         if not self._over.done():
@@ -353,32 +364,11 @@ class Node:
 
     async def disconnect(self) -> None:
         """Hang up, and clean up what only a running node needs."""
-        for task in tuple(self._tasks):
-            task.cancel()
+        self.drive.stop()
         await self.sio.disconnect()
         with contextlib.suppress(AttributeError):
             await self.appender.close()
         self.ledger.close()
-
-    _ACTS: Mapping[type[machine.Command], Callable[[Any, Any], Any]] = {
-        machine.Dial: connect,
-        machine.Train: fit,
-        machine.Append: send_updates,
-        machine.Say: _say,
-        machine.Refuse: _refuse,
-        machine.Settle: _settle,
-        machine.Take: _take,
-        machine.Wake: _wake,
-        machine.Leave: _leave,
-    }
-
-    async def _event(self, event: machine.Event) -> None:
-        self.state, commands = machine.transition(self.state, event)
-        await self._do(commands)
-
-    async def _do(self, commands: Sequence[machine.Command]) -> None:
-        for command in commands:
-            await self._ACTS[type(command)](self, command)
 
     async def _emit(self, message: Message) -> None:
         with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return
@@ -397,31 +387,6 @@ class Node:
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._fail(error)
-
     def _fail(self, error: BaseException) -> None:
         if not self._over.done():
             self._over.set_exception(error)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Any:
-        loop = asyncio.get_running_loop()
-        stopped = GaveUpError("stopped by its owner; an unsent update is kept and goes out when the node joins again")
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
-            for name in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(name, self._fail, stopped)
-        yield
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            for name in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(name)

@@ -6,27 +6,25 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import socketio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from atoll import algorithms, learners
+from atoll.drive import Drive, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
 from atoll.learner import Learner, Rows
 from atoll.logs import Reader, Record
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import events, http, machine, uploads
+from atoll.server import events, http, machine, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.close import Accepted, close
@@ -74,7 +72,7 @@ class Server:
         self.directory = Path(store)
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
-            self._listener = opened.enter_context(_bind(host, port))
+            self._listener = opened.enter_context(web.bind(host, port))
             self.store = SqlStore(self.directory)
             opened.callback(self.store.close)
             self.models = Models(self.directory / "models")
@@ -87,7 +85,15 @@ class Server:
         self._first = self.models.put(self.algorithm.brief(self.state))
         self.book = Book(self.store, plan, self.run, self._first)
         self._ended = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
+            events.Train: self.start_round,
+            events.Judge: self._judge,
+            events.Close: self._close,
+            events.End: self.end_session,
+            events.Wake: self._wake,
+            events.Finish: self._finish,
+        }
+        self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._failed)
 
     def serve(self) -> dict[str, Any]:
         """Serve the run to its end, and return its history.
@@ -95,37 +101,35 @@ class Server:
         Raises:
             GaveUpError: it ended before its last round; everything up to there is stored.
         """
-        with asyncio.Runner(loop_factory=_loop) as runner:
+        with asyncio.Runner(loop_factory=web.loop) as runner:
             return runner.run(self.serve_async())
 
     async def serve_async(self) -> dict[str, Any]:
         """Do as `serve`, inside a running event loop."""
-        self.machine, commands = machine.begin(self.run, self.plan, self._first, self._now())
-        config = uvicorn.Config(self._app(), http="httptools", ws="wsproto", lifespan="off", log_config=None)
-        web = _Web(config)
-        serving = asyncio.create_task(web.serve(sockets=[self._listener]))
-        self._spawn(self.consume_updates())
+        self.drive.state, commands = machine.begin(self.run, self.plan, self._first, self.drive.now())
+        site = web.Web(self._app())
+        serving = asyncio.create_task(site.serve(sockets=[self._listener]))
+        self.drive.spawn(self.consume_updates())
         try:
-            with self._signals():
+            with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
                 self._tell("listening", url=self.url, run=self.run, minimum=self.plan.cohort.minimum)
                 if (first := await asyncio.to_thread(self.evaluate)) is not None:
                     await self.book.judged_first(first)
-                await self._do(commands)
+                await self.drive.begin(self.drive.state, commands)
                 await self._ended.wait()
         finally:
             await self.channel.close()
-            web.should_exit = True
+            site.should_exit = True
             await serving
             await self.log.close()
-            for task in self._tasks:
-                task.cancel()
+            self.drive.stop()
             self.book.close()
             history = self.store.history(self.run)
             self._opened.close()
-        self._tell("ended", outcome=self.machine.outcome, reason=self.machine.reason)
-        if self.machine.outcome == "gave_up":
-            raise GaveUpError(f"{self.machine.reason}; what was done until then is in {self.directory}", run=self.run)
+        self._tell("ended", outcome=self.drive.state.outcome, reason=self.drive.state.reason)
+        if self.drive.state.outcome == "gave_up":
+            raise GaveUpError(f"{self.drive.state.reason}; what was done until then is in {self.directory}", run=self.run)
         return history
 
     # What nodes do (the channel calls these).
@@ -138,18 +142,18 @@ class Server:
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
         rounds = self.plan.plan.rounds
-        return ConnectionReceived(run=self.run, plan=self.plan.digest, rounds=rounds, round=self.machine.round)
+        return ConnectionReceived(run=self.run, plan=self.plan.digest, rounds=rounds, round=self.drive.state.round)
 
     async def connected(self, node: str, name: str) -> None:
         """Count a node in."""
         self._tell("joined", node=node, name=name)
-        await self._event(events.Joined(self._now(), {node: name}))
+        await self.drive.happen(events.Joined(self.drive.now(), {node: name}))
 
     async def disconnected(self, node: str) -> None:
         """Count a node out until it comes back."""
-        if self.machine.outcome is None:
+        if self.drive.state.outcome is None:
             self._tell("lost", node=node, name=self.book.names[node])
-        await self._event(events.Lost(self._now(), node))
+        await self.drive.happen(events.Lost(self.drive.now(), node))
 
     async def fl_update(self, node: str, message: FlUpdate) -> None:
         """Hear that an update is durable; the log's reader brings it, so this only tells the node if it was judged already."""
@@ -162,12 +166,12 @@ class Server:
         address = Address(message.run, message.round, message.attempt, node)
         await self.book.refused(address, "", 0, "declined", message.reason)
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
-        await self._event(events.Declined(self._now(), address, message.reason))
+        await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
 
     async def session_ended(self, node: str, message: SessionEnded) -> None:
         """Hear how the final model does on a node's rows, and let it go."""
-        await self.book.farewell(self.machine.round, node, message.metrics)
-        await self._event(events.Left(self._now(), node))
+        await self.book.farewell(self.drive.state.round, node, message.metrics)
+        await self.drive.happen(events.Left(self.drive.now(), node))
 
     # What the log brings.
 
@@ -180,15 +184,15 @@ class Server:
             except WireError as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
-            if machine.admits(self.machine, envelope.address) is None:
+            if machine.admits(self.drive.state, envelope.address) is None:
                 try:
-                    update = await asyncio.to_thread(self._verify, record, self.machine.model)
+                    update = await asyncio.to_thread(self._verify, record, self.drive.state.model)
                 except AtollError as error:
                     await self._reject(record, str(error))
-                    await self._event(events.Declined(self._now(), envelope.address, str(error)))
+                    await self.drive.happen(events.Declined(self.drive.now(), envelope.address, str(error)))
                     continue
-                self.book.arrived(record, update.weight, update.metrics, self._now())
-            await self._event(events.Appended(self._now(), envelope.address, envelope.digest))
+                self.book.arrived(record, update.weight, update.metrics, self.drive.now())
+            await self.drive.happen(events.Appended(self.drive.now(), envelope.address, envelope.digest))
 
     def _verify(self, record: Record, model: str) -> Update:
         if record.refused:
@@ -207,7 +211,7 @@ class Server:
 
     async def start_round(self, command: events.Train) -> None:
         """Ask nodes to train the present model."""
-        self.book.asked(self._now(), command.again)
+        self.book.asked(self.drive.now(), command.again)
         self._tell("asked", round=command.round, nodes=command.nodes)
         task = StartTraining(
             run=self.run, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
@@ -217,7 +221,7 @@ class Server:
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""
-        model = self.machine.model if self.machine.round > 1 or command.outcome == "completed" else None
+        model = self.drive.state.model if self.drive.state.round > 1 or command.outcome == "completed" else None
         end = EndSession(
             run=self.run,
             rounds=self.plan.plan.rounds,
@@ -232,13 +236,13 @@ class Server:
         address = command.address
         if not command.accepted:
             log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
-            late = machine.admits(self.machine, address) is not None
+            late = machine.admits(self.drive.state, address) is not None
             await self.book.refused(address, command.digest, size, "late" if late else "rejected", command.reason)
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
         await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
 
     async def _close(self, command: events.Close) -> None:
-        self._spawn(self._closing(command))
+        self.drive.spawn(self._closing(command))
 
     async def _closing(self, command: events.Close) -> None:
         try:
@@ -247,16 +251,16 @@ class Server:
             facts = await self.store_history(command, model, state, judged)
         except Exception as error:  # the run can't go on without this model: say so, and end in order
             log.exception("round %d can't be closed", command.round)
-            await self._event(events.Broken(self._now(), f"round {command.round} can't be closed: {error}"))
+            await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        await self._event(events.Closed(self._now(), model))
+        await self.drive.happen(events.Closed(self.drive.now(), model))
 
     def aggregate(self, command: events.Close) -> tuple[str, str]:
         """Fold the accepted updates into the next state; return the digests of the stored model and state."""
         accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
-        registered = len(self.machine.names)
-        self.state = close(self.algorithm, self.state, self.learner.layouts, self.machine.model, accepted, registered)
+        registered = len(self.drive.state.names)
+        self.state = close(self.algorithm, self.state, self.learner.layouts, self.drive.state.model, accepted, registered)
         brief = self.algorithm.brief(self.state)
         model = self.models.put(brief)
         return model, model if brief.keys() == self.state.keys() else self.models.put(self.state)
@@ -268,36 +272,19 @@ class Server:
 
     async def store_history(self, command: events.Close, model: str, state: str, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
-        return await self.book.close_round(command, model, state, judged, self._now())
+        return await self.book.close_round(command, model, state, judged, self.drive.now())
 
     async def _wake(self, command: events.Wake) -> None:
-        asyncio.get_running_loop().call_at(command.at, lambda: self._spawn(self._event(events.Tick(self._now()))))
+        self.drive.wake(command.at, events.Tick)
 
     async def _finish(self, command: events.Finish) -> None:
         await self.book.end(command.outcome, command.reason)
         self._ended.set()
 
-    _ACTS: Mapping[type[events.Command], Callable[[Any, Any], Any]] = {
-        events.Train: start_round,
-        events.Judge: _judge,
-        events.Close: _close,
-        events.End: end_session,
-        events.Wake: _wake,
-        events.Finish: _finish,
-    }
-
-    async def _event(self, event: events.Event) -> None:
-        self.machine, commands = machine.transition(self.machine, event)
-        await self._do(commands)
-
-    async def _do(self, commands: Sequence[events.Command]) -> None:
-        for command in commands:
-            await self._ACTS[type(command)](self, command)
-
     def status(self) -> dict[str, Any]:
         """Return the run's present state as plain values, with what it waits for."""
-        run = self.machine
-        waits = machine.waiting_for(run, self._now())
+        run = self.drive.state
+        waits = machine.waiting_for(run, self.drive.now())
         nodes = [
             {
                 "node": node,
@@ -320,7 +307,7 @@ class Server:
 
     def stop(self, reason: str = "stopped by the operator") -> None:
         """End the run in order: nodes are told, everything is stored."""
-        self._spawn(self._event(events.Stop(self._now(), reason)))
+        self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
 
     def _open_log(self) -> EmbeddedLog | Reader:
         limit = int(1.01 * sum(layout.nbytes for layout in self.layouts.values())) + (1 << 20)
@@ -337,65 +324,11 @@ class Server:
         return socketio.ASGIApp(self.channel.sio, Starlette(routes=routes))
 
     def _admits(self, envelope: Envelope) -> str | None:
-        return machine.admits(self.machine, envelope.address)
+        return machine.admits(self.drive.state, envelope.address)
 
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("the server can't go on", exc_info=error)
-            self._spawn(self._event(events.Broken(self._now(), str(error) or repr(error))))
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop, names = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        added = []
-        for name in names:
-            with contextlib.suppress(
-                NotImplementedError, RuntimeError, ValueError
-            ):  # not in the main thread, or not on this system
-                loop.add_signal_handler(name, self.stop)
-                added.append(name)
-        yield
-        for name in added:
-            loop.remove_signal_handler(name)
-
-
-class _Web(uvicorn.Server):
-    """A web server that leaves signals to the run."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)  # from now on the port is taken, and who comes early waits
-    except OSError as error:
-        listener.close()
-        raise AtollError(
-            f"can't listen on {host} port {port} ({error.strerror}): choose another --port, or 0 for a free one"
-        ) from error
-    return listener
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # not made for this system
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    def _failed(self, error: BaseException) -> None:
+        log.error("the server can't go on", exc_info=error)
+        self.drive.spawn(self.drive.happen(events.Broken(self.drive.now(), str(error) or repr(error))))
