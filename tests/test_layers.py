@@ -42,7 +42,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "starlette": SERVING,
     "jinja2": ("atoll.server.page",),
     "uvicorn": ("atoll.server.web", FLOOR),
-    "uvloop": ("atoll.server.web",),
+    "uvloop": ("atoll.drive",),
     "typer": ("atoll.cli",),
     "rich": ("atoll.cli",),
     "matplotlib": ("atoll.cli",),

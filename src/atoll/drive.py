@@ -87,3 +87,12 @@ def on_signals(act: Callable[[], None]) -> Iterator[None]:
     finally:
         for name in added:
             loop.remove_signal_handler(name)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop: uvloop's, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # an optional part, and not made for every system
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -18,7 +18,7 @@ import socketio
 
 from atoll import algorithms, learners
 from atoll.algorithms import Memory
-from atoll.drive import Drive, on_signals
+from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, WireError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
@@ -111,7 +111,8 @@ class Node:
             AtollError: the server refuses this node, or the data doesn't fit the plan.
             GaveUpError: the run ended early, or the server stayed away for too long.
         """
-        return asyncio.run(self.start_async())
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(self.start_async())
 
     async def start_async(self) -> EndSession:
         """Do as `start`, inside a running event loop."""
@@ -326,7 +327,7 @@ class Node:
         if verdict.accepted and remembered is not None:
             self.memory = remembered
         self.outbox.drop(Address(verdict.run, verdict.round, verdict.attempt, self.identity.node))
-        await asyncio.to_thread(self.ledger.judged, verdict.digest, verdict.accepted, verdict.reason, time.time())
+        self.ledger.judged(verdict.digest, verdict.accepted, verdict.reason, time.time())
 
     async def _take(self, command: machine.Take) -> None:
         self.drive.spawn(self._taking(command.end))

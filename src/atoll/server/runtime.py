@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from atoll import algorithms, learners
-from atoll.drive import Drive, on_signals
+from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
 from atoll.learner import Learner, Rows
 from atoll.logs import Reader, Record
@@ -101,7 +101,7 @@ class Server:
         Raises:
             GaveUpError: it ended before its last round; everything up to there is stored.
         """
-        with asyncio.Runner(loop_factory=web.loop) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(self.serve_async())
 
     async def serve_async(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Listening: a port taken from the first moment, the quickest event loop there is, a web server that leaves signals alone."""
+"""Listening: a port taken from the first moment, and a web server that leaves signals alone."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from atoll.errors import AtollError
 
 
 class Web(uvicorn.Server):
-    """A web server for one application, which leaves signals to the run."""
+    """A web server for one application, which leaves signals to the run; its small messages are not worth compressing."""
 
     def __init__(self, app: Any) -> None:
-        super().__init__(uvicorn.Config(app, http="httptools", ws="wsproto", lifespan="off", log_config=None))
+        super().__init__(uvicorn.Config(app, http="httptools", ws="wsproto", lifespan="off", log_config=None, ws_per_message_deflate=False))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,12 +41,3 @@ def bind(host: str, port: int) -> socket.socket:
             f"can't listen on {host} port {port} ({error.strerror}): choose another --port, or 0 for a free one"
         ) from error
     return listener
-
-
-def loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop: uvloop's, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:  # an optional part, and not made for every system
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

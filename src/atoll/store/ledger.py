@@ -33,26 +33,32 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self._base = Database(directory, "ledger.sqlite", _TABLES)
+        self._verdicts: list[Any] = []
 
     def leaving(self, envelope: Envelope, now: float, guard: str = "none") -> None:
         """Write that an update is about to leave."""
         facts = {**envelope.address._asdict(), "digest": envelope.digest, "bytes": envelope.size, "plan": envelope.plan}
-        with self._base.begin() as base:
-            base.execute(insert(_ENTRIES).values(**facts, guard=guard, at=now))
+        self._write(insert(_ENTRIES).values(**facts, guard=guard, at=now))
 
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
-        """Write what became of an update."""
+        """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""
         verdict = "accepted" if accepted else "refused"
-        with self._base.begin() as base:
-            base.execute(
-                update(_ENTRIES).where(_ENTRIES.c.digest == digest).values(verdict=verdict, reason=reason, judged_at=now)
-            )
+        change = update(_ENTRIES).where(_ENTRIES.c.digest == digest)
+        self._verdicts.append(change.values(verdict=verdict, reason=reason, judged_at=now))
 
     def entries(self) -> list[dict[str, Any]]:
         """Return all entries, the oldest first."""
+        self._write()
         with self._base.begin() as base:
             return [dict(row) for row in base.execute(select(_ENTRIES).order_by(_ENTRIES.c.id)).mappings()]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Write what is left to write, and let go of the file."""
+        self._write()
         self._base.close()
+
+    def _write(self, *changes: Any) -> None:
+        with self._base.begin() as base:
+            for change in (*self._verdicts, *changes):
+                base.execute(change)
+        self._verdicts = []
