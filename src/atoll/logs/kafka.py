@@ -13,7 +13,10 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from atoll.wire import Address, Buffer, Envelope
 log = logging.getLogger("atoll.logs.kafka")
 MORE = "…"
 """Said of a piece that is in its place, and no more than that: others are still to come, or the body is known."""
+_SPOOLERS = 4
 _PATIENCE = 10.0
 """Seconds until a broker that doesn't answer counts as down."""
 
@@ -164,6 +168,9 @@ class KafkaReader:
         self._news: asyncio.Queue[Record | None] = asyncio.Queue()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        # The broker's syncs make writes beside it wait: several bodies wait at once, but only so many pieces in memory.
+        self._spoolers = [ThreadPoolExecutor(1, "spool") for _ in range(_SPOOLERS)]
+        self._room = threading.Semaphore(4 * _SPOOLERS)
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
@@ -194,14 +201,26 @@ class KafkaReader:
                 self._trouble(error)
                 continue
             self.waiting = None
-            if (record := self._take(message)) and not self._stopped.is_set():
-                loop.call_soon_threadsafe(self._news.put_nowait, record)
+            headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
+            if headers.get("run") != self._run.encode():
+                continue  # of another run, or no piece at all
+            self._room.acquire()
+            # The pieces of a body stay in order on one spooler, so that it is hashed as it comes.
+            spooler = self._spoolers[zlib.crc32(headers.get("node", b"")) % _SPOOLERS]
+            spooler.submit(self._spool, message, headers, loop)
+        for spooler in self._spoolers:
+            spooler.shutdown()
 
-    def _take(self, message: Message) -> Record | None:
+    def _spool(self, message: Message, headers: Mapping[str, bytes], loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            record = self._take(message, headers)
+        finally:
+            self._room.release()
+        if record and not self._stopped.is_set():
+            loop.call_soon_threadsafe(self._news.put_nowait, record)
+
+    def _take(self, message: Message, headers: Mapping[str, bytes]) -> Record | None:
         """Take in one piece; return the record that it completes."""
-        headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
-        if headers.get("run") != self._run.encode():
-            return None  # of another run, or no piece at all
         position = f"{message.partition()}:{message.offset()}"
         try:
             envelope = Envelope.from_header(headers.get("envelope", b""))
@@ -228,7 +247,7 @@ class _Bodies:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._parts: dict[tuple[Address, str], set[int]] = {}
+        self._halves: dict[tuple[Address, str], _Half] = {}
         self._complete: dict[Address, str] = {}
         self._refused: set[tuple[Address, str]] = set()
         try:
@@ -246,28 +265,27 @@ class _Bodies:
         key = envelope.address, envelope.digest
         if key in self._refused or self._complete.get(envelope.address) == envelope.digest:
             return MORE
-        parts = max(1, -(-envelope.size // PIECE))
-        reason = self._wrong(envelope, part, parts, piece, limit)
+        half = self._halves.get(key) or _Half(parts=max(1, -(-envelope.size // PIECE)))
+        if part in half.there:
+            return MORE  # a piece sent twice
+        reason = (None if half.there else self._unfit(envelope, limit)) or _misfit(envelope, part, half.parts, piece)
         if reason is None:
-            path = self._file(envelope)
-            with path.open("r+b" if path.exists() else "w+b", buffering=0) as file:
-                file.seek(part * PIECE)
-                file.write(piece)
-            there = self._parts.setdefault(key, set())
-            there.add(part)
-            if len(there) < parts:
+            self._halves[key] = half
+            half.put(self._file(envelope), part, piece)
+            if len(half.there) < half.parts:
                 return MORE
-            del self._parts[key]
-            if _digest(path) == envelope.digest:
+            if half.digest(self._file(envelope)) == envelope.digest:
+                del self._halves[key]
                 self._complete[envelope.address] = envelope.digest
                 return None
             reason = "the body isn't what its envelope says: size or digest differ"
-            path.unlink()
+        self._halves.pop(key, None)
+        self._file(envelope).unlink(missing_ok=True)
         self._refused.add(key)
         return reason
 
-    def _wrong(self, envelope: Envelope, part: int, parts: int, piece: bytes, limit: int) -> str | None:
-        """Say why a piece can't be taken: before a byte of it is on disk."""
+    def _unfit(self, envelope: Envelope, limit: int) -> str | None:
+        """Say why a body can't be taken in: before a byte of it is on disk."""
         try:
             envelope.verify()
         except WireError as error:
@@ -276,9 +294,6 @@ class _Bodies:
             return "another update is already in the log under this address: the first complete one counts"
         if envelope.size > limit:
             return f"the update has {envelope.size} bytes, the limit is {limit}"
-        length = PIECE if part < parts - 1 else envelope.size - (parts - 1) * PIECE
-        if not 0 <= part < parts or len(piece) != length:
-            return f"part {part} of {parts} has {len(piece)} bytes: the pieces don't fit the envelope"
         return None
 
     def _file(self, envelope: Envelope) -> Path:
@@ -286,9 +301,36 @@ class _Bodies:
         return self._directory / f"{round_}-{attempt}-{node}-{envelope.digest[:16]}.safetensors"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _misfit(envelope: Envelope, part: int, parts: int, piece: bytes) -> str | None:
+    length = PIECE if part < parts - 1 else envelope.size - (parts - 1) * PIECE
+    if 0 <= part < parts and len(piece) == length:
+        return None
+    return f"part {part} of {parts} has {len(piece)} bytes: the pieces don't fit the envelope"
+
+
+@dataclass
+class _Half:
+    """A body of which some pieces are there; hashed as they come for as long as they come in order."""
+
+    parts: int
+    there: set[int] = field(default_factory=set)
+    sha: Any = field(default_factory=hashlib.sha256)
+    hashed: int = 0
+
+    def put(self, path: Path, part: int, piece: bytes) -> None:
+        with path.open("r+b" if self.there else "w+b") as file:
+            file.seek(part * PIECE)
+            file.write(piece)
+        self.there.add(part)
+        if part == self.hashed:
+            self.sha.update(piece)
+            self.hashed += 1
+
+    def digest(self, path: Path) -> str:
+        if self.hashed == self.parts:
+            return str(self.sha.hexdigest())
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_topic(servers: str, topic: str) -> None:

@@ -16,7 +16,9 @@ class Web(uvicorn.Server):
     """A web server for one application, which leaves signals to the run; its small messages are not worth compressing."""
 
     def __init__(self, app: Any) -> None:
-        super().__init__(uvicorn.Config(app, http="httptools", ws="wsproto", lifespan="off", log_config=None, ws_per_message_deflate=False))
+        super().__init__(
+            uvicorn.Config(app, http="httptools", ws="wsproto", lifespan="off", log_config=None, ws_per_message_deflate=False)
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
