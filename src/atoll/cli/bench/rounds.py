@@ -32,6 +32,7 @@ class Noise:
 
     def __init__(self, parameters: int) -> None:
         self.layouts: Mapping[str, Layout] = {"parameters": Layout((Tensor("all", (parameters,)),))}
+        self._noise = np.random.default_rng().random(parameters, np.float32)
 
     def initial(self, seed: int) -> Groups:
         """Return random numbers."""
@@ -50,7 +51,7 @@ class Noise:
         """Add noise."""
         del rows, steps, batch_size, correct
         model = groups["parameters"]
-        return Fit({"parameters": model.with_values(model.values + rng.random(model.values.size, np.float32))}, {})
+        return Fit({"parameters": model.with_values(model.values + self._noise * rng.random(1, np.float32))}, {})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """Say nothing of use."""
