@@ -6,8 +6,6 @@ the `Total`s that a fold makes of many nodes' groups. Rank 0: imports nothing of
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,10 +87,6 @@ class Layout:
             view[...] = arrays[name]
         return values
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the layout as plain JSON values, for a message or a digest."""
-        return {"dtype": self.dtype, "total": self.total, "tensors": [[t.name, list(t.shape)] for t in self.tensors]}
-
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], dtype: Dtype = "float32", total: Kind = "weighted") -> Layout:
         """Return the layout of some arrays, in their own order."""
@@ -146,12 +140,6 @@ Metrics = Mapping[str, float]
 def layouts_of(groups: Groups) -> dict[str, Layout]:
     """Return each group's layout."""
     return {name: group.layout for name, group in groups.items()}
-
-
-def layouts_digest(layouts: Layouts) -> str:
-    """Return the SHA-256 of some layouts, as hex: two sides agree on a layout when these are equal."""
-    text = json.dumps({name: layout.to_json() for name, layout in sorted(layouts.items())}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check(groups: Groups, layouts: Layouts) -> None:
