@@ -100,10 +100,12 @@ class Envelope(NamedTuple):
         if version != VERSION:
             raise WireError(f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one")
         kinds = [(str, (*address[::3], read.plan, read.digest)), (int, (address.round, address.attempt, read.size))]
-        if not all(type(value) is kind for kind, values in kinds for value in values) or read.size < 0:
+        if not all(type(value) is kind for kind, values in kinds for value in values):
             raise WireError("no envelope of an update: a field has the wrong type")
         if not all(_is_hex(value) for value in (read.digest, address.node)) or not _is_name(address.run):
             raise WireError("no envelope of an update: run, node or digest holds characters that don't belong there")
+        if not all(0 <= number < 1 << 63 for number in (address.round, address.attempt, read.size)):
+            raise WireError("no envelope of an update: round, attempt or size is no count of anything")
         return read
 
 

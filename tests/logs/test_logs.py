@@ -20,7 +20,7 @@ from atoll.logs.embedded import EmbeddedLog, HttpAppender
 from atoll.logs.inproc import InprocLog
 from atoll.logs.kafka import KafkaAppender, KafkaReader
 from atoll.server.uploads import routes
-from atoll.testing.logs import LIMIT, RUN, Ends, body_of, check_file, check_log
+from atoll.testing.logs import LIMIT, RUN, Ends, body_of, check_log
 from atoll.wire import Envelope
 
 
@@ -61,26 +61,19 @@ def test_the_log_in_memory():
 
 
 def test_the_kafka_log(tmp_path, kafka):
+    began: list[str] = []
+
     @contextlib.asynccontextmanager
     async def open_() -> AsyncIterator[Ends]:
-        reader = await asyncio.to_thread(KafkaReader, kafka, "check-log", RUN, tmp_path, LIMIT)
+        positions = began[0] if began else None
+        reader = await asyncio.to_thread(KafkaReader, kafka, "check-log", RUN, tmp_path, LIMIT, positions)
+        began.append(reader.positions)
         appender = KafkaAppender(kafka, "check-log")
         yield Ends(appender, reader)
         await appender.close()
         await reader.close()
 
-    # A reader starts where the topic stands: taking up an old run's position is not its own to decide.
-    check_log(open_, keeps=False, refuses=False)
-
-
-def test_a_body_from_a_file(tmp_path, kafka):
-    async def both() -> None:
-        async with embedded(tmp_path / "embedded") as (ends, _):
-            await check_file(ends, tmp_path / "body")
-        log = InprocLog(RUN)
-        await check_file(Ends(log, log), tmp_path / "body")
-
-    asyncio.run(both())
+    check_log(open_, refuses=False)
 
 
 def test_a_broker_that_is_down_is_one_line(tmp_path):
@@ -139,12 +132,12 @@ def other(envelope: Envelope) -> Envelope:
     [
         ({"Atoll-Envelope": "{}"}, None, 400, "no envelope"),
         ({"Atoll-Envelope": "x" * 5000}, None, 400, "the limit is 4096"),
-        ({"forged": True}, None, 400, "the signature of node"),
+        ({"forged": True}, None, 403, "the signature of node"),
         ({"path": "/v1/runs/run-under-test/rounds/2/1/updates/abc"}, None, 400, "another address than the path"),
         ({}, "bytes 5-1/9", 400, "doesn't fit a body"),
         ({}, "lines 1-2/3", 400, "doesn't fit a body"),
         ({}, "nonsense", 400, "no range"),
-        ({}, "bytes 20-43/44", 400, "the upload goes on at byte 20, but only 0 are here"),
+        ({}, "bytes 20-43/44", 416, "the upload goes on at byte 20, but only 0 are here"),
         ({"admit": "round 1 is over"}, None, 409, "round 1 is over"),
         ({"data": b"something else of the same length, as it is."}, None, 409, "isn't what its envelope says"),
         ({"data": b"doubled" * 20}, None, 409, "isn't what its envelope says"),

@@ -57,6 +57,11 @@ class Appender(Protocol):
 class Reader(Protocol):
     """The server's end."""
 
+    @property
+    def waiting(self) -> str | None:
+        """Why nothing can be read at present, in a few words for a person; None where all is well."""
+        ...
+
     def records(self) -> AsyncIterator[Record]:
         """Yield every record of this run, first those already there, then each as it becomes complete and durable."""
         ...
@@ -67,6 +72,10 @@ class Reader(Protocol):
         Raises:
             LogError: the log holds no complete body for this envelope.
         """
+        ...
+
+    def forget(self, round_: int) -> None:
+        """Let go of copies of bodies that are here up to a round, which is closed: what the log itself holds stays."""
         ...
 
     async def close(self) -> None:

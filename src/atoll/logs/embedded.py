@@ -7,19 +7,19 @@ A directory a run::
 
 A body is synced before its line is written, and nobody is told before the line is synced too, so a crash
 leaves complete bodies and half ones, which are resumed or written anew. One sync of the index serves all
-bodies that wait for one.
+bodies that wait for one. A body that comes by two connections is taken from the newer: who sends it again
+has given up on the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
-import mmap
-import os
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,11 +27,19 @@ import aiohttp
 
 from atoll.errors import LogError, RefusedError, UnreachableError, WireError
 from atoll.logs import Progress, Record, pieces
+from atoll.logs.bodies import Index, Upload, check_size, mapped, path_of, sync
 from atoll.wire import Address, Buffer, Envelope
 
+log = logging.getLogger("atoll.logs.embedded")
+HEADER = "Atoll-Envelope"
 _COALESCE = 1 << 20
 """What comes is handed to a worker in lumps of at least so many bytes."""
-HEADER = "Atoll-Envelope"
+_STALL = 120.0
+"""Seconds without a byte, on either end, until a connection counts as dead."""
+_AGAIN = (408, 416, 429)
+"""Refusals of this moment: the same body may go through later, unlike with any other status from 400 to 499."""
+_TAKEN = "another update is already in the log under this address: the first complete one counts"
+_ALTERED = "the body isn't what its envelope says: size or digest differ"
 
 
 class EmbeddedLog:
@@ -43,8 +51,10 @@ class EmbeddedLog:
         limit: the longest body, in bytes.
 
     Raises:
-        LogError: the directory can't be used.
+        LogError: the directory can't be used, or its index is damaged.
     """
+
+    waiting: str | None = None
 
     def __init__(self, directory: Path, run: str, limit: int) -> None:
         self.run, self.limit = run, limit
@@ -53,35 +63,44 @@ class EmbeddedLog:
         self._records: list[Record] = []
         self._news = asyncio.Condition()
         self._closed = False
-        self._uploads: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: dict[Path, _Turn] = {}
         self._pending: list[tuple[Envelope, asyncio.Future[None]]] = []
-        self._committing = asyncio.Lock()
+        self._committing: asyncio.Task[None] | None = None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._index = (self._directory / "index.jsonl").open("a+b", buffering=0)
-            self._recover()
+            for parent in (directory, directory.parent):
+                sync(parent)
+            self._index = Index(self._directory / "index.jsonl")
         except OSError as error:
             raise LogError(f"{self._directory}: the update log can't be kept there ({error.strerror})") from error
+        self._recover()
 
     def _recover(self) -> None:
-        """Take up the complete bodies of an earlier process; cut off a line that a crash left half."""
-        self._index.seek(0)
-        lines = self._index.read().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self._index.truncate(sum(map(len, whole)))
-        for line in whole:
-            self._add(Envelope.from_header(line.strip()))
+        """Take up the complete bodies of an earlier process."""
+        lines, self._index.lines = self._index.lines, []
+        for number, line in enumerate(lines):
+            try:
+                envelope = Envelope.from_header(line)
+            except WireError as error:
+                self._index.close()
+                raise LogError(f"{self._index.path}: line {number + 1} is damaged; restore the file from a copy") from error
+            path = path_of(self._directory, envelope)
+            if path.exists() and path.stat().st_size == envelope.size:
+                self._add(envelope, number)
+            else:
+                log.warning("%s: the body is gone; its node has to send it again", path)
 
-    def _add(self, envelope: Envelope) -> None:
+    def _add(self, envelope: Envelope, number: int) -> None:
         self._digests[envelope.address] = envelope.digest
-        self._records.append(Record(envelope, str(len(self._records))))
+        self._records.append(Record(envelope, str(number)))
 
     def received(self, envelope: Envelope) -> int:
-        """Return how many bytes of a body are there: all of them where it is complete."""
+        """Return how many bytes of a body are there: all of them only where it counts already, else at least one is missing."""
         if self._digests.get(envelope.address) == envelope.digest:
             return envelope.size
-        with contextlib.suppress(FileNotFoundError):
-            return min(self._file(envelope).stat().st_size, envelope.size)
+        with contextlib.suppress(OSError):
+            # A whole file without its line isn't in the log: the last byte, sent again, puts it there.
+            return max(0, min(path_of(self._directory, envelope).stat().st_size, envelope.size - 1))
         return 0
 
     async def receive(self, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> bool:
@@ -89,80 +108,79 @@ class EmbeddedLog:
 
         Raises:
             RefusedError: over the limit, another digest is there already, or the bytes aren't what the envelope says.
-            WireError: the bytes ended early (what came is kept), or `start` is past what is there.
+            WireError: the bytes ended early (what came is kept).
+            UnreachableError: `start` or what was there doesn't fit, nothing came for long, or a newer connection took over.
             LogError: they can't be written.
         """
         if envelope.size > self.limit:
             raise RefusedError(f"the update has {envelope.size} bytes, the limit is {self.limit}")
-        path = self._file(envelope)
-        async with self._uploads[path]:
+        path = path_of(self._directory, envelope)
+        async with self._turn(path) as (turn, number):
             there = self._digests.get(envelope.address)
             if there == envelope.digest:
                 return False
-            if there is None:
-                await self._take_in(path, envelope, start, chunks)
-                there = self._digests.get(envelope.address)
-            if there is not None and there != envelope.digest:
+            try:
+                if there is not None:
+                    raise RefusedError(_TAKEN)
+                with _writing(path):
+                    await _take_in(path, envelope, start, turn.chunks(number, chunks))
+                await self._commit(envelope)
+            except RefusedError:
                 path.unlink(missing_ok=True)
-                raise RefusedError("another update is already in the log under this address: the first complete one counts")
-            await self._commit(envelope)
-        self._uploads.pop(path, None)
-        return True
+                raise
+            return True
 
-    async def _take_in(self, path: Path, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> None:
+    @contextlib.asynccontextmanager
+    async def _turn(self, path: Path) -> AsyncIterator[tuple[_Turn, int]]:
+        """Give a file to one upload at a time."""
+        turn = self._turns.setdefault(path, _Turn())
+        turn.users += 1
+        number = turn.supersede()
         try:
-            upload = await asyncio.to_thread(_Upload, path, start)
-        except OSError as error:
-            raise LogError(f"{path}: can't be written ({error.strerror}); free some space on the server") from error
-        try:
-            lump: list[bytes] = []
-            waiting = 0
-            async for chunk in chunks:
-                lump.append(chunk)
-                waiting += len(chunk)
-                if waiting >= _COALESCE:
-                    await asyncio.to_thread(upload.write, lump)
-                    lump, waiting = [], 0
-                if upload.size + waiting > envelope.size:
-                    break
-            digest = await asyncio.to_thread(upload.finish, lump)
-        except OSError as error:
-            raise LogError(f"{path}: can't be written ({error.strerror}); free some space on the server") from error
+            async with turn.lock:
+                yield turn, number
         finally:
-            upload.close()
-        if upload.size < envelope.size:
-            raise WireError(f"the body ended after {upload.size} of {envelope.size} bytes: send the rest")
-        if upload.size > envelope.size or digest != envelope.digest:
-            path.unlink(missing_ok=True)
-            raise RefusedError("the body isn't what its envelope says: size or digest differ")
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[path]
 
     async def _commit(self, envelope: Envelope) -> None:
         """Write the line of a synced body, and sync it together with whatever else waits by then."""
+        if self._closed:
+            raise LogError(f"{self._directory}: the update log is closed; send the update again when the server is back")
         done = asyncio.get_running_loop().create_future()
         self._pending.append((envelope, done))
-        async with self._committing:
-            batch, self._pending = self._pending, []
-            if batch:
-                try:
-                    await asyncio.to_thread(self._write_lines, [one for one, _ in batch])
-                except OSError as error:
-                    for _, waiter in batch:
-                        waiter.set_exception(LogError(f"{self._directory}: the index can't be written ({error.strerror})"))
-                else:
-                    for one, waiter in batch:
-                        self._add(one)
-                        waiter.set_result(None)
-                    async with self._news:
-                        self._news.notify_all()
-        await done
+        if self._committing is None or self._committing.done():
+            # A task of its own: whoever waits may be cancelled, but a batch is never left half done.
+            self._committing = asyncio.create_task(self._commit_pending())
+        try:
+            await done
+        except asyncio.CancelledError:
+            await asyncio.wait([self._committing])  # until then nobody else may write that file
+            raise
 
-    def _write_lines(self, envelopes: Sequence[Envelope]) -> None:
-        if os.name == "posix":
-            handle = os.open(self._directory, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        self._index.write(b"".join(envelope.to_header().encode() + b"\n" for envelope in envelopes))
-        os.fsync(self._index.fileno())
+    async def _commit_pending(self) -> None:
+        while self._pending:
+            batch: dict[Address, tuple[Envelope, asyncio.Future[None]]] = {}
+            waiting, self._pending = self._pending, []
+            for envelope, done in waiting:
+                if envelope.address in self._digests or envelope.address in batch:
+                    _settle(done, RefusedError(_TAKEN))
+                else:
+                    batch[envelope.address] = envelope, done
+            error: Exception | None = None
+            number = self._index.count
+            try:
+                if batch:
+                    await asyncio.to_thread(self._index.append, [one.to_header().encode() for one, _ in batch.values()])
+            except OSError as failure:
+                error = LogError(f"{self._index.path}: can't be written ({failure.strerror}); free some space on the server")
+            for place, (envelope, done) in enumerate(batch.values()):
+                if error is None:
+                    self._add(envelope, number + place)
+                _settle(done, error)
+            async with self._news:
+                self._news.notify_all()
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
@@ -178,65 +196,99 @@ class EmbeddedLog:
         """See `Reader.body`."""
         if self._digests.get(envelope.address) != envelope.digest:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
-        return mapped(self._file(envelope))
+        return mapped(path_of(self._directory, envelope))
+
+    def forget(self, round_: int) -> None:
+        """See `Reader.forget`: here are no copies, the files are the log."""
 
     async def close(self) -> None:
-        """See `Reader.close`."""
-        async with self._committing, self._news:
-            self._closed = True
+        """See `Reader.close`; uploads that aren't durable yet are told to come again."""
+        self._closed = True
+        if self._committing:
+            await asyncio.wait([self._committing])
+        async with self._news:
             self._news.notify_all()
         self._index.close()
 
-    def _file(self, envelope: Envelope) -> Path:
-        _, round_, attempt, node = envelope.address
-        return self._directory / f"{round_}-{attempt}-{node}-{envelope.digest[:16]}.safetensors"
+
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():  # whoever waited is gone
+        return
+    if error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
-class _Upload:
-    """A body on its way into a file: hashed as it is written, in a worker thread."""
+@dataclass(eq=False)
+class _Turn:
+    """Whose turn it is to write one file: the newest upload's. Older ones stop where they are."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        if start and not path.exists():
-            raise WireError(f"the upload goes on at byte {start}, but only 0 are here")
-        self._file = path.open("r+b" if start else "w+b", buffering=0)
-        self._sha = hashlib.sha256()
-        self.size = 0
-        while self.size < start and (piece := self._file.read(min(_COALESCE, start - self.size))):
-            self._sha.update(piece)
-            self.size += len(piece)
-        if self.size < start:
-            self._file.close()
-            raise WireError(f"the upload goes on at byte {start}, but only {self.size} are here")
-        self._file.truncate()
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+    newest: int = 0
+    waiting: asyncio.Timeout | None = None
 
-    def write(self, lump: Sequence[bytes]) -> None:
-        for chunk in lump:
-            view = memoryview(chunk)
-            self._sha.update(view)
-            self.size += len(view)
-            while view:
-                view = view[self._file.write(view) :]
+    def supersede(self) -> int:
+        """Make an upload the newest; return its number."""
+        self.newest += 1
+        if self.waiting:
+            self.waiting.reschedule(asyncio.get_running_loop().time())
+            self.waiting = None
+        return self.newest
 
-    def finish(self, lump: Sequence[bytes]) -> str:
-        self.write(lump)
-        os.fsync(self._file.fileno())
-        return self._sha.hexdigest()
-
-    def close(self) -> None:
-        self._file.close()
+    async def chunks(self, number: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield what comes, for as long as it comes and no newer upload takes over."""
+        try:
+            while number == self.newest:
+                async with asyncio.timeout(_STALL) as self.waiting:
+                    chunk = await anext(chunks, None)
+                self.waiting = None
+                if chunk is None:
+                    return
+                yield chunk
+        except TimeoutError as error:
+            if number == self.newest:
+                raise UnreachableError(f"nothing came for {_STALL:.0f} s: send the rest") from error
+        raise UnreachableError("the same body comes by a newer connection")
 
 
-def mapped(path: Path) -> memoryview:
-    """Return a file's bytes without reading them: pages come as they are looked at, and cost no anonymous memory.
-
-    Raises:
-        LogError: the file is gone or empty.
-    """
+async def _take_in(path: Path, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> None:
+    """Write and hash a body as it comes, and sync it."""
+    upload = await asyncio.to_thread(Upload, path, start)
+    lump: list[bytes] = []
     try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise LogError(f"{path}: a body is missing from the log ({error})") from error
+        waiting = 0
+        try:
+            async for chunk in chunks:
+                lump.append(chunk)
+                waiting += len(chunk)
+                if waiting >= _COALESCE:
+                    full, lump, waiting = lump, [], 0
+                    await asyncio.to_thread(upload.write, full)
+                if upload.size + waiting > envelope.size:
+                    break
+        except Exception:
+            upload.write(lump)  # a connection that broke: what came is kept
+            raise
+        right = await asyncio.to_thread(upload.finish, lump, envelope)
+    finally:
+        upload.close()
+    if upload.size < envelope.size:
+        raise WireError(f"the body ended after {upload.size} of {envelope.size} bytes: send the rest")
+    if not right:
+        path.unlink(missing_ok=True)
+        if start:  # a crash may have spoilt what was there: that is no fault of the body's
+            raise UnreachableError("what was here of the body isn't what its envelope says: send all of it")
+        raise RefusedError(_ALTERED)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LogError(f"{path}: can't be written ({error.strerror}); free some space on the server") from error
 
 
 class HttpAppender:
@@ -250,30 +302,36 @@ class HttpAppender:
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url, self._session = url.rstrip("/"), session
         self._tried: set[str] = set()
+        # No limit to a whole upload, however long: only to a time in which nothing moves.
+        self._patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_STALL)
 
     async def append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None = None) -> None:
         """See `Appender.append`."""
+        check_size(envelope, body)
         run, round_, attempt, node = envelope.address
         url = f"{self._url}/v1/runs/{quote(run)}/rounds/{round_}/{attempt}/updates/{quote(node)}"
         headers = {HEADER: envelope.to_header()}
         try:
-            start = await self._offset(url, headers) if envelope.digest in self._tried else 0
+            start = await self._offset(url, headers, envelope.size) if envelope.digest in self._tried else 0
             self._tried.add(envelope.digest)
             if start < envelope.size or not envelope.size:
                 await self._put(url, headers, envelope, body, start, progress)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise UnreachableError(
-                f"{self._url}: the update log doesn't answer ({str(error) or type(error).__name__})"
-            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            said = str(error) or type(error).__name__
+            raise UnreachableError(f"{self._url}: the update log doesn't answer ({said})") from error
+        except RefusedError:
+            self._tried.discard(envelope.digest)
+            raise
         self._tried.discard(envelope.digest)
         if progress:
             progress(envelope.size)
 
-    async def _offset(self, url: str, headers: dict[str, str]) -> int:
-        async with self._session.head(url, headers=headers) as response:
+    async def _offset(self, url: str, headers: dict[str, str], size: int) -> int:
+        async with self._session.head(url, headers=headers, timeout=self._patience) as response:
             if response.status >= 500:
                 raise UnreachableError(f"{self._url}: the update log failed (HTTP {response.status})")
-            return int(response.headers.get("Upload-Offset", 0))
+            said = response.headers.get("Upload-Offset", "0")
+            return min(int(said), size) if said.isdecimal() else 0
 
     async def _put(
         self,
@@ -284,26 +342,32 @@ class HttpAppender:
         start: int,
         progress: Progress | None,
     ) -> None:
-        async def stream() -> AsyncIterator[Buffer]:
-            sent = start
-            for piece in pieces(body, start):
-                yield piece
-                sent += len(piece)
-                if progress:
-                    progress(sent)
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(_STALL) as moving:
 
-        headers = {**headers, "Content-Length": str(envelope.size - start), "Content-Type": "application/octet-stream"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{envelope.size - 1}/{envelope.size}"
-        async with self._session.put(url, headers=headers, data=stream()) as response:
-            if response.status in (200, 201):
-                return
-            text = (await response.text())[:2000]
-            if response.status >= 500:
-                raise UnreachableError(f"{self._url}: the update log failed (HTTP {response.status}: {text})")
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                text = (await response.json())["error"]
-            raise RefusedError(text)
+            async def stream() -> AsyncIterator[Buffer]:
+                sent = start
+                for piece in pieces(body, start):
+                    yield piece
+                    sent += len(piece)
+                    moving.reschedule(now() + _STALL)
+                    if progress:
+                        progress(sent)
+
+            headers = {**headers, "Content-Length": str(envelope.size - start), "Content-Type": "application/octet-stream"}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{envelope.size - 1}/{envelope.size}"
+            async with self._session.put(url, headers=headers, data=stream(), timeout=self._patience) as response:
+                if response.status not in (200, 201):
+                    raise await self._no(response)
+
+    async def _no(self, response: aiohttp.ClientResponse) -> RefusedError | UnreachableError:
+        text = (await response.text(errors="replace"))[:2000]
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = str(json.loads(text)["error"])
+        if response.status >= 500 or response.status in _AGAIN:
+            return UnreachableError(f"{self._url}: the update log failed (HTTP {response.status}: {text})")
+        return RefusedError(text or f"{self._url}: HTTP {response.status}")
 
     async def close(self) -> None:
         """See `Appender.close`."""

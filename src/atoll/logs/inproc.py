@@ -10,6 +10,7 @@ from pathlib import Path
 
 from atoll.errors import LogError, RefusedError
 from atoll.logs import Progress, Record, pieces
+from atoll.logs.bodies import check_size
 from atoll.wire import Address, Buffer, Envelope
 
 
@@ -21,6 +22,8 @@ class InprocLog:
         limit: the longest body, in bytes.
     """
 
+    waiting: str | None = None
+
     def __init__(self, run: str, limit: int = 1 << 40) -> None:
         self._run, self._limit = run, limit
         self._bodies: dict[Address, tuple[str, bytes]] = {}
@@ -31,16 +34,18 @@ class InprocLog:
         """See `Appender.append`."""
         if envelope.size > self._limit:
             raise RefusedError(f"the update has {envelope.size} bytes, the limit is {self._limit}")
+        check_size(envelope, body)
         there = self._bodies.get(envelope.address)
         if there and there[0] != envelope.digest:
-            raise RefusedError("another update is already in the log under this address")
+            raise RefusedError("another update is already in the log under this address: the first complete one counts")
         whole = b"".join(pieces(body))
-        if len(whole) != envelope.size or hashlib.sha256(whole).hexdigest() != envelope.digest:
+        if hashlib.sha256(whole).hexdigest() != envelope.digest:
             raise RefusedError("the body isn't what its envelope says: size or digest differ")
         if not there:
             self._bodies[envelope.address] = (envelope.digest, whole)
             if envelope.address.run == self._run:
-                await self._tell(Record(envelope, str(len(self._records))))
+                self._records.append(Record(envelope, str(len(self._records))))
+                await self._tell()
         if progress:
             progress(envelope.size)
 
@@ -61,11 +66,14 @@ class InprocLog:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
         return memoryview(whole)
 
+    def forget(self, round_: int) -> None:
+        """See `Reader.forget`: here are no copies, the dictionary is the log."""
+
     async def close(self) -> None:
         """See `Reader.close`."""
-        await self._tell(None)
+        self._records.append(None)
+        await self._tell()
 
-    async def _tell(self, record: Record | None) -> None:
+    async def _tell(self) -> None:
         async with self._news:
-            self._records.append(record)
             self._news.notify_all()

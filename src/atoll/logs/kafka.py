@@ -10,34 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import threading
+import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from atoll.errors import LogError, UnreachableError, WireError
-from atoll.logs import PIECE, Progress, Record, pieces
-from atoll.logs.embedded import mapped
-from atoll.wire import Address, Buffer, Envelope
+from atoll.logs import Progress, Record, pieces
+from atoll.logs.bodies import check_size
+from atoll.logs.spool import Spool, parts_of, whole
+from atoll.wire import Buffer, Envelope
 
 log = logging.getLogger("atoll.logs.kafka")
-MORE = "…"
-"""Said of a piece that is in its place, and no more than that: others are still to come, or the body is known."""
 _SPOOLERS = 4
+_WINDOW = 8
+"""Pieces of a body that wait for their acknowledgement at a time."""
 _PATIENCE = 10.0
-"""Seconds until a broker that doesn't answer counts as down."""
-
-
-def _quiet(error: object) -> None:
-    log.debug("kafka: %s", error)
+"""Seconds in which nothing moves until a broker counts as down."""
 
 
 class KafkaAppender:
@@ -50,13 +47,16 @@ class KafkaAppender:
 
     def __init__(self, servers: str, topic: str) -> None:
         self._servers, self._topic = servers, topic
-        self._producer = Producer(
+        self._producer = self._new()
+
+    def _new(self) -> Producer:
+        return Producer(
             {
-                "bootstrap.servers": servers,
+                "bootstrap.servers": self._servers,
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 0,
-                "message.timeout.ms": int(_PATIENCE * 1000),
+                "message.timeout.ms": int(_WINDOW * _PATIENCE * 1000),  # of a whole window; `_wait` is for each piece
                 "error_cb": _quiet,
                 "log_level": 0,
             }
@@ -64,73 +64,97 @@ class KafkaAppender:
 
     async def append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None = None) -> None:
         """See `Appender.append`; what another body under the address means, the reader decides."""
-        await asyncio.to_thread(self._append, envelope, body, progress)
+        check_size(envelope, body)
+        loop = asyncio.get_running_loop()
+        told = (lambda sent: loop.call_soon_threadsafe(progress, sent)) if progress else None
+        sending = _Sending(self._producer, told)
+        try:
+            await asyncio.to_thread(self._append, sending, envelope, body)
+        except asyncio.CancelledError:
+            sending.stop = True
+            raise
+        except (KafkaException, OSError) as error:
+            if self._producer is sending.producer:
+                # What it still holds must not arrive behind our back, and after some errors it is of no use at all.
+                sending.producer.purge()
+                self._producer = self._new()
+            said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise UnreachableError(f"Kafka at {self._servers}: the update can't be appended ({said})") from error
 
-    def _append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None) -> None:
-        failed: list[KafkaError] = []
-        sent = 0
-
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            nonlocal sent
-            if error:
-                failed.append(error)
-                return
-            sent += len(message)
-            if progress:
-                progress(sent)
-
+    def _append(self, sending: _Sending, envelope: Envelope, body: Sequence[Buffer] | Path) -> None:
         headers = _headers(envelope)
-        parts = iter(pieces(body)) if envelope.size else iter([b""])
-        for part, piece in enumerate(_full(parts)):
-            self._produce(piece, [*headers, ("part", str(part).encode())], envelope.address.node, delivered)
-            if failed:
-                break
-        self._producer.flush(_PATIENCE + 5)
-        if failed or sent < envelope.size:
-            said = failed[0].str() if failed else "it doesn't answer"
-            raise UnreachableError(f"Kafka at {self._servers}: the update can't be appended ({said})")
-
-    def _produce(
-        self,
-        piece: bytes,
-        headers: list[tuple[str, str | bytes | None]],
-        key: str,
-        delivered: Callable[[KafkaError | None, Message], None],
-    ) -> None:
-        while True:
-            try:
-                self._producer.produce(self._topic, piece, key, headers=headers, on_delivery=delivered)
-                self._producer.poll(0)
-                return
-            except BufferError:  # the queue is full: let some go first
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                raise UnreachableError(f"Kafka at {self._servers}: {error.args[0].str()}") from error
+        for part, piece in enumerate(whole(pieces(body)) if envelope.size else [b""]):
+            sending.wait(_WINDOW)
+            sending.produce(self._topic, piece, envelope.address.node, [*headers, ("part", str(part).encode())])
+        sending.wait(1)
 
     async def close(self) -> None:
         """See `Appender.close`."""
         await asyncio.to_thread(self._producer.flush, 1.0)
 
 
-def _headers(envelope: Envelope) -> list[tuple[str, str | bytes | None]]:
-    parts = max(1, -(-envelope.size // PIECE))
+Headers = list[tuple[str, str | bytes | None]]
+
+
+@dataclass
+class _Sending:
+    """One body on its way out, in a worker thread."""
+
+    producer: Producer
+    progress: Callable[[int], object] | None
+    produced: int = 0
+    delivered: int = 0
+    sent: int = 0
+    failed: KafkaError | None = None
+    stop: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def produce(self, topic: str, piece: bytes, key: str, headers: Headers) -> None:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self.producer.produce(topic, piece, key, headers=headers, on_delivery=self._on_delivery)
+            except BufferError as error:  # other bodies fill the queue: let some go first
+                if time.monotonic() > until:
+                    raise TimeoutError("its queue stays full") from error
+                self.producer.poll(0.1)
+            else:
+                self.produced += 1
+                return
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error:
+            self.failed = error
+            return
+        with self.lock:  # another body's thread may be the one that hears of it
+            self.delivered += 1
+            self.sent += len(message)
+            if self.progress:
+                self.progress(self.sent)
+
+    def wait(self, fewer: int) -> None:
+        """Wait until fewer than so many pieces are without acknowledgement."""
+        seen, until = self.delivered, time.monotonic() + _PATIENCE
+        while self.produced - self.delivered >= fewer:
+            self.producer.poll(0.1)
+            if self.failed:
+                raise KafkaException(self.failed)
+            if self.stop:
+                raise TimeoutError("cancelled")
+            if self.delivered > seen:
+                seen, until = self.delivered, time.monotonic() + _PATIENCE
+            if time.monotonic() > until:
+                raise TimeoutError(f"it doesn't answer for {_PATIENCE:.0f} s")
+
+
+def _quiet(error: object) -> None:
+    log.debug("kafka: %s", error)
+
+
+def _headers(envelope: Envelope) -> Headers:
+    parts = parts_of(envelope)
     facts = {**envelope.address._asdict(), "parts": parts, "digest": envelope.digest, "envelope": envelope.to_header()}
     return [(name, str(value).encode()) for name, value in facts.items()]
-
-
-def _full(parts: Any) -> Any:
-    """Join buffers to whole pieces: only the last is shorter."""
-    held = bytearray()
-    for part in parts:
-        if not held and len(part) == PIECE:
-            yield bytes(part)
-            continue
-        held += part
-        while len(held) >= PIECE:
-            yield bytes(held[:PIECE])
-            del held[:PIECE]
-    if held:
-        yield bytes(held)
 
 
 class KafkaReader:
@@ -142,21 +166,30 @@ class KafkaReader:
         run: the run whose updates are read.
         directory: where runs keep their bodies.
         limit: the longest body, in bytes.
+        positions: where the run begins in the topic, as an earlier reader's `positions` said; without it the run is
+            new, and begins where the topic ends now.
+
+    Attributes:
+        positions: for the server to keep with the run, so that another reader can take up all of its updates.
+        waiting: why nothing can be read at present, or None.
+        skipped: how many messages were no piece of an update.
 
     Raises:
-        LogError: the broker doesn't answer, or the directory can't be used.
+        LogError: the broker doesn't answer, it has lost a part of the run, or the directory can't be used.
     """
 
-    def __init__(self, servers: str, topic: str, run: str, directory: Path, limit: int) -> None:
+    def __init__(self, servers: str, topic: str, run: str, directory: Path, limit: int, positions: str | None = None) -> None:
         self.waiting: str | None = None
-        self._servers, self._run, self._limit = servers, run, limit
-        self._bodies = _Bodies(directory / run)
+        self.skipped = 0
+        self._servers, self._topic, self._run = servers, topic, run
+        self._bodies = Spool(directory / run, limit)
         _make_topic(servers, topic)
         self._consumer = Consumer(
             {
                 "bootstrap.servers": servers,
                 "group.id": f"atoll-{run}",  # the client asks for one; nothing is ever committed under it
                 "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 100,
                 "max.partition.fetch.bytes": 8 << 20,
                 "queued.max.messages.kbytes": 32 << 10,
@@ -164,13 +197,16 @@ class KafkaReader:
                 "log_level": 0,
             }
         )
-        self._consumer.assign(_ends(self._consumer, servers, topic))
+        start = _start(self._consumer, servers, topic, positions)
+        self.positions = " ".join(f"{one.partition}:{one.offset}" for one in start)
+        self._consumer.assign(start)
         self._news: asyncio.Queue[Record | None] = asyncio.Queue()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         # The broker's syncs make writes beside it wait: several bodies wait at once, but only so many pieces in memory.
         self._spoolers = [ThreadPoolExecutor(1, "spool") for _ in range(_SPOOLERS)]
         self._room = threading.Semaphore(4 * _SPOOLERS)
+        self._spooled: deque[Future[Record | None]] = deque()
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
@@ -184,6 +220,10 @@ class KafkaReader:
         """See `Reader.body`."""
         return self._bodies.get(envelope)
 
+    def forget(self, round_: int) -> None:
+        """See `Reader.forget`: the topic keeps the bodies, their files here go."""
+        self._bodies.forget(round_)
+
     async def close(self) -> None:
         """See `Reader.close`."""
         self._stopped.set()
@@ -196,141 +236,76 @@ class KafkaReader:
         while not self._stopped.is_set():
             message = self._consumer.poll(0.2)
             if message is None:
-                continue
-            if error := message.error():
+                self._look_again()
+            elif error := message.error():
                 self._trouble(error)
-                continue
-            self.waiting = None
-            headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
-            if headers.get("run") != self._run.encode():
-                continue  # of another run, or no piece at all
-            self._room.acquire()
-            # The pieces of a body stay in order on one spooler, so that it is hashed as it comes.
-            spooler = self._spoolers[zlib.crc32(headers.get("node", b"")) % _SPOOLERS]
-            spooler.submit(self._spool, message, headers, loop)
+            else:
+                self.waiting = None
+                self._pass_on(message, loop)
         for spooler in self._spoolers:
             spooler.shutdown()
 
-    def _spool(self, message: Message, headers: Mapping[str, bytes], loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            record = self._take(message, headers)
-        finally:
-            self._room.release()
-        if record and not self._stopped.is_set():
-            loop.call_soon_threadsafe(self._news.put_nowait, record)
+    def _look_again(self) -> None:
+        """Find out whether a broker that was away is back: it may have nothing new to tell."""
+        if self.waiting:
+            with contextlib.suppress(KafkaException):
+                self._consumer.list_topics(self._topic, timeout=1)
+                self.waiting = None
 
-    def _take(self, message: Message, headers: Mapping[str, bytes]) -> Record | None:
-        """Take in one piece; return the record that it completes."""
+    def _pass_on(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand a piece of this run to a spooler; leave out everything else."""
+        headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
         position = f"{message.partition()}:{message.offset()}"
         try:
-            envelope = Envelope.from_header(headers.get("envelope", b""))
-            part = int(headers.get("part", b"-1"))
-        except (WireError, ValueError) as error:
-            log.warning("a message at %s is no piece of an update: %s", position, error)
-            return None
-        if envelope.address.run != self._run:
-            return None
+            if headers["run"] != self._run.encode():
+                return
+            envelope, part = Envelope.from_header(headers["envelope"]), int(headers["part"])
+            if envelope.address.run != self._run:
+                raise WireError("its envelope is of another run")
+        except (WireError, ValueError, KeyError) as error:
+            self._skip(position, error)
+            return
+        while not self._room.acquire(timeout=0.2):
+            if self._stopped.is_set():
+                return
+        # The pieces of a node stay in order on one spooler: a body is hashed as it comes, and the first one counts.
+        spooler = self._spoolers[zlib.crc32(envelope.address.node.encode()) % _SPOOLERS]
+        done = spooler.submit(self._spool, envelope, part, message.value() or b"", position)
+        self._spooled.append(done)
+        done.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
+
+    def _spool(self, envelope: Envelope, part: int, piece: bytes, position: str) -> Record | None:
+        """Take in one piece; return the record that it completes. A disk that is full is waited for: the topic won't wait."""
         try:
-            reason = self._bodies.take(envelope, part, message.value() or b"", self._limit)
-        except OSError as error:
-            log.error("an update can't be spooled (%s): free some space", error)  # noqa: TRY400
-            return None
-        return None if reason == MORE else Record(envelope, position, reason)
+            while not self._stopped.is_set():
+                try:
+                    return self._bodies.take(envelope, part, piece, position)
+                except OSError as error:
+                    self.waiting = f"updates can't be spooled ({error.strerror}): free some space on the server"
+                    log.warning(self.waiting)
+                    self._stopped.wait(1)
+        except WireError as error:
+            self._skip(position, error)
+        finally:
+            self._room.release()
+        return None
+
+    def _release(self) -> None:
+        """Let records out in the order of the log, whichever spooler was quicker."""
+        while self._spooled and self._spooled[0].done():
+            done = self._spooled.popleft()
+            if error := done.exception():
+                log.error("a piece of an update is lost to a fault", exc_info=error)
+            elif (record := done.result()) and not self._stopped.is_set():
+                self._news.put_nowait(record)
+
+    def _skip(self, position: str, error: Exception) -> None:
+        self.skipped += 1
+        log.warning("the message at %s is no piece of an update: %s", position, error)
 
     def _trouble(self, error: KafkaError) -> None:
         self.waiting = f"Kafka at {self._servers}: {error.str()}"
         log.info(self.waiting)
-
-
-class _Bodies:
-    """Bodies put together from pieces in files; the topic is their durable copy."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._halves: dict[tuple[Address, str], _Half] = {}
-        self._complete: dict[Address, str] = {}
-        self._refused: set[tuple[Address, str]] = set()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LogError(f"{directory}: updates can't be spooled there ({error.strerror})") from error
-
-    def get(self, envelope: Envelope) -> memoryview:
-        if self._complete.get(envelope.address) != envelope.digest:
-            raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
-        return mapped(self._file(envelope))
-
-    def take(self, envelope: Envelope, part: int, piece: bytes, limit: int) -> str | None:
-        """Put a piece in its place; return None when that completes the body, else `MORE`, or why it can't count."""
-        key = envelope.address, envelope.digest
-        if key in self._refused or self._complete.get(envelope.address) == envelope.digest:
-            return MORE
-        half = self._halves.get(key) or _Half(parts=max(1, -(-envelope.size // PIECE)))
-        if part in half.there:
-            return MORE  # a piece sent twice
-        reason = (None if half.there else self._unfit(envelope, limit)) or _misfit(envelope, part, half.parts, piece)
-        if reason is None:
-            self._halves[key] = half
-            half.put(self._file(envelope), part, piece)
-            if len(half.there) < half.parts:
-                return MORE
-            if half.digest(self._file(envelope)) == envelope.digest:
-                del self._halves[key]
-                self._complete[envelope.address] = envelope.digest
-                return None
-            reason = "the body isn't what its envelope says: size or digest differ"
-        self._halves.pop(key, None)
-        self._file(envelope).unlink(missing_ok=True)
-        self._refused.add(key)
-        return reason
-
-    def _unfit(self, envelope: Envelope, limit: int) -> str | None:
-        """Say why a body can't be taken in: before a byte of it is on disk."""
-        try:
-            envelope.verify()
-        except WireError as error:
-            return str(error)
-        if envelope.address in self._complete:
-            return "another update is already in the log under this address: the first complete one counts"
-        if envelope.size > limit:
-            return f"the update has {envelope.size} bytes, the limit is {limit}"
-        return None
-
-    def _file(self, envelope: Envelope) -> Path:
-        _, round_, attempt, node = envelope.address
-        return self._directory / f"{round_}-{attempt}-{node}-{envelope.digest[:16]}.safetensors"
-
-
-def _misfit(envelope: Envelope, part: int, parts: int, piece: bytes) -> str | None:
-    length = PIECE if part < parts - 1 else envelope.size - (parts - 1) * PIECE
-    if 0 <= part < parts and len(piece) == length:
-        return None
-    return f"part {part} of {parts} has {len(piece)} bytes: the pieces don't fit the envelope"
-
-
-@dataclass
-class _Half:
-    """A body of which some pieces are there; hashed as they come for as long as they come in order."""
-
-    parts: int
-    there: set[int] = field(default_factory=set)
-    sha: Any = field(default_factory=hashlib.sha256)
-    hashed: int = 0
-
-    def put(self, path: Path, part: int, piece: bytes) -> None:
-        with path.open("r+b" if self.there else "w+b") as file:
-            file.seek(part * PIECE)
-            file.write(piece)
-        self.there.add(part)
-        if part == self.hashed:
-            self.sha.update(piece)
-            self.hashed += 1
-
-    def digest(self, path: Path) -> str:
-        if self.hashed == self.parts:
-            return str(self.sha.hexdigest())
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_topic(servers: str, topic: str) -> None:
@@ -347,12 +322,31 @@ def _make_topic(servers: str, topic: str) -> None:
             ) from error
 
 
-def _ends(consumer: Consumer, servers: str, topic: str) -> list[TopicPartition]:
-    """Where every partition of the topic ends now: a run that begins has nothing before that."""
-    with contextlib.suppress(KafkaException):
-        partitions = consumer.list_topics(topic, timeout=_PATIENCE).topics[topic].partitions
-        found = [TopicPartition(topic, number) for number in partitions]
+def _start(consumer: Consumer, servers: str, topic: str, positions: str | None) -> list[TopicPartition]:
+    """Where to read every partition from: a run that begins has nothing before the end."""
+    known = None if positions is None else {int(k): int(v) for k, v in (one.split(":") for one in positions.split())}
+    try:
+        found = [TopicPartition(topic, number) for number in _partitions(consumer, topic)]
         for one in found:
-            one.offset = consumer.get_watermark_offsets(one, timeout=_PATIENCE)[1]
-        return found
-    raise LogError(f"Kafka at {servers}: topic {topic} can't be read; is the broker running?")
+            first, end = consumer.get_watermark_offsets(one, timeout=_PATIENCE)
+            one.offset = end if known is None else known.get(one.partition, first)
+            if not first <= one.offset <= end:
+                raise LogError(
+                    f"Kafka at {servers}: topic {topic} goes from {first} to {end}, but the run began at {one.offset}: "
+                    "its updates are gone; begin a new run, and keep them longer (retention.ms)"
+                )
+    except KafkaException as error:
+        raise LogError(f"Kafka at {servers}: topic {topic} can't be read; is the broker running?") from error
+    return found
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    """Which partitions a topic has, once the broker knows of it."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        known = consumer.list_topics(topic, timeout=_PATIENCE).topics.get(topic)
+        if known and known.partitions:
+            return sorted(known.partitions)
+        if time.monotonic() > until:
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+        time.sleep(0.05)

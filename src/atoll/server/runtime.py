@@ -249,6 +249,7 @@ class Server:
             model, state = await asyncio.to_thread(self.aggregate, command)
             judged = await asyncio.to_thread(self.evaluate)
             facts = await self.store_history(command, model, state, judged)
+            await asyncio.to_thread(self.log.forget, command.round)
         except Exception as error:  # the run can't go on without this model: say so, and end in order
             log.exception("round %d can't be closed", command.round)
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
@@ -284,7 +285,7 @@ class Server:
     def status(self) -> dict[str, Any]:
         """Return the run's present state as plain values, with what it waits for."""
         run = self.drive.state
-        waits = machine.waiting_for(run, self.drive.now())
+        waits = "; ".join(filter(None, (machine.waiting_for(run, self.drive.now()), self.log.waiting)))
         nodes = [
             {
                 "node": node,

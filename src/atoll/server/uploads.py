@@ -8,11 +8,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from atoll.errors import LogError, RefusedError, WireError
+from atoll.errors import AtollError, LogError, RefusedError, UnreachableError, WireError
 from atoll.logs.embedded import HEADER, EmbeddedLog
 from atoll.wire import Address, Envelope
 
 PATH = "/v1/runs/{run}/rounds/{round:int}/{attempt:int}/updates/{node}"
+_STATUSES = ((WireError, 400), (RefusedError, 409), (LogError, 507))
 
 
 class Admit(Protocol):
@@ -33,39 +34,57 @@ def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:
 
     async def put(request: Request) -> Response:
         try:
-            envelope = _envelope(request)
+            envelope = _envelope(request, log.run)
             start = _start(request, envelope)
+            if envelope.size > log.limit:
+                raise _StatusError(413, f"the update has {envelope.size} bytes, the limit is {log.limit}")
             if log.received(envelope) < envelope.size and (reason := admit(envelope)):
-                return _refuse(409, reason)
+                raise _StatusError(409, reason)
             new = await log.receive(envelope, start, request.stream())
-        except WireError as error:
-            return _refuse(400, str(error))
-        except RefusedError as error:
-            return _refuse(413 if "limit" in str(error) else 409, str(error))
-        except LogError as error:
-            return _refuse(507, str(error))
         except ClientDisconnect:
-            return _refuse(400, "the connection broke off: what came is kept, send the rest")
+            return _error(400, "the connection broke off: what came is kept, send the rest")
+        except AtollError as error:
+            return _error(_status(error, request), str(error))
         return JSONResponse({"digest": envelope.digest}, 201 if new else 200)
 
     async def head(request: Request) -> Response:
         try:
-            envelope = _envelope(request)
-        except WireError as error:
-            return _refuse(400, str(error))
-        return Response(headers={"Upload-Offset": str(log.received(envelope))})
-
-    def _envelope(request: Request) -> Envelope:
-        envelope = Envelope.from_header(request.headers.get(HEADER, ""))
-        path = request.path_params
-        if envelope.address != Address(path["run"], path["round"], path["attempt"], path["node"]):
-            raise WireError("the envelope is for another address than the path")
-        if envelope.address.run != log.run:
-            raise WireError(f"run {envelope.address.run} is not the one that is served: it is {log.run}")
-        envelope.verify()
-        return envelope
+            there = log.received(_envelope(request, log.run))
+        except AtollError as error:
+            return _error(_status(error, request), str(error))
+        return Response(headers={"Upload-Offset": str(there)})
 
     return [Route(PATH, put, methods=["PUT"]), Route(PATH, head, methods=["HEAD"])]
+
+
+class _StatusError(RefusedError):
+    """A refusal with an HTTP status of its own."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _status(error: AtollError, request: Request) -> int:
+    if isinstance(error, _StatusError):
+        return error.status
+    if isinstance(error, UnreachableError):  # not for good: the same body may go through later
+        return 416 if "Content-Range" in request.headers else 408
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def _envelope(request: Request, run: str) -> Envelope:
+    envelope = Envelope.from_header(request.headers.get(HEADER, ""))
+    path = request.path_params
+    if envelope.address != Address(path["run"], path["round"], path["attempt"], path["node"]):
+        raise WireError("the envelope is for another address than the path")
+    if envelope.address.run != run:
+        raise _StatusError(404, f"run {envelope.address.run} is not the one that is served: it is {run}")
+    try:
+        envelope.verify()
+    except WireError as error:
+        raise _StatusError(403, str(error)) from error
+    return envelope
 
 
 def _start(request: Request, envelope: Envelope) -> int:
@@ -84,5 +103,5 @@ def _start(request: Request, envelope: Envelope) -> int:
     return first
 
 
-def _refuse(status: int, reason: str) -> Response:
+def _error(status: int, reason: str) -> Response:
     return JSONResponse({"error": reason}, status)

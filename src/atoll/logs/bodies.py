@@ -1,0 +1,157 @@
+"""Bodies as files: where each lies, how it gets there, and how it is looked at.
+
+What the embedded log and Kafka's reader share, and the index of the one that has no broker behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.errors import LogError, RefusedError, UnreachableError
+from atoll.wire import Buffer, Envelope
+
+_READ = 1 << 20
+
+
+def path_of(directory: Path, envelope: Envelope) -> Path:
+    """Return where a body lies in its run's directory: by its whole digest, so that no two bodies ever share a file."""
+    _, round_, attempt, node = envelope.address
+    return directory / f"{round_}-{attempt}-{node}-{envelope.digest}.safetensors"
+
+
+def mapped(path: Path) -> memoryview:
+    """Return a file's bytes without reading them: pages come as they are looked at, and cost no anonymous memory.
+
+    Raises:
+        LogError: the file is gone or can't be mapped.
+    """
+    try:
+        with path.open("rb") as file:
+            return memoryview(_map(file.fileno()) if path.stat().st_size else b"")
+    except (OSError, ValueError) as error:
+        raise LogError(f"{path}: a body is missing from the log ({error})") from error
+
+
+def _map(handle: int) -> mmap.mmap:
+    # A round maps all of its bodies at once. Where Python allows it, none of them keeps a file descriptor.
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+
+
+def check_size(envelope: Envelope, body: Sequence[Buffer] | Path) -> None:
+    """Check, before any of it is sent, that a body is as long as its envelope says.
+
+    Raises:
+        RefusedError: it isn't, or its file can't be read.
+    """
+    try:
+        size = body.stat().st_size if isinstance(body, Path) else sum(memoryview(part).nbytes for part in body)
+    except OSError as error:
+        raise RefusedError(f"{body}: the update can't be read ({error.strerror})") from error
+    if size != envelope.size:
+        raise RefusedError(f"the body isn't what its envelope says: it has {size} bytes instead of {envelope.size}")
+
+
+def sync(directory: Path) -> None:
+    """Make the names in a directory durable, where the system knows how."""
+    if os.name == "posix":
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Index:
+    """A file of lines: each counts once it is on disk whole. A last line that a crash left half is cut off.
+
+    Args:
+        path: of the file; made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        self.lines = [line for line in self._file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        self.count, self._length = len(self.lines), sum(map(len, self.lines))
+        self._file.truncate(self._length)
+        self._torn = False
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Write lines and sync them, after the names of the files they speak of; all of them count, or none."""
+        sync(self.path.parent)
+        if self._torn:  # by a write that failed half-way
+            self._file.truncate(self._length)
+        text = b"".join(line + b"\n" for line in lines)
+        self._torn, view = True, memoryview(text)
+        while view:  # a disk that is nearly full takes a part without a word
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+        self._torn = False
+        self.count, self._length = self.count + len(lines), self._length + len(text)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class Upload:
+    """A body on its way into a file: hashed as it is written, in a worker thread.
+
+    Args:
+        path: of the file.
+        start: how many bytes of it are there already and stay.
+
+    Raises:
+        UnreachableError: there are fewer: where the upload goes on, the sender has to ask again.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        if start and not path.exists():
+            raise UnreachableError(f"the upload goes on at byte {start}, but only 0 are here")
+        self._path, self._file = path, path.open("r+b" if start else "w+b", buffering=0)
+        self._sha = hashlib.sha256()
+        self._busy = threading.Lock()
+        self.size = 0
+        while self.size < start and (piece := self._file.read(min(_READ, start - self.size))):
+            self._sha.update(piece)
+            self.size += len(piece)
+        if self.size < start:
+            self._file.close()
+            raise UnreachableError(f"the upload goes on at byte {start}, but only {self.size} are here")
+        self._file.truncate()
+
+    def write(self, lump: Sequence[bytes]) -> None:
+        """Write and hash what came."""
+        with self._busy:
+            for chunk in lump:
+                view = memoryview(chunk)
+                self._sha.update(view)
+                self.size += len(view)
+                while view:
+                    view = view[self._file.write(view) :]
+
+    def finish(self, lump: Sequence[bytes], envelope: Envelope) -> bool:
+        """Write the rest; sync it, and say so, if it makes the body that the envelope means."""
+        self.write(lump)
+        if self.size != envelope.size or self._sha.hexdigest() != envelope.digest:
+            return False
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._path.unlink(missing_ok=True)  # its pages count as clean now: only writing anew can make them durable
+            raise
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._busy:  # a cancelled upload may still be writing: its descriptor mustn't become another file's
+            self._file.close()
