@@ -35,7 +35,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "torch": ("atoll.learners.torch",),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),
-    "aiohttp": ("atoll.logs", "atoll.node.runtime", FLOOR),
+    "aiohttp": ("atoll.logs", "atoll.node.runtime", "atoll.node.download", FLOOR),
     "confluent_kafka": ("atoll.logs.kafka", FLOOR),
     "sqlalchemy": ("atoll.store",),
     "socketio": ("atoll.server.runtime", "atoll.server.channel", "atoll.node.runtime"),

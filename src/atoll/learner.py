@@ -41,7 +41,7 @@ class Data(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What fitting gives: the fitted groups, and sums over the rows it went through (`samples`, `loss`)."""
+    """What fitting gives: the fitted groups, the caller's own to write into, and sums over the rows seen (`samples`, `loss`)."""
 
     groups: Groups
     metrics: Metrics

@@ -80,9 +80,16 @@ def test_a_lost_channel_is_dialled_with_growing_pauses_and_the_update_is_told_on
 
 def test_sending_is_tried_again_until_it_goes_through():
     state, _ = feed(start(), machine.Asked(0.0, task()), machine.Trained(1.0, task(), DIGEST))
-    state, commands = feed(state, machine.NotAppended(1.0, task()), machine.Tick(1.1))
+    state, commands = feed(state, machine.Unanswered(1.0, task()), machine.Tick(1.1))
     assert kinds(commands) == ["Wake"]
     assert kinds(feed(state, machine.Tick(1.3))[1]) == ["Append"]
+
+
+def test_a_model_that_did_not_come_is_asked_for_again_and_never_declined():
+    state, commands = feed(start(), machine.Asked(0.0, task()), machine.Unanswered(1.0, task()), machine.Tick(1.3))
+    assert kinds(commands) == ["Train", "Wake", "Train"]
+    state, commands = feed(state, machine.Unanswered(2.0, task()), machine.Asked(2.1, task(2)), machine.Tick(3.0))
+    assert [command.task for command in commands if isinstance(command, machine.Train)] == [task(2)]
 
 
 def test_what_cannot_be_trained_is_declined_with_the_reason():
@@ -134,7 +141,7 @@ class AnyOrder(RuleBasedStateMachine):
         events = {
             "trained": machine.Trained(self.now, task(round_), DIGEST),
             "appended": machine.Appended(self.now, task(round_)),
-            "not": machine.NotAppended(self.now, task(round_)),
+            "not": machine.Unanswered(self.now, task(round_)),
             "cannot": machine.CannotTrain(self.now, task(round_), "no"),
         }
         self.happen(events[what])

@@ -21,7 +21,7 @@ from atoll.algorithms.newton import newton
 from atoll.errors import LayoutError, PlanError
 from atoll.learner import Data, Learner
 from atoll.plan import Plan
-from atoll.vector import Groups, Update
+from atoll.vector import Groups, Update, finite
 
 __all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "work"]
 
@@ -79,7 +79,7 @@ def work(
     received = learner.evaluate({group: brief[group] for group in learner.layouts}, data.judge)
     rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
     memory, update = algorithm.local(learner, brief, memory, data.train, plan.training, rng)
-    if not all(np.isfinite(group.values).all() for group in update.groups.values()):
+    if not all(finite(group.values) for group in update.groups.values()):
         raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
     return memory, Update(
         update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}

@@ -8,7 +8,7 @@ from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.folds import mean
 from atoll.learner import Learner, Rows
 from atoll.plan import Training
-from atoll.vector import Groups, Layouts, Total, Update
+from atoll.vector import Flat, Groups, Layouts, Total, Update
 
 
 def fedavg() -> Algorithm:
@@ -32,8 +32,14 @@ def _local(
     learner: Learner, brief: Groups, memory: Memory, rows: Rows, training: Training, rng: np.random.Generator
 ) -> tuple[Memory, Update]:
     fit = learner.fit(brief, rows, training.steps_for(len(rows)), training.batch_size, rng)
-    moved = {name: group.with_values(group.values - brief[name].values) for name, group in fit.groups.items()}
+    moved = {name: group.with_values(_moved(group.values, brief[name].values)) for name, group in fit.groups.items()}
     return memory, Update(moved, float(len(rows)), fit.metrics)
+
+
+def _moved(fitted: Flat, received: Flat) -> Flat:
+    """Into the fitted vector itself, where it is the learner's own: one model less in memory."""
+    into = fitted if fitted.flags.writeable and not np.may_share_memory(fitted, received) else None
+    return np.subtract(fitted, received, out=into)
 
 
 def _step(state: State, total: Total) -> State:

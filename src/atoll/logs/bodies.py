@@ -1,22 +1,26 @@
 """Bodies as files: where each lies, how it gets there, and how it is looked at.
 
-What the embedded log and Kafka's reader share, and the index of the one that has no broker behind it.
+What the embedded log, Kafka's reader and a node's downloads share, and the index of the log that has no broker behind it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from atoll.errors import LogError, RefusedError, UnreachableError
+from atoll.logs import Progress
 from atoll.wire import Buffer, Envelope
 
 _READ = 1 << 20
+_COALESCE = 1 << 20
+"""What comes is handed to a worker in lumps of at least so many bytes."""
 
 
 def path_of(directory: Path, envelope: Envelope) -> Path:
@@ -103,15 +107,15 @@ class Index:
         self._file.close()
 
 
-class Upload:
-    """A body on its way into a file: hashed as it is written, in a worker thread.
+class Incoming:
+    """Bytes on their way into a file: hashed as they are written, in a worker thread.
 
     Args:
         path: of the file.
         start: how many bytes of it are there already and stay.
 
     Raises:
-        UnreachableError: there are fewer: where the upload goes on, the sender has to ask again.
+        UnreachableError: there are fewer: where it goes on, the sender has to ask again.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -129,6 +133,11 @@ class Upload:
             raise UnreachableError(f"the upload goes on at byte {start}, but only {self.size} are here")
         self._file.truncate()
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that is there, as hex."""
+        return self._sha.hexdigest()
+
     def write(self, lump: Sequence[bytes]) -> None:
         """Write and hash what came."""
         with self._busy:
@@ -139,17 +148,33 @@ class Upload:
                 while view:
                     view = view[self._file.write(view) :]
 
-    def finish(self, lump: Sequence[bytes], envelope: Envelope) -> bool:
-        """Write the rest; sync it, and say so, if it makes the body that the envelope means."""
-        self.write(lump)
-        if self.size != envelope.size or self._sha.hexdigest() != envelope.digest:
-            return False
+    async def pour(self, chunks: AsyncIterator[bytes], most: int, progress: Progress | None = None) -> None:
+        """Take in what comes, in lumps, up to a little over `most` bytes in all; what came before an error is kept."""
+        lump: list[bytes] = []
+        waiting = 0
+        try:
+            async for chunk in chunks:
+                lump.append(chunk)
+                waiting += len(chunk)
+                if waiting >= _COALESCE:
+                    full, lump, waiting = lump, [], 0
+                    await asyncio.to_thread(self.write, full)
+                    if progress:
+                        progress(self.size)
+                if self.size + waiting > most:
+                    break
+        except Exception:
+            self.write(lump)  # a connection that broke
+            raise
+        await asyncio.to_thread(self.write, lump)
+
+    def sync(self) -> None:
+        """Make the file durable."""
         try:
             os.fsync(self._file.fileno())
         except OSError:
             self._path.unlink(missing_ok=True)  # its pages count as clean now: only writing anew can make them durable
             raise
-        return True
 
     def close(self) -> None:
         """Let go of the file."""

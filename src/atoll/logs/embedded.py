@@ -27,13 +27,11 @@ import aiohttp
 
 from atoll.errors import LogError, RefusedError, UnreachableError, WireError
 from atoll.logs import Progress, Record, pieces
-from atoll.logs.bodies import Index, Upload, check_size, mapped, path_of, sync
+from atoll.logs.bodies import Incoming, Index, check_size, mapped, path_of, sync
 from atoll.wire import Address, Buffer, Envelope
 
 log = logging.getLogger("atoll.logs.embedded")
 HEADER = "Atoll-Envelope"
-_COALESCE = 1 << 20
-"""What comes is handed to a worker in lumps of at least so many bytes."""
 _STALL = 120.0
 """Seconds without a byte, on either end, until a connection counts as dead."""
 _AGAIN = (408, 416, 429)
@@ -255,23 +253,12 @@ class _Turn:
 
 async def _take_in(path: Path, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> None:
     """Write and hash a body as it comes, and sync it."""
-    upload = await asyncio.to_thread(Upload, path, start)
-    lump: list[bytes] = []
+    upload = await asyncio.to_thread(Incoming, path, start)
     try:
-        waiting = 0
-        try:
-            async for chunk in chunks:
-                lump.append(chunk)
-                waiting += len(chunk)
-                if waiting >= _COALESCE:
-                    full, lump, waiting = lump, [], 0
-                    await asyncio.to_thread(upload.write, full)
-                if upload.size + waiting > envelope.size:
-                    break
-        except Exception:
-            upload.write(lump)  # a connection that broke: what came is kept
-            raise
-        right = await asyncio.to_thread(upload.finish, lump, envelope)
+        await upload.pour(chunks, envelope.size)
+        right = (upload.size, upload.digest) == (envelope.size, envelope.digest)
+        if right:
+            await asyncio.to_thread(upload.sync)
     finally:
         upload.close()
     if upload.size < envelope.size:

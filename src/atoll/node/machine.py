@@ -80,8 +80,8 @@ class Appended(Event):
 
 
 @dataclass(frozen=True)
-class NotAppended(Event):
-    """The log didn't answer; it may later."""
+class Unanswered(Event):
+    """The server didn't give the model, or the log didn't take the update; they may later."""
 
     task: StartTraining
 
@@ -255,13 +255,13 @@ def _asked(state: State, event: Asked) -> Result:
 def _trained(state: State, event: Trained) -> Result:
     if not _current(state, event.task, Phase.TRAINING):
         return state, ()
-    return replace(state, phase=Phase.SENDING, digest=event.digest), (Append(event.task),)
+    return replace(state, phase=Phase.SENDING, digest=event.digest, tries=0, try_at=None), (Append(event.task),)
 
 
 def _cannot_train(state: State, event: CannotTrain) -> Result:
     if not _current(state, event.task, Phase.TRAINING, Phase.SENDING):
         return state, ()
-    return replace(state, phase=Phase.IDLE, digest=None), (Refuse(event.task, event.reason),)
+    return replace(state, phase=Phase.IDLE, digest=None, tries=0, try_at=None), (Refuse(event.task, event.reason),)
 
 
 def _appended(state: State, event: Appended) -> Result:
@@ -271,8 +271,8 @@ def _appended(state: State, event: Appended) -> Result:
     return state, (Say(_fl_update(state)),) if state.connected else ()
 
 
-def _not_appended(state: State, event: NotAppended) -> Result:
-    return _later(state, event.now) if _current(state, event.task, Phase.SENDING) else (state, ())
+def _unanswered(state: State, event: Unanswered) -> Result:
+    return _later(state, event.now) if _current(state, event.task, Phase.TRAINING, Phase.SENDING) else (state, ())
 
 
 def _judged(state: State, event: Judged) -> Result:
@@ -309,6 +309,8 @@ def _tick(state: State, event: Tick) -> Result:
     commands: tuple[Command, ...] = ()
     if state.try_at is not None and event.now >= state.try_at:
         state = replace(state, try_at=None)
+        if state.phase is Phase.TRAINING and state.task:
+            commands += (Train(state.task),)
         if state.phase is Phase.SENDING and state.task:
             commands += (Append(state.task),)
         if state.phase is Phase.TAKING and state.end:
@@ -338,7 +340,7 @@ TABLE: Mapping[type[Event], Callable[[State, Any], Result]] = {
     Trained: _trained,
     CannotTrain: _cannot_train,
     Appended: _appended,
-    NotAppended: _not_appended,
+    Unanswered: _unanswered,
     Judged: _judged,
     Told: _told,
     Taken: _taken,

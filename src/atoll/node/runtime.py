@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
@@ -37,12 +36,14 @@ from atoll.messages import (
     Verdict,
 )
 from atoll.node import machine
+from atoll.node.download import Downloads
 from atoll.node.outbox import Outbox
 from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
-from atoll.wire import Address, encode, seal, unpack
+from atoll.vector import layouts_of
+from atoll.wire import Address, Buffer, encode, seal, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -82,6 +83,7 @@ class Node:
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
+        self.downloads = Downloads(self.url, self.directory / "model")
         self.run: str | None = None
         self.memory: Memory = {}
         self.metrics: dict[str, float] = {}
@@ -142,7 +144,7 @@ class Node:
         self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan)
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
-        self.layouts = self.algorithm.brief(self.algorithm.init(self.learner.initial(0)))
+        self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         self.appender = self._appender()
         self._tell(
             "ready",
@@ -262,7 +264,8 @@ class Node:
             try:
                 digest = self.outbox.kept(self._address(task)) or await self._train(task)
             except UnreachableError as error:
-                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"the model can't be fetched: {error}"))
+                self._tell("waiting", reason=str(error))
+                await self.drive.happen(machine.Unanswered(self.drive.now(), task))
             except AtollError as error:
                 await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
             except Exception as error:  # a framework's own: the server is told, and the node goes on
@@ -275,9 +278,9 @@ class Node:
         body = await self._model(task.model)
         return await asyncio.to_thread(self._work, task, body)
 
-    def _work(self, task: StartTraining, body: bytes) -> str:
+    def _work(self, task: StartTraining, body: Buffer) -> str:
         began = time.monotonic()
-        brief = unpack(body, {name: group.layout for name, group in self.layouts.items()})[0]
+        brief = unpack(body, self.layouts)[0]
         memory, update = algorithms.work(
             self.plan, self.algorithm, self.learner, brief, self.memory, self.data, task.round, self.name
         )
@@ -288,11 +291,8 @@ class Node:
         self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(update.metrics))
         return envelope.digest
 
-    async def _model(self, digest: str) -> bytes:
-        body = await self._get(f"/v1/models/{digest}")
-        if hashlib.sha256(body).hexdigest() != digest:
-            raise WireError(f"{self.url}: the model that came is not {digest[:12]}: it was altered on the way")
-        return body
+    async def _model(self, digest: str) -> Buffer:
+        return await self.downloads.get(self.session, digest)
 
     async def send_updates(self, command: machine.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""
@@ -305,7 +305,7 @@ class Node:
             await self.appender.append(envelope, path)
         except UnreachableError as error:
             self._tell("waiting", reason=str(error))
-            await self.drive.happen(machine.NotAppended(self.drive.now(), task))
+            await self.drive.happen(machine.Unanswered(self.drive.now(), task))
         except AtollError as error:
             await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
         else:
@@ -348,10 +348,10 @@ class Node:
                 await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
         await self.drive.happen(machine.Taken(self.drive.now()))
 
-    def _keep_final(self, body: bytes) -> dict[str, float]:
-        groups = unpack(body, {name: group.layout for name, group in self.layouts.items()})[0]
+    def _keep_final(self, body: Buffer) -> dict[str, float]:
+        groups = unpack(body, self.layouts)[0]
         try:
-            write_durably(self.directory / "final.safetensors", [body])
+            write_durably(self.directory / "final.safetensors", [memoryview(body)])
         except OSError as error:
             raise StoreError(f"{self.directory}: the final model can't be written ({error.strerror})") from error
         return dict(self.learner.evaluate({name: groups[name] for name in self.learner.layouts}, self.data.judge))

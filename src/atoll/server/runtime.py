@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from atoll import algorithms, learners
+from atoll.algorithms import State
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
 from atoll.learner import Learner, Rows
@@ -30,7 +31,7 @@ from atoll.server.channel import Channel
 from atoll.server.close import Accepted, close
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
-from atoll.vector import Metrics, Update, check
+from atoll.vector import Metrics, Update, check, layouts_of
 from atoll.wire import Address, Envelope, decode
 
 log = logging.getLogger("atoll.server")
@@ -81,8 +82,7 @@ class Server:
         self.channel = Channel(self, self.run)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
-        self.state = self.algorithm.init(self.learner.initial(plan.plan.seed))
-        self._first = self.models.put(self.algorithm.brief(self.state))
+        self._first, _, self.state = self._keep(self.algorithm.init(self.learner.initial(plan.plan.seed)))
         self.book = Book(self.store, plan, self.run, self._first)
         self._ended = asyncio.Event()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
@@ -261,10 +261,16 @@ class Server:
         """Fold the accepted updates into the next state; return the digests of the stored model and state."""
         accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
         registered = len(self.drive.state.names)
-        self.state = close(self.algorithm, self.state, self.learner.layouts, self.drive.state.model, accepted, registered)
-        brief = self.algorithm.brief(self.state)
+        state = close(self.algorithm, self.state, self.learner.layouts, self.drive.state.model, accepted, registered)
+        model, kept, self.state = self._keep(state)
+        return model, kept
+
+    def _keep(self, state: State) -> tuple[str, str, State]:
+        """Store a state and the model in it; return their digests, and the state as views into its file, which cost no memory."""
+        brief = self.algorithm.brief(state)
         model = self.models.put(brief)
-        return model, model if brief.keys() == self.state.keys() else self.models.put(self.state)
+        kept = model if brief.keys() == state.keys() else self.models.put(state)
+        return model, kept, self.models.get(kept, layouts_of(state))
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""

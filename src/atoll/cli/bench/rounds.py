@@ -23,6 +23,8 @@ from atoll.vector import Group, Groups, Layout, Metrics, Tensor
 
 ROLE = "atoll.cli.bench.rounds"
 FLOOR = "atoll.cli.bench.floor"
+_BLOCK = 1 << 20
+"""The noise repeats after so many numbers: a model of any size takes no second one beside it."""
 
 
 class Noise:
@@ -32,7 +34,7 @@ class Noise:
 
     def __init__(self, parameters: int) -> None:
         self.layouts: Mapping[str, Layout] = {"parameters": Layout((Tensor("all", (parameters,)),))}
-        self._noise = np.random.default_rng().random(parameters, np.float32)
+        self._noise = np.random.default_rng().random(_BLOCK, np.float32)
 
     def initial(self, seed: int) -> Groups:
         """Return random numbers."""
@@ -50,8 +52,10 @@ class Noise:
     ) -> Fit:
         """Add noise."""
         del rows, steps, batch_size, correct
-        model = groups["parameters"]
-        return Fit({"parameters": model.with_values(model.values + self._noise * rng.random(1, np.float32))}, {})
+        values, noise = groups["parameters"].values.copy(), self._noise * rng.random(1, np.float32)
+        for lo in range(0, values.size, _BLOCK):
+            values[lo : lo + _BLOCK] += noise[: values.size - lo]
+        return Fit({"parameters": groups["parameters"].with_values(values)}, {})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """Say nothing of use."""
@@ -89,11 +93,11 @@ def _broker(log: str, place: Path) -> Iterator[str | None]:
         broker.stop(place / "kafka")
 
 
-def _plan(nodes: int, parameters: int, rounds: int, address: str | None) -> Plan:
+def _plan(nodes: int, rounds: int, address: str | None) -> Plan:
     return Plan.of(
         {
             "plan": {"name": "rounds", "rounds": rounds},
-            "model": {"logistic": True, "inputs": parameters},
+            "model": {"logistic": True},
             "cohort": {"minimum": nodes, "quorum": 1.0},
             "log": {"kafka": address},
         }
@@ -102,7 +106,7 @@ def _plan(nodes: int, parameters: int, rounds: int, address: str | None) -> Plan
 
 def _ours(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> tuple[float, float, float]:
     plan = place / "plan.json"
-    plan.write_text(_plan(nodes, parameters, rounds, address).to_json())
+    plan.write_text(_plan(nodes, rounds, address).to_json())
     began, peak = time.perf_counter(), 0
     marks: list[float] = []
     with contextlib.ExitStack() as stack:
@@ -168,8 +172,7 @@ def _server(plan: str, parameters: str, store: str) -> None:
 def _node(url: str, parameters: str, name: str, directory: str) -> None:
     from atoll.node.runtime import Node
 
-    rows = np.zeros((1, int(parameters)), np.int8)
-    Node(url, (rows, np.zeros(1)), name=name, directory=directory, learner=Noise(int(parameters))).start()
+    Node(url, (np.zeros((1, 1)), np.zeros(1)), name=name, directory=directory, learner=Noise(int(parameters))).start()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Models on their way to a node: into files known by their digest, from where a download broke off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import aiohttp
+
+from atoll.errors import StoreError, UnreachableError, WireError
+from atoll.logs import Progress
+from atoll.logs.bodies import Incoming, mapped
+
+
+class Downloads:
+    """A directory that holds the newest model, whole or half; older ones go.
+
+    Args:
+        url: of the server, without a path.
+        directory: made when missing.
+    """
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self._url, self._directory = url, directory
+        self._verified: str | None = None
+
+    async def get(self, session: aiohttp.ClientSession, digest: str, progress: Progress | None = None) -> memoryview:
+        """Return a model's bytes, mapped from its file: they cost no memory until they are looked at.
+
+        Args:
+            session: an open HTTP session.
+            digest: the model's.
+            progress: told how many bytes are here.
+
+        Raises:
+            UnreachableError: the server doesn't answer, or broke off; what came is kept, the same call goes on from there.
+            WireError: what came is another model.
+            StoreError: it can't be written.
+        """
+        path = self._directory / f"{digest}.safetensors"
+        if self._verified != digest or not path.is_file():
+            try:
+                self._make_room(path)
+                await self._fetch(session, digest, path, progress)
+            except aiohttp.ClientError as error:
+                raise UnreachableError(
+                    f"{self._url}: the model can't be fetched ({str(error) or type(error).__name__})"
+                ) from error
+            except TimeoutError as error:
+                raise UnreachableError(f"{self._url}: the model stopped coming") from error
+            except OSError as error:
+                raise StoreError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
+            self._verified = digest
+        return mapped(path)
+
+    def _make_room(self, path: Path) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for old in self._directory.iterdir():
+            if old != path:
+                with contextlib.suppress(PermissionError):  # where a mapped file can't be removed, the next time
+                    old.unlink(missing_ok=True)
+
+    async def _fetch(self, session: aiohttp.ClientSession, digest: str, path: Path, progress: Progress | None) -> None:
+        start = path.stat().st_size if path.exists() else 0
+        asked = {"Range": f"bytes={start}-"} if start else {}
+        async with session.get(f"{self._url}/v1/models/{digest}", headers=asked) as response:
+            if response.status not in (200, 206, 416):
+                raise UnreachableError(f"{self._url}: the model {digest[:12]} isn't there (HTTP {response.status})")
+            model = await asyncio.to_thread(Incoming, path, 0 if response.status == 200 else start)
+            try:
+                if response.status != 416:  # there may be nothing left to come
+                    await model.pour(response.content.iter_any(), 1 << 63, progress)
+            finally:
+                model.close()
+        if model.digest != digest:
+            path.unlink()
+            if start:  # a crash may have spoilt what was here
+                raise UnreachableError(f"{self._url}: what was here of model {digest[:12]} is none of it: it is fetched anew")
+            raise WireError(f"{self._url}: the model that came is not {digest[:12]}: it was altered on the way")
