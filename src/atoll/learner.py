@@ -72,8 +72,13 @@ class Learner(Protocol):
         batch_size: int,
         rng: np.random.Generator,
         correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
     ) -> Fit:
-        """Fit for `steps` mini-batches, in the order that `batches(rng, …)` draws them; the groups given stay as they are."""
+        """Fit for `steps` mini-batches, in the order that `batches(rng, …)` draws them; the groups given stay as they are.
+
+        `rate` multiplies the learning rate in this fit; a learner without one refuses any but 1.
+        """
         ...
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:

@@ -189,3 +189,17 @@ def test_a_missing_framework_names_its_extra(monkeypatch):
     monkeypatch.setattr(learners, "import_module", missing)
     with pytest.raises(LearnerError, match=r"keras is not installed; pip install 'atoll-fl\[keras\]'"):
         learners.build(keras_plan(out()))
+
+
+def test_another_learning_rate_compiles_nothing_anew():
+    learner = learners.build(keras_plan(layers.Dense(4), out()))
+    start, table = learner.initial(0), rows("binary")
+    for rate in (1.0, 0.5, 0.25):
+        learner.fit(start, table, 2, 16, np.random.default_rng(0), rate=rate)
+    assert learner._step._cache_size() == 1
+
+
+def test_a_learner_without_a_learning_rate_says_so():
+    learner = learners.build(sklearn_plan("LogisticRegression", training={"steps": 9}))
+    with pytest.raises(LearnerError, match="LogisticRegression has no learning rate to change: use SGDClassifier"):
+        learner.fit(learner.initial(0), rows("binary"), 9, 16, np.random.default_rng(0), rate=0.5)

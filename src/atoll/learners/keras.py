@@ -204,11 +204,13 @@ class Keras:
         batch_size: int,
         rng: np.random.Generator,
         correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only."""
         x, y = self._arrays(rows)
         trainable, others = self._variables(groups, rng)
-        carry = (trainable, others, [jnp.asarray(variable.value) for variable in self._optimizer.variables])
+        carry = (trainable, others, self._optimizer_state(rate))
         losses, samples = [], 0
         for batch in batches(rng, len(rows), batch_size, steps):
             if correct is None:
@@ -219,6 +221,11 @@ class Keras:
             samples += len(batch)
         held = self._kept(carry[1])
         return Fit(self._groups(carry[0], held), {"samples": float(samples), "loss": float(np.sum(jax.device_get(losses)))})
+
+    def _optimizer_state(self, rate: float) -> list[Any]:
+        """Return a fresh optimiser's variables; its learning rate is one of them, so that another one compiles nothing anew."""
+        learning_rate = self._optimizer.learning_rate
+        return [jnp.asarray(v.value) * (rate if v is learning_rate else 1) for v in self._optimizer.variables]
 
     def _corrected(self, carry: Any, batch: NDArray[Any], x: Any, y: Any, correct: Correct) -> Any:
         trainable, others, optimizer = carry

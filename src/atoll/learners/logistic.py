@@ -55,6 +55,8 @@ class Logistic:
         batch_size: int,
         rng: np.random.Generator,
         correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; `fit.loss` is summed as the rows went by."""
         x, y = self._table(rows)
@@ -65,7 +67,7 @@ class Logistic:
             loss += float(_cross_entropy(logits, y[batch]).sum())
             samples += len(batch)
             gradient = x[batch].T @ (_sigmoid(logits) - y[batch]) / len(batch)
-            theta -= self.learning_rate * (gradient if correct is None else correct(gradient, theta))
+            theta -= self.learning_rate * rate * (gradient if correct is None else correct(gradient, theta))
         return Fit({"parameters": groups["parameters"].with_values(theta)}, {"samples": samples, "loss": loss})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:

@@ -121,15 +121,27 @@ class Sklearn:
         return self._group(self._arrays_of(self._blank(seed)))
 
     def fit(
-        self, groups: Groups, rows: Rows, steps: int, batch_size: int, rng: np.random.Generator, correct: Correct | None = None
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; `LogisticRegression` takes `steps` iterations over all rows instead of mini-batches."""
         del correct  # not among what it can
         x, y = self._table(rows)
         estimator = self._filled(groups, int(rng.integers(1 << 31)))
         if isinstance(estimator, LogisticRegression):
+            if rate != 1:
+                raise LearnerError("LogisticRegression has no learning rate to change: use SGDClassifier")
             self._solve(estimator, x, y, steps)
             return Fit(self._group(self._arrays_of(estimator)), self.evaluate_estimator(estimator, x, y))
+        speed = "learning_rate_init" if self._kind.deep else "eta0"
+        estimator.set_params(**{speed: getattr(estimator, speed) * rate})
         samples = 0
         for batch in batches(rng, len(x), batch_size, steps):
             if self._kind.deep:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 import pytest
 
-from atoll.errors import AtollError
+from atoll.errors import AtollError, LearnerError
 from atoll.learner import Curved, Data, Learner, Rows
 from atoll.vector import Flat, Group, Groups, Update, check, layouts_of
 from atoll.wire import decode, encode
@@ -34,6 +35,7 @@ def check_learner(build: Callable[[], Learner], data: Data, *, steps: int = 60) 
     check(start, learner.layouts)
     assert _same(start, twin.initial(5)), "one seed, one initial model"
     _fitting(learner, twin, start, data.train, steps)
+    _pacing(learner, start, data.train)
     _judging(learner, start, data.train)
     _travelling(learner, start, data.train)
     if data.train.x.ndim == 2:
@@ -64,6 +66,21 @@ def _fitting(learner: Learner, twin: Learner, start: Groups, rows: Rows, steps: 
     assert not np.array_equal(fitted["parameters"].values, before["parameters"]), "fitting moves the parameters"
     losses = [learner.evaluate(groups, rows)["loss"] for groups in (start, fitted)]
     assert losses[1] < losses[0], "fitting lowers the loss on rows it saw"
+
+
+def _pacing(learner: Learner, start: Groups, rows: Rows) -> None:
+    """One step on one row: the step is the learning rate times something that the rate doesn't change."""
+
+    def moved(rate: float) -> Flat:
+        fitted = learner.fit(start, rows, 1, 1, np.random.default_rng(3), rate=rate).groups["parameters"]
+        return fitted.values - start["parameters"].values
+
+    whole, half = moved(1.0), None
+    with contextlib.suppress(LearnerError):  # one without a learning rate refuses to change it
+        half = moved(0.5)
+    assert whole.any(), "a step moves the parameters"
+    if half is not None:
+        np.testing.assert_allclose(half, whole / 2, rtol=1e-3, atol=1e-6, err_msg="half the rate, half the first step")
 
 
 def _judging(learner: Learner, groups: Groups, rows: Rows) -> None:

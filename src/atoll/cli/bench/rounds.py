@@ -49,9 +49,11 @@ class Noise:
         batch_size: int,
         rng: np.random.Generator,
         correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
     ) -> Fit:
         """Add noise."""
-        del rows, steps, batch_size, correct
+        del rows, steps, batch_size, correct, rate
         values, noise = groups["parameters"].values.copy(), self._noise * rng.random(1, np.float32)
         for lo in range(0, values.size, _BLOCK):
             values[lo : lo + _BLOCK] += noise[: values.size - lo]
