@@ -13,47 +13,15 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from atoll.errors import PlanError
+from atoll.sections import Fraction, Seconds, Section, Value, seconds
+from atoll.training import Training
 
 MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _seconds(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    for unit in sorted(_UNITS, key=len, reverse=True):
-        if value.endswith(unit):
-            try:
-                return float(value.removesuffix(unit)) * _UNITS[unit]
-            except ValueError:
-                break
-    raise ValueError('a duration is a number of seconds, or text such as "500ms", "30s", "10m", "2h"')
-
-
-Seconds = Annotated[PositiveFloat, BeforeValidator(_seconds)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Value = str | int | float
-
-
-class Section(BaseModel):
-    """A table of the plan: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class About(Section):
@@ -75,7 +43,7 @@ class Model(Section):
     inputs: PositiveInt | None = None
     classes: tuple[int, ...] = (0, 1)
     loss: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -108,7 +76,7 @@ class Columns(Section):
     target: str | None = None
     columns: tuple[str, ...] | None = None
     positive: tuple[Value, ...] | None = None
-    categories: dict[str, Annotated[tuple[Value, ...], Field(min_length=2)]] = {}
+    categories: dict[str, Annotated[tuple[Value, ...], Field(min_length=2)]] = Field(default_factory=dict)
     missing: tuple[str, ...] = ("",)
     split: str | None = None
     standardise: Literal["no", "node"] = "no"
@@ -136,32 +104,11 @@ class Columns(Section):
         return self
 
 
-class Training(Section):
-    """`[training]`: what a node does with a model it received; `epochs` or `steps` of mini-batches a round."""
-
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
-    batch_size: PositiveInt = 32
-    optimizer: str = "sgd"
-    learning_rate: PositiveFloat = 0.01
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.epochs and self.steps:
-            raise ValueError("epochs and steps exclude each other: keep one")
-        return self
-
-    def steps_for(self, rows: int) -> int:
-        """How many mini-batches a node with so many rows goes through in a round."""
-        return self.steps or (self.epochs or 1) * -(-rows // self.batch_size)
-
-
 class Aggregation(Section):
     """`[aggregation]`: the algorithm's name and its options."""
 
     rule: str = "fedavg"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Cohort(Section):
@@ -171,7 +118,7 @@ class Cohort(Section):
     fraction: Fraction = 1.0
     deadline: Seconds = 600.0
     quorum: Fraction = 0.8
-    grace: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 30.0
+    grace: Annotated[float, Field(ge=0), BeforeValidator(seconds)] = 30.0
 
 
 class Log(Section):
@@ -307,10 +254,11 @@ def _first_of(error: ValidationError, root: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], place: tuple[Any, ...]) -> Iterator[str]:
     for step in place:
-        kind = model.model_fields[step].annotation if step in model.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        said = model.model_fields[step].annotation if step in model.model_fields else None
+        kinds = [kind for kind in (said, *get_args(said)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not kinds:
             return
-        model = kind
+        model = kinds[0]
     yield from model.model_fields
 
 

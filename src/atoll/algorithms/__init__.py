@@ -78,7 +78,8 @@ def work(
     """
     received = learner.evaluate({group: brief[group] for group in learner.layouts}, data.judge)
     rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
-    memory, update = algorithm.local(learner, brief, memory, data.train, plan.training, rng)
+    pace = plan.training.pace(len(data.train), round_, plan.plan.rounds)
+    memory, update = algorithm.local(learner, brief, memory, data.train, pace, rng)
     if not all(finite(group.values) for group in update.groups.values()):
         raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
     return memory, Update(

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from atoll.learner import Learner, Rows
-from atoll.plan import Training
+from atoll.training import Pace
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 
 State = Groups
@@ -47,7 +47,7 @@ class Algorithm(NamedTuple):
         init: a new model's groups → the server's first state.
         brief: state → what a node is sent; holds the model's own groups.
         updates: the model's layouts → the layouts of an update's groups.
-        local: (learner, brief, memory, rows, training, rng) → (new memory, update), on the node.
+        local: (learner, brief, memory, rows, pace, rng) → (new memory, update), on the node.
         step: (state, total) → the next state, on the server.
         fold: how updates are added up.
         needs: what the learner must be able to do (see `Learner.can`).
@@ -56,7 +56,7 @@ class Algorithm(NamedTuple):
     init: Callable[[Groups], State]
     brief: Callable[[State], Groups]
     updates: Callable[[Layouts], Layouts]
-    local: Callable[[Learner, Groups, Memory, Rows, Training, np.random.Generator], tuple[Memory, Update]]
+    local: Callable[[Learner, Groups, Memory, Rows, Pace, np.random.Generator], tuple[Memory, Update]]
     step: Callable[[State, Total], State]
     fold: Fold
     needs: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ import numpy as np
 from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.folds import mean
 from atoll.learner import Learner, Rows
-from atoll.plan import Training
+from atoll.training import Pace
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 
 
@@ -29,9 +29,9 @@ def _layouts(model: Layouts) -> Layouts:
 
 
 def _local(
-    learner: Learner, brief: Groups, memory: Memory, rows: Rows, training: Training, rng: np.random.Generator
+    learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
 ) -> tuple[Memory, Update]:
-    fit = learner.fit(brief, rows, training.steps_for(len(rows)), training.batch_size, rng)
+    fit = learner.fit(brief, rows, pace.steps, pace.batch_size, rng, rate=pace.rate)
     moved = {name: group.with_values(_moved(group.values, brief[name].values)) for name, group in fit.groups.items()}
     return memory, Update(moved, float(len(rows)), fit.metrics)
 

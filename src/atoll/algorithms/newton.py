@@ -10,7 +10,7 @@ from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.folds import mean
 from atoll.errors import PlanError
 from atoll.learner import Curved, Learner, Rows
-from atoll.plan import Training
+from atoll.training import Pace
 from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update
 
 
@@ -50,9 +50,9 @@ def _layouts(model: Layouts) -> Layouts:
 
 
 def _local(
-    learner: Learner, brief: Groups, memory: Memory, rows: Rows, training: Training, rng: np.random.Generator
+    learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
 ) -> tuple[Memory, Update]:
-    del training, rng  # one pass over all rows; nothing is drawn
+    del pace, rng  # one pass over all rows; nothing is drawn
     gradient, hessian = cast("Curved", learner).curvature(brief, rows)
     layouts = _layouts(learner.layouts)
     groups = {

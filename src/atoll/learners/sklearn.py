@@ -20,7 +20,8 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Rows, batches, classified, regressed
-from atoll.plan import Plan, Training
+from atoll.plan import Plan
+from atoll.training import Training
 from atoll.vector import Group, Groups, Layout, Metrics
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -83,6 +84,8 @@ def build(plan: Plan) -> Sklearn:
         raise PlanError(f"training.optimizer: {name} knows {', '.join(kind.optimizers)}, not '{training.optimizer}'")
     if name == "LogisticRegression" and training.epochs is not None:
         raise PlanError("training.epochs: LogisticRegression has no mini-batches: say training.steps, its solver's iterations")
+    if name == "LogisticRegression" and training.schedule:
+        raise PlanError("training.schedule: LogisticRegression has no learning rate to change: use SGDClassifier")
     return Sklearn(kind, plan.inputs, plan.model.classes, {**_options(plan, kind), **kind.settings(training)})
 
 
