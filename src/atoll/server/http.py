@@ -46,6 +46,11 @@ def routes(site: Site) -> list[Route]:
         }
         return JSONResponse(body)
 
+    async def agreement(request: Request) -> Response:
+        if request.path_params["digest"] != site.plan.digest:
+            return JSONResponse({"error": f"the run's plan is {site.plan.digest}"}, 404)
+        return Response(site.plan.to_json(), media_type="application/json")  # the very bytes that the digest is of
+
     async def model(request: Request) -> Response:
         digest = request.path_params["digest"]
         try:
@@ -76,6 +81,7 @@ def routes(site: Site) -> list[Route]:
 
     pages = {
         "/v1/plan": plan,
+        "/v1/plans/{digest}": agreement,
         "/v1/models/{digest}": model,
         "/v1/runs": runs,
         "/v1/runs/{run}": run,

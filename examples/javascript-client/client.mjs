@@ -1,0 +1,250 @@
+// An Atoll node in JavaScript, written from docs/protocol.md (version 1) and docs/plan.md: logistic regression on a CSV file.
+//
+//     node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]
+
+import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, sign } from "node:crypto";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { io } from "socket.io-client";
+
+const PROTOCOL = 1;
+const AGAIN = [408, 416, 429]; // refusals of this moment; any other status from 400 to 499 is meant for good
+class Refused extends Error {}
+const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
+const canonical = (value) => JSON.stringify(value, Object.keys(value).sort());
+const hexFloat = (value) => (value < 0 ? "-0x" : "0x") + Math.abs(value).toString(16); // exact: the base is a power of two
+
+// ---- Who this node is
+function identity(directory) {
+  const path = join(directory, "node.pem");
+  mkdirSync(directory, { recursive: true });
+  if (!existsSync(path)) {
+    const { privateKey } = generateKeyPairSync("ed25519");
+    writeFileSync(path, privateKey.export({ type: "pkcs8", format: "pem" }), { mode: 0o600 });
+  }
+  const secret = createPrivateKey(readFileSync(path));
+  const key = Buffer.from(createPublicKey(secret).export({ format: "jwk" }).x, "base64url");
+  return { key, node: sha256(key).slice(0, 32), sign: (text) => sign(null, Buffer.from(text), secret) };
+}
+
+// ---- HTTP
+async function get(url, digest) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new (answer.status < 500 ? Refused : Error)(`${url}: HTTP ${answer.status}`);
+  const bytes = Buffer.from(await answer.arrayBuffer());
+  if (digest && sha256(bytes) !== digest) throw new Refused(`${url}: what came has another digest: it was altered on the way`);
+  return bytes;
+}
+
+async function append(server, envelope, header, body) {
+  const { run, round, attempt, node } = envelope;
+  const url = `${server}/v1/runs/${run}/rounds/${round}/${attempt}/updates/${node}`;
+  const there = await fetch(url, { method: "HEAD", headers: { "Atoll-Envelope": header } });
+  const start = Number(there.headers.get("Upload-Offset") ?? 0);
+  if (start >= body.length) return;
+  const headers = { "Atoll-Envelope": header, "Content-Type": "application/octet-stream" };
+  if (start) headers["Content-Range"] = `bytes ${start}-${body.length - 1}/${body.length}`;
+  const answer = await fetch(url, { method: "PUT", headers, body: body.subarray(start) });
+  if (answer.ok) return;
+  const said = (await answer.json().catch(() => ({}))).error ?? `HTTP ${answer.status}`;
+  throw new (answer.status >= 500 || AGAIN.includes(answer.status) ? Error : Refused)(said);
+}
+
+// ---- Models and updates: safetensors files
+function unpack(bytes, inputs) {
+  const start = 8 + Number(bytes.readBigUInt64LE(0));
+  const { __metadata__, ...tensors } = JSON.parse(bytes.subarray(8, start));
+  const right = (name, size) => tensors[name]?.dtype === "F64" && String(tensors[name].shape) === String(size);
+  if (!right("parameters/kernel", inputs) || !right("parameters/bias", 1) || bytes.length !== start + 8 * (inputs + 1))
+    throw new Refused(`this is no logistic model of ${inputs} inputs: ${JSON.stringify(tensors)}`);
+  return { tensors, theta: Float64Array.from({ length: inputs + 1 }, (_, k) => bytes.readDoubleLE(start + 8 * k)) };
+}
+
+function pack(tensors, metadata, values) {
+  const text = JSON.stringify({ __metadata__: metadata, ...tensors });
+  const header = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8)); // the text is ASCII: names and numbers only
+  const body = Buffer.alloc(8 + header.length + 8 * values.length);
+  body.writeBigUInt64LE(BigInt(header.length), 0);
+  header.copy(body, 8);
+  values.forEach((value, k) => body.writeDoubleLE(value, 8 + header.length + 8 * k));
+  return body;
+}
+
+// ---- Rows, as the plan's [data] says
+function readRows(path, data) {
+  const lines = readFileSync(path, "utf8").replace(/^\ufeff/, "").split(/\r?\n/).filter(Boolean);
+  const table = lines.map((line) => line.split(",").map((word) => word.trim())); // plain commas, no quotes
+  const names = data.columns ?? table.shift();
+  const place = (name) => {
+    if (!names.includes(name)) throw new Refused(`${path}: has no column '${name}'; there are: ${names.join(", ")}`);
+    return names.indexOf(name);
+  };
+  const same = (word, kind) => (typeof kind === "string" ? word === kind : word !== "" && Number(word) === kind);
+  const number = (word, name) => {
+    if (word !== "" && Number.isFinite(Number(word))) return Number(word);
+    throw new Refused(`${path}: column '${name}': '${word}' is no number`);
+  };
+  const code = (word, name, kinds) => {
+    if (!kinds) return [number(word, name)];
+    if (!kinds.some((kind) => same(word, kind))) throw new Refused(`${path}: column '${name}': '${word}' is no category`);
+    return kinds.slice(1).map((kind) => Number(same(word, kind)));
+  };
+  const used = [...data.features, data.target].map(place);
+  const rows = { train: [], test: [] };
+  for (const words of table) {
+    const picked = used.map((at) => words[at]);
+    if (picked.some((word) => data.missing.includes(word))) continue;
+    const last = picked.pop();
+    const y = data.positive ? Number(data.positive.some((kind) => same(last, kind))) : number(last, data.target);
+    if (y !== 0 && y !== 1) throw new Refused(`${path}: column '${data.target}': '${y}' is neither 0 nor 1`);
+    const x = picked.flatMap((word, k) => code(word, data.features[k], data.categories[data.features[k]]));
+    rows[data.split ? words[place(data.split)] : "train"].push({ x, y });
+  }
+  const { train, test } = rows;
+  for (const k of data.standardise === "node" ? train[0].x.keys() : []) {
+    const mean = train.reduce((sum, { x }) => sum + x[k], 0) / train.length;
+    const deviation = Math.sqrt(train.reduce((sum, { x }) => sum + (x[k] - mean) ** 2, 0) / (train.length - 1)) + 1e-9;
+    for (const { x } of [...train, ...test]) x[k] = (x[k] - mean) / deviation;
+  }
+  return { train, judge: test.length ? test : train };
+}
+
+// ---- Logistic regression by mini-batch SGD
+const logit = (theta, x) => x.reduce((sum, value, k) => sum + value * theta[k], theta[x.length]);
+const crossEntropy = (z, y) => Math.max(z, 0) + Math.log1p(Math.exp(-Math.abs(z))) - y * z;
+
+function evaluate(theta, rows) {
+  const judged = rows.map(({ x, y }) => ({ y, z: logit(theta, x), said: Number(logit(theta, x) >= 0) }));
+  const count = (wanted) => judged.filter(wanted).length;
+  return {
+    samples: judged.length,
+    loss: judged.reduce((sum, { y, z }) => sum + crossEntropy(z, y), 0),
+    correct: count(({ y, said }) => said === y),
+    true_positive: count(({ y, said }) => said && y),
+    false_positive: count(({ y, said }) => said && !y),
+    false_negative: count(({ y, said }) => !said && y),
+  };
+}
+
+function fit(start, rows, { steps, epochs, batch_size: size, learning_rate: rate }) {
+  const theta = Float64Array.from(start);
+  let left = steps ?? (epochs ?? 1) * Math.ceil(rows.length / size);
+  while (left > 0) {
+    const lots = rows.map((row) => [Math.random(), row]);
+    const drawn = lots.sort(([a], [b]) => a - b).map(([, row]) => row);
+    for (let from = 0; from < drawn.length && left > 0; from += size, left--) {
+      const batch = drawn.slice(from, from + size);
+      const pulls = batch.map(({ x, y }) => (rate * (1 / (1 + Math.exp(-logit(theta, x))) - y)) / batch.length);
+      batch.forEach(({ x }, row) => [...x, 1].forEach((value, k) => (theta[k] -= pulls[row] * value)));
+    }
+  }
+  return theta;
+}
+
+// ---- The node
+function check({ model, data, training, aggregation, log, plan, cohort, ...unknown }) {
+  const wants = [
+    [model.logistic, "[model] logistic = true"],
+    [data.features, "[data] features"],
+    [["no", "node"].includes(data.standardise), '[data] standardise = "no" or "node"'],
+    [training.optimizer === "sgd", '[training] optimizer = "sgd"'],
+    [aggregation.rule === "fedavg", '[aggregation] rule = "fedavg"'],
+    [!log.kafka, "no [log] kafka"],
+    [Object.values(unknown).flatMap(Object.values).every((value) => !value), `no [${Object.keys(unknown).join("] or [")}]`],
+  ];
+  const missing = wants.filter(([right]) => !right).map(([, what]) => what);
+  if (missing.length) throw new Refused(`this client takes part only in plans with ${missing.join(", ")}`);
+}
+
+function update(me, task, digest, plan, rows, bytes) {
+  const { tensors, theta } = unpack(bytes, rows.train[0].x.length);
+  const fitted = fit(theta, rows.train, plan.training);
+  const sums = Object.entries(evaluate(theta, rows.judge)).map(([name, value]) => [name, hexFloat(value)]);
+  const metrics = JSON.stringify(Object.fromEntries(sums));
+  const metadata = { atoll: "1", model: task.model, weight: hexFloat(rows.train.length), metrics };
+  const body = pack(tensors, metadata, fitted.map((value, k) => value - theta[k]));
+  const address = { run: task.run, round: task.round, attempt: task.attempt, node: me.node };
+  const envelope = { v: 1, ...address, plan: digest, digest: sha256(body), size: body.length };
+  const seal = { key: me.key.toString("base64"), signature: me.sign(canonical(envelope)).toString("base64") };
+  return { header: canonical({ ...envelope, ...seal }), body };
+}
+
+async function main({ values: { data, name: called, dir, plan: agreed }, positionals: [server] }) {
+  const me = identity(dir);
+  const { protocol, run, digest } = JSON.parse(await get(`${server}/v1/plan`));
+  if (protocol !== PROTOCOL) throw new Refused(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
+  if (agreed && agreed !== digest) throw new Refused(`${server} runs plan ${digest}, not ${agreed}`);
+  const plan = JSON.parse(await get(`${server}/v1/plans/${digest}`, digest));
+  check(plan);
+  const rows = readRows(data, plan.data);
+  console.log(`plan ${plan.plan.name}: ${plan.plan.rounds} rounds; ${rows.train.length} training rows here`);
+
+  const name = called ?? `node-${me.node.slice(0, 8)}`;
+  const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name}`).toString("hex");
+  const auth = { v: PROTOCOL, name, key: me.key.toString("hex"), plan: digest, signature };
+  const socket = io(`${server}/fl`, { transports: ["websocket"], auth });
+  const say = (event, fields) => socket.timeout(10000).emitWithAck(event, { v: PROTOCOL, run, ...fields }).catch(() => null);
+  const kept = ({ run, round, attempt }) => join(dir, `update-${run}-${round}-${attempt}`);
+  let current = null;
+  async function makeOrTake(task) {
+    const [there, body] = [`${kept(task)}.json`, `${kept(task)}.safetensors`];
+    const bytes = existsSync(there) || (await get(`${server}/v1/models/${task.model}`, task.model));
+    if (!existsSync(there)) { // made once: another body under the same address would be refused
+      const made = update(me, task, digest, plan, rows, bytes);
+      writeFileSync(body, made.body);
+      writeFileSync(there, made.header);
+    }
+    return { header: readFileSync(there, "utf8"), envelope: JSON.parse(readFileSync(there)), body: readFileSync(body) };
+  }
+  socket.on("connection_received", (said) => console.log(`connected: run ${said.run}, round ${said.round}`));
+  socket.on("start_training", async (task) => {
+    const { round, attempt } = (current = task);
+    const until = Date.now() + 1000 * task.deadline;
+    for (let wait = 250; current === task && Date.now() < until; wait = Math.min(2 * wait, 30000)) {
+      try {
+        const { envelope, header, body } = await makeOrTake(task);
+        await append(server, envelope, header, body);
+        console.log(`round ${round}: sent ${body.length} bytes`);
+        return say("fl_update", { round, attempt, digest: envelope.digest });
+      } catch (error) {
+        console.error(`round ${round}: ${error.message}`);
+        if (error instanceof Refused) return say("decline", { round, attempt, reason: error.message });
+        await pause(wait);
+      }
+    }
+  });
+  socket.on("verdict", (verdict) => {
+    ["json", "safetensors"].forEach((ending) => rmSync(`${kept(verdict)}.${ending}`, { force: true }));
+    if (!verdict.accepted) console.log(`round ${verdict.round}: the update doesn't count: ${verdict.reason}`);
+  });
+  const end = await new Promise((resolve, reject) => {
+    let away;
+    const lost = (error) => (away ??= setTimeout(() => reject(error), 1000 * plan.cohort.deadline));
+    socket.on("connect", () => (away = clearTimeout(away)));
+    socket.on("disconnect", (why) => (socket.active ? lost : reject)(new Error(`the server hung up (${why})`)));
+    socket.on("connect_error", (error) => (socket.active ? lost : reject)(error)); // active: it tries again by itself
+    socket.once("end_session", resolve);
+  });
+  current = null;
+  const bytes = end.model && (await get(`${server}/v1/models/${end.model}`, end.model));
+  const metrics = bytes ? evaluate(unpack(bytes, rows.train[0].x.length).theta, rows.judge) : {};
+  if (bytes) writeFileSync(join(dir, "final.safetensors"), bytes);
+  await say("session_ended", { metrics });
+  socket.disconnect();
+  console.log(`${end.outcome}: ${end.reason}`, bytes ? `; ${metrics.correct} of ${metrics.samples} rows here are right` : "");
+  return end.outcome === "gave_up" ? 3 : 0;
+}
+
+const text = { type: "string" };
+const options = { data: text, name: text, plan: text, dir: { ...text, default: "atoll-node" } };
+try {
+  const words = parseArgs({ options, allowPositionals: true });
+  const usage = "usage: node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]";
+  if (!words.values.data || words.positionals.length !== 1) throw new Refused(usage);
+  process.exit(await main(words));
+} catch (error) {
+  console.error(`error: ${error.message}${error.cause ? ` (${error.cause.message})` : ""}`);
+  process.exit(2);
+}
