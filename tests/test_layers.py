@@ -28,7 +28,7 @@ SERVING = (
 HOMES: Mapping[str, Sequence[str]] = {
     "numpy": ("atoll",),
     "cryptography": ("atoll.keys",),
-    "pydantic": ("atoll.plan", "atoll.sections", "atoll.training", "atoll.messages"),
+    "pydantic": ("atoll.plan", "atoll.sections", "atoll.training", "atoll.stopping", "atoll.messages"),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),
     "jax": ("atoll.learners.keras", "atoll.learners.jax", "atoll.simulate"),

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, Positive
 
 from atoll.errors import PlanError
 from atoll.sections import Fraction, Seconds, Section, Value, seconds
+from atoll.stopping import Stopping
 from atoll.training import Training
 
 MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
@@ -142,6 +143,7 @@ class Plan(Section):
     training: Training = Training()
     aggregation: Aggregation = Aggregation()
     cohort: Cohort = Cohort()
+    stopping: Stopping = Stopping()
     log: Log = Log()
 
     @classmethod

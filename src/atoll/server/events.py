@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from atoll.wire import Address
@@ -50,9 +50,10 @@ class Declined(Event):
 
 @dataclass(frozen=True)
 class Closed(Event):
-    """The round's new model is made and stored."""
+    """The round's new model is made and stored; `judged` are the newest figures: of it, or of the one that the nodes received."""
 
     model: str
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from atoll.server.events import (
     Train,
     Wake,
 )
+from atoll.stopping import Course, Stopping
 from atoll.wire import Address
 
 ATTEMPTS = 3
@@ -63,7 +64,7 @@ class State:
 
     Args:
         run: its id.
-        rounds, seed, rules: from the plan.
+        rounds, seed, rules, stopping: from the plan.
         model: digest of the newest global model.
         round, attempt: the one that is open, or next to open.
         names: every node that ever joined: id → name.
@@ -74,12 +75,14 @@ class State:
         until: when the present wait ends.
         enough: since when the quorum is there.
         leaving: the nodes that have not taken the final model yet.
+        course: how models have done so far.
     """
 
     run: str
     rounds: int
     seed: int
     rules: Cohort
+    stopping: Stopping
     model: str
     until: float
     phase: Phase = Phase.WAITING
@@ -92,6 +95,7 @@ class State:
     declines: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
     leaving: frozenset[str] = frozenset()
+    course: Course = field(default_factory=Course)
     outcome: Outcome | None = None
     reason: str = ""
 
@@ -112,7 +116,7 @@ Result = tuple[State, tuple[Command, ...]]
 def begin(run: str, plan: Plan, model: str, now: float) -> Result:
     """Return the first state of a run, which waits for nodes, and its first commands."""
     until = now + plan.cohort.deadline
-    return State(run, plan.plan.rounds, plan.plan.seed, plan.cohort, model, until), (Wake(until),)
+    return State(run, plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, model, until), (Wake(until),)
 
 
 def transition(state: State, event: Event) -> Result:
@@ -264,11 +268,14 @@ def _rest(state: State) -> State:
 
 def _closed(state: State, event: Closed) -> Result:
     verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.accepted.items())
-    done = replace(_rest(state), model=event.model, attempt=1)
+    course = state.course.after(state.stopping, event.judged)
+    done = replace(_rest(state), model=event.model, attempt=1, course=course)
     if state.outcome:  # somebody asked to stop while the round was closing
         ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.accepted)
     elif state.round >= state.rounds:
         ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.accepted)
+    elif early := course.over(state.stopping):
+        ended, commands = _farewell(done, "completed", early, event.now, state.accepted)
     else:
         until = event.now + state.rules.deadline
         ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)

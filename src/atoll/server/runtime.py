@@ -255,7 +255,7 @@ class Server:
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        await self.drive.happen(events.Closed(self.drive.now(), model))
+        await self.drive.happen(events.Closed(self.drive.now(), model, facts["judged"]))
 
     def aggregate(self, command: events.Close) -> tuple[str, str]:
         """Fold the accepted updates into the next state; return the digests of the stored model and state."""

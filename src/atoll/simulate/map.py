@@ -31,6 +31,7 @@ class Simulated:
         digest: the SHA-256 of its file.
         holdout: how the final model does on the holdout, as figures; empty without one.
         by_node: how it does on each client's own rows.
+        reason: why the run ended: all rounds are done, or it stopped early.
     """
 
     rounds: list[dict[str, Any]]
@@ -38,6 +39,7 @@ class Simulated:
     digest: str
     holdout: dict[str, float]
     by_node: dict[str, dict[str, float]]
+    reason: str = ""
 
 
 @dataclass
@@ -56,7 +58,7 @@ class _Run:
     bodies: dict[str, bytes] = field(default_factory=dict)
     metrics: dict[str, Metrics] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+    reason: str = ""
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train, one by one."""
@@ -85,7 +87,7 @@ class _Run:
         layouts, registered = self.learner.layouts, len(self.clients)
         self.state = close(self.algorithm, self.state, layouts, self.model, accepted, registered)
         self.model = digest_of(pack(self.algorithm.brief(self.state)))
-        facts = {
+        facts: dict[str, Any] = {
             "round": command.round,
             "answered": list(command.accepted),
             "model": self.model,
@@ -95,16 +97,17 @@ class _Run:
         }
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
-        return [events.Closed(0.0, self.model)]
+        return [events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])]
 
     def end(self, command: events.End) -> list[events.Event]:
         """Let the clients go."""
         return [events.Left(0.0, name) for name in command.nodes]
 
     def finish(self, command: events.Finish) -> list[events.Event]:
-        """Say so where the run ended early."""
+        """Keep why it ended; raise where that was not at its end."""
         if command.outcome != "completed":
             raise GaveUpError(command.reason)
+        self.reason = command.reason
         return []
 
     def nothing(self, command: events.Command) -> list[events.Event]:
@@ -169,4 +172,4 @@ def simulate(
     brief = algorithm.brief(run.state)
     by_node = {name: run.judge(rows.judge) for name, rows in data.items()}
     model = {name: brief[name] for name in learner.layouts}
-    return Simulated(run.rounds, model, run.model, run.judge(holdout) if holdout else {}, by_node)
+    return Simulated(run.rounds, model, run.model, run.judge(holdout) if holdout else {}, by_node, run.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, Te
 
 from atoll.errors import StoreError
 from atoll.learner import summary
+from atoll.stopping import gain
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, UpdateRow
 from atoll.store.database import MEMORY, Database
 
@@ -162,13 +164,14 @@ class SqlStore:
         rounds = [_told(row, names, updates, evaluations) for row in self.rounds(found.run)]
         facts = {key: value for key, value in asdict(found).items() if key != "plan"}
         start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
+        plan = json.loads(found.plan)  # as it was agreed to, maybe under an older version: so not checked again
         return {
             **facts,
-            "planned": json.loads(found.plan).get("plan", {}).get("rounds"),
+            "planned": plan.get("plan", {}).get("rounds"),
             "nodes": [{"node": node, "name": name} for node, name in names.items()],
             "initial_evaluation": start,
             "rounds": rounds,
-            "best": _best(rounds),
+            "best": _best(rounds, plan.get("stopping", {}).get("metric", "loss")),
             "last": rounds[-1]["model"] if rounds else found.initial,
         }
 
@@ -202,7 +205,8 @@ def _told(
     }
 
 
-def _best(rounds: Sequence[dict[str, Any]]) -> str | None:
-    """The model with the lowest loss, on the holdout where there is one, else on the nodes' own rows."""
-    losses = [(judged["loss"], row["round"], row["model"]) for row in rounds if (judged := row["holdout"] or row["nodes"])]
-    return min(losses)[2] if losses else None
+def _best(rounds: Sequence[dict[str, Any]], metric: str) -> str | None:
+    """The model with the best figure, on the holdout where there is one, else on the nodes' own rows; of equals the first."""
+    judged = [(gain(metric, row["holdout"] or row["nodes"]), -row["round"], row["model"]) for row in rounds]
+    most, _, model = max(judged, default=(-math.inf, 0, None))
+    return None if math.isinf(most) else model

@@ -1,0 +1,56 @@
+"""`[stopping]`: which model of a run is the best, and when a run that gets no better ends before its last round. Rank 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, PositiveInt
+
+from atoll.sections import Section
+
+_FALLS = ("loss", "mean_squared_error", "mean_absolute_error")
+
+
+class Stopping(Section):
+    """`[stopping]`: judged on the holdout where the server has one, else on the nodes' own rows.
+
+    A round counts as better where `metric` gains more than `min_delta` on the best one so far. After `patience` rounds
+    in a row without a better one the run is complete; without `patience` all rounds are run.
+    """
+
+    metric: Literal["loss", "accuracy", "precision", "recall", "mean_squared_error", "mean_absolute_error", "r2"] = "loss"
+    patience: PositiveInt | None = None
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+def gain(metric: str, figures: Mapping[str, float]) -> float:
+    """Return a figure, so turned that more is better; minus infinity where there is none.
+
+    >>> gain("loss", {"loss": 0.25}), gain("accuracy", {"loss": 0.25})
+    (-0.25, -inf)
+    """
+    value = figures.get(metric, math.nan)
+    return -math.inf if math.isnan(value) else -value if metric in _FALLS else value
+
+
+class Course(NamedTuple):
+    """How a run has gone so far: the best gain, and how many rounds have gone by since."""
+
+    best: float = -math.inf
+    since: int = 0
+
+    def after(self, stopping: Stopping, figures: Mapping[str, float]) -> Course:
+        """Return the course with one more round."""
+        gained = gain(stopping.metric, figures)
+        better = gained > self.best + stopping.min_delta
+        return Course(gained) if better else Course(self.best, self.since + 1)
+
+    def over(self, stopping: Stopping) -> str | None:
+        """Say why the run ends early, or None where it goes on."""
+        if stopping.patience is None or self.since < stopping.patience:
+            return None
+        if math.isinf(self.best):
+            return f"stopped early: no {stopping.metric} was measured in {self.since} rounds; name another stopping.metric"
+        return f"stopped early: no better {stopping.metric} than {abs(self.best):.4f} in {self.since} rounds"

@@ -1,0 +1,69 @@
+"""Early stopping: the same decision simulated and deployed, and the best model by the figure that the plan names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.federation import clients, plan, rows, run
+
+from atoll.learner import Rows
+from atoll.simulate import simulate
+from atoll.stopping import Course, Stopping, gain
+
+HOLDOUT = Rows(*rows(9))
+EARLY = {"plan": {"rounds": 50}, "stopping": {"patience": 2, "min_delta": 0.05}}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1), st.integers(1, 5), st.floats(0, 0.2))
+def test_it_ends_where_the_last_rounds_gained_nothing_on_the_best_before(losses, patience, min_delta):
+    stopping = Stopping(patience=patience, min_delta=min_delta)
+    course = Course()
+    for loss in losses:
+        course = course.after(stopping, {"loss": loss})
+    best, since = float("inf"), 0
+    for loss in losses:
+        best, since = (loss, 0) if -loss > -best + min_delta else (best, since + 1)
+    assert (course.over(stopping) is not None) == (since >= patience)
+    assert course.best == -best
+
+
+def test_figures_that_rise_figures_that_are_not_there_and_nan():
+    rising = Stopping(metric="accuracy", patience=1)
+    course = Course().after(rising, {"accuracy": 0.5}).after(rising, {"accuracy": 0.9})
+    assert course.over(rising) is None
+    assert "no better accuracy than 0.9000 in 1 rounds" in str(course.after(rising, {"accuracy": 0.9}).over(rising))
+    assert "no accuracy was measured in 1 rounds" in str(Course().after(rising, {"loss": 1.0}).over(rising))
+    assert gain("loss", {"loss": float("nan")}) == -float("inf")
+
+
+@pytest.mark.parametrize("holdout", [HOLDOUT, None], ids=["holdout", "nodes"])
+def test_simulated_and_deployed_end_early_in_the_same_round(tmp_path, holdout):
+    agreed = plan(**EARLY)
+    simulated = simulate(agreed, clients(), holdout=holdout)
+    history = run(agreed, clients(), tmp_path, holdout=holdout)
+    done = len(simulated.rounds)
+    assert 2 < done < 50
+    assert len(history["rounds"]) == done
+    assert history["last"] == simulated.digest
+    assert history["outcome"] == "completed"
+    assert history["reason"] == simulated.reason
+    assert "stopped early: no better loss than" in history["reason"]
+
+
+def test_without_patience_all_rounds_are_run():
+    simulated = simulate(plan(plan={"rounds": 9}, stopping={"min_delta": 1.0}), clients(), holdout=HOLDOUT)
+    assert len(simulated.rounds) == 9
+    assert simulated.reason == "all 9 rounds are done"
+
+
+def test_the_best_model_is_the_one_by_the_plans_figure(tmp_path):
+    """The loss falls to the end; the accuracy is at its best before it, and of equals the first counts."""
+    agreed = plan(plan={"rounds": 6}, training={"learning_rate": 0.01})
+    found = {}
+    for metric, pick in (("loss", min), ("accuracy", max)):
+        history = run(agreed.with_(stopping={"metric": metric}), clients(), tmp_path / metric, holdout=HOLDOUT)
+        judged = [row["holdout"][metric] for row in history["rounds"]]
+        found[metric] = judged.index(pick(judged))
+        assert history["best"] == history["rounds"][found[metric]]["model"]
+    assert found["accuracy"] < found["loss"] == 5
