@@ -5,9 +5,6 @@ Published by NVIDIA FLARE (hello-lr, commit f3b7c1bffd); rows and split by FLamb
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
 from tests.federation import run_processes
 
@@ -34,21 +31,6 @@ def newton(rounds: int, **options: float) -> Plan:
             "cohort": {"minimum": 4, "deadline": "60s"},
         }
     )
-
-
-@pytest.fixture
-def hospitals(data: Path, tmp_path: Path) -> dict[str, Path]:
-    """One CSV file a hospital."""
-    with (data / "heart_disease_uci" / "fed_heart_flamby_13f.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    paths = {}
-    for name in PUBLISHED:
-        paths[name] = tmp_path / f"{name}.csv"
-        with paths[name].open("w", newline="") as file:
-            out = csv.DictWriter(file, list(rows[0]))
-            out.writeheader()
-            out.writerows(row for row in rows if name.startswith(row["hospital"][:2]))
-    return paths
 
 
 def figures(by_node: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:
