@@ -6,7 +6,7 @@ import json
 import shutil
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,9 +16,12 @@ from atoll.cli.show import figure, plot, rounds_table
 from atoll.errors import AtollError, UnreachableError
 from atoll.plan import Plan
 
+if TYPE_CHECKING:
+    from atoll.store.sql import SqlStore
+
 Store = Annotated[Path, typer.Option(help="The server's store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_HERE = Path("atoll-store")
+HERE = Path("atoll-store")
 
 
 @app.command()
@@ -48,12 +51,12 @@ def status(
 @app.command()
 def history(
     run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
-    store: Store = _HERE,
+    store: Store = HERE,
     as_json: AsJson = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw loss and accuracy into this picture.")] = None,
 ) -> None:
     """Show what is stored of a run: each round, who answered, how its model does."""
-    found = _open(store).history(run)
+    found = open_store(store).history(run)
     for row in found["rounds"]:
         row["judged"] = row["holdout"] or row["nodes"]
     if picture:
@@ -79,16 +82,19 @@ def history(
 def export(
     to: Annotated[Path, typer.Option(help="The file: its ending says which kind, .safetensors or .keras.")],
     run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
-    store: Store = _HERE,
+    store: Store = HERE,
     which: Annotated[str, typer.Option(help="best, last, or the number of a round.")] = "best",
 ) -> None:
     """Write a run's model to a file."""
-    base = _open(store)
+    base = open_store(store)
     found = base.history(run)
     digest = _digest(found, which)
     from atoll.store.models import Models
 
-    path = Models(store / "models").path(digest)
+    models = Models(store / "models")
+    if not models.has(digest) and which not in ("best", "last"):
+        raise AtollError(f"model {digest[:12]} of run {found['run']} was pruned; best and last are kept as long as the run is")
+    path = models.path(digest)
     if to.suffix == ".safetensors":
         try:
             shutil.copyfile(path, to)
@@ -119,7 +125,12 @@ def _export_keras(plan: Plan, path: Path, to: Path) -> None:
     write(plan, unpack(path.read_bytes(), learners.build(plan).layouts)[0], to)
 
 
-def _open(store: Path) -> Any:
+def open_store(store: Path) -> SqlStore:
+    """Open a server's store to look at it.
+
+    Raises:
+        AtollError: there is none.
+    """
     from atoll.store.sql import SqlStore
 
     if not (store / "atoll.sqlite").exists():

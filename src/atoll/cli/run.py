@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from atoll.cli import app
-from atoll.cli.show import figure, rounds_table, size
+from atoll.cli.show import figure, rounds_table, size, size_of
 from atoll.plan import Plan
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -28,6 +28,9 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8740,
     store: Annotated[Path, typer.Option(help="Where history, models and the embedded log are kept.")] = Path("atoll-store"),
+    quota: Annotated[
+        str | None, typer.Option(help="The most the store may take, such as 50GB: beyond it updates wait until you prune.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -38,13 +41,15 @@ def serve(
 
     agreed = Plan.load(plan)
     rows = prepare(holdout, agreed).judge if holdout else None
+    limit = size_of(quota) if quota else None
     if as_json:
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json)
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json, quota=limit)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
         return
     console = Console()
     with Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False) as live:
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=show_run(agreed, live))
+        watch = show_run(agreed, live)
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=watch, quota=limit)
         history = server.serve()
     console.print(f"{history['reason']}; run [bold]{server.run}[/bold]")
     console.print(f"history: atoll history {server.run} --store {store}", soft_wrap=True)

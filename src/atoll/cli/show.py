@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,22 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def size_of(text: str) -> int:
+    """Read a number of bytes with its unit.
+
+    Raises:
+        AtollError: it is none.
+
+    >>> size_of("50GB"), size_of("1.5 MB")
+    (50000000000, 1500000)
+    """
+    for power, unit in enumerate(("B", "KB", "MB", "GB", "TB")):
+        with contextlib.suppress(ValueError):
+            if (number := float(text.upper().removesuffix(unit))) > 0 and text.upper().endswith(unit):
+                return int(number * 1000**power)
+    raise AtollError(f"'{text}' is no size; it looks like 50GB or 800MB")
 
 
 def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:

@@ -58,6 +58,11 @@ class Reader(Protocol):
     """The server's end."""
 
     @property
+    def positions(self) -> str | None:
+        """Where this run begins in a log that runs share, for another reader to take up all of it; None in a log of its own."""
+        ...
+
+    @property
     def waiting(self) -> str | None:
         """Why nothing can be read at present, in a few words for a person; None where all is well."""
         ...

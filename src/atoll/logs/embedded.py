@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -30,6 +30,8 @@ from atoll.logs import Progress, Record, pieces
 from atoll.logs.bodies import Incoming, Index, check_size, mapped, path_of, sync
 from atoll.wire import Address, Buffer, Envelope
 
+Room = Callable[[int], str | None]
+"""Asked before so many bytes are taken in: says why there is no room for them at present, or None."""
 log = logging.getLogger("atoll.logs.embedded")
 HEADER = "Atoll-Envelope"
 _STALL = 120.0
@@ -47,15 +49,18 @@ class EmbeddedLog:
         directory: where runs keep their bodies; made when missing.
         run: the run whose updates come.
         limit: the longest body, in bytes.
+        room: asked before a body is taken in.
 
     Raises:
         LogError: the directory can't be used, or its index is damaged.
     """
 
-    waiting: str | None = None
+    positions: str | None = None
 
-    def __init__(self, directory: Path, run: str, limit: int) -> None:
+    def __init__(self, directory: Path, run: str, limit: int, room: Room | None = None) -> None:
         self.run, self.limit = run, limit
+        self.waiting: str | None = None
+        self._room = room or (lambda _: None)
         self._directory = directory / run
         self._digests: dict[Address, str] = {}
         self._records: list[Record] = []
@@ -120,6 +125,9 @@ class EmbeddedLog:
             try:
                 if there is not None:
                     raise RefusedError(_TAKEN)
+                self.waiting = self._room(envelope.size - start)
+                if self.waiting:
+                    raise LogError(self.waiting)
                 with _writing(path):
                     await _take_in(path, envelope, start, turn.chunks(number, chunks))
                 await self._commit(envelope)
@@ -276,6 +284,44 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LogError(f"{path}: can't be written ({error.strerror}); free some space on the server") from error
+
+
+class Stored:
+    """A run's bodies as they lie there, for another look at them: a `Reader` that writes nothing, and ends.
+
+    Args:
+        directory: where runs keep their bodies.
+        run: the run whose updates are read.
+
+    Raises:
+        LogError: nothing of the run is there.
+    """
+
+    waiting: str | None = None
+    positions: str | None = None
+
+    def __init__(self, directory: Path, run: str) -> None:
+        self._directory = directory / run
+        try:
+            self._lines = (self._directory / "index.jsonl").read_bytes().splitlines()
+        except OSError as error:
+            raise LogError(f"{self._directory}: the run's updates aren't there ({error.strerror})") from error
+
+    async def records(self) -> AsyncIterator[Record]:
+        """See `Reader.records`; a half line at the end is one that a server is writing, or never wrote to its end."""
+        for number, line in enumerate(self._lines):
+            with contextlib.suppress(WireError):
+                yield Record(Envelope.from_header(line), str(number))
+
+    def body(self, envelope: Envelope) -> memoryview:
+        """See `Reader.body`."""
+        return mapped(path_of(self._directory, envelope))
+
+    def forget(self, round_: int) -> None:
+        """See `Reader.forget`: here are no copies."""
+
+    async def close(self) -> None:
+        """See `Reader.close`: nothing is open."""
 
 
 class HttpAppender:

@@ -23,6 +23,7 @@ class InprocLog:
     """
 
     waiting: str | None = None
+    positions: str | None = None
 
     def __init__(self, run: str, limit: int = 1 << 40) -> None:
         self._run, self._limit = run, limit

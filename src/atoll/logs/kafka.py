@@ -230,6 +230,7 @@ class KafkaReader:
         if self._thread:
             await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._consumer.close)
+        await asyncio.to_thread(self._bodies.close)
         self._news.put_nowait(None)
 
     def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -308,9 +309,26 @@ class KafkaReader:
         log.info(self.waiting)
 
 
+def let_go(servers: str, topic: str, positions: str) -> None:
+    """Have Kafka drop every message of a topic that lies before these positions (-1: the end), of whichever run or server.
+
+    Raises:
+        LogError: it can't be done.
+    """
+    before = [TopicPartition(topic, int(k), int(v)) for k, v in (one.split(":") for one in positions.split())]
+    try:
+        admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+        for done in admin.delete_records(before, request_timeout=_PATIENCE).values():
+            done.result(_PATIENCE)
+    except (KafkaException, TimeoutError) as error:
+        raise LogError(f"Kafka at {servers}: messages of topic {topic} can't be dropped ({error})") from error
+
+
 def _make_topic(servers: str, topic: str) -> None:
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    made = admin.create_topics([NewTopic(topic, 1, config={"flush.messages": "1"})], request_timeout=_PATIENCE)
+    # Synced before acknowledged; and the log is the truth, so it goes when an operator says so, not after Kafka's seven days.
+    config = {"flush.messages": "1", "retention.ms": "-1"}
+    made = admin.create_topics([NewTopic(topic, 1, config=config)], request_timeout=_PATIENCE)
     try:
         made[topic].result(_PATIENCE)
     except TimeoutError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,10 @@ class Spool:
                 with contextlib.suppress(OSError):  # where a mapped file can't be removed, the next time
                     path.unlink(missing_ok=True)
                     del self._files[path]
+
+    def close(self) -> None:
+        """Remove what is here: the log itself has it all."""
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def take(self, envelope: Envelope, part: int, piece: bytes, position: str) -> Record | None:
         """Put a piece in its place; return the record that it makes: of a complete body, or of one that can't count.

@@ -36,9 +36,10 @@ class Book:
         plan: what is run.
         run: its id.
         model: digest of the initial model.
+        log_start: where the run begins in a log that runs share.
     """
 
-    def __init__(self, store: SqlStore, plan: Plan, run: str, model: str) -> None:
+    def __init__(self, store: SqlStore, plan: Plan, run: str, model: str, log_start: str | None) -> None:
         self.names: dict[str, str] = {}
         self._store, self._run = store, run
         self._arrivals: dict[str, _Arrival] = {}
@@ -46,7 +47,8 @@ class Book:
         self._farewells: dict[str, Metrics] = {}
         self._opened = self._asked = 0.0
         self._worker = ThreadPoolExecutor(1, "store")
-        store.begin_run(RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model))
+        row = RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model, log_start=log_start)
+        store.begin_run(row)
 
     async def _write(self, act: Callable[..., None], *rows: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
@@ -108,7 +110,7 @@ class Book:
         rows = [replace(self._arrivals[node].row, place=place) for place, node in enumerate(command.accepted)]
         row = RoundRow(
             self._run, command.round, command.attempt, self._opened, now - self._asked, model, state,
-            command.cohort, len(rows), sum(one.bytes for one in rows),
+            command.cohort, len(rows), sum(one.bytes for one in rows), command.registered,
         )  # fmt: skip
         # Nodes judge the model they receive: the one that the round before made.
         everywhere = pooled(one.metrics for one in rows)

@@ -106,12 +106,13 @@ class Judge:
 
 @dataclass(frozen=True)
 class Close:
-    """Fold these updates of a cohort of so many nodes, in this order: node → digest."""
+    """Fold these updates, in this order: node → digest; of a cohort of so many nodes, in a run that so many belong to."""
 
     round: int
     attempt: int
     accepted: Mapping[str, str]
     cohort: int
+    registered: int
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,8 @@ def _settle(state: State, now: float) -> Result:
 
 
 def _close(state: State) -> Result:
-    return replace(state, phase=Phase.CLOSING), (Close(state.round, state.attempt, state.accepted, len(state.cohort)),)
+    command = Close(state.round, state.attempt, state.accepted, len(state.cohort), len(state.names))
+    return replace(state, phase=Phase.CLOSING), (command,)
 
 
 def _again(state: State, now: float) -> Result:

@@ -29,6 +29,7 @@ from atoll.server import events, http, machine, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.close import Accepted, close
+from atoll.server.retention import Quota
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics, Update, check, layouts_of
@@ -50,6 +51,7 @@ class Server:
         host, port: where to listen; port 0 takes a free one.
         watch: told of each thing that a person would like to see.
         learner: one of your own, in place of the one that the plan names; nodes need the same.
+        quota: the most bytes that the store may take.
 
     Raises:
         AtollError: the plan can't be carried out, or the store or the port can't be had.
@@ -65,11 +67,13 @@ class Server:
         port: int = PORT,
         watch: Watch | None = None,
         learner: Learner | None = None,
+        quota: int | None = None,
     ) -> None:
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan)
         self.algorithm = algorithms.find(plan, self.learner)
         self.layouts = self.algorithm.updates(self.learner.layouts)
+        self._size = sum(layout.nbytes for layout in self.layouts.values())
         self.directory = Path(store)
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
@@ -77,13 +81,15 @@ class Server:
             self.store = SqlStore(self.directory)
             opened.callback(self.store.close)
             self.models = Models(self.directory / "models")
+            self.quota = Quota(self.directory, self.store, quota)
             self.log = self._open_log()
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
-        self._first, _, self.state = self._keep(self.algorithm.init(self.learner.initial(plan.plan.seed)))
-        self.book = Book(self.store, plan, self.run, self._first)
+        self._first, _ = self._keep(self.algorithm.init(self.learner.initial(plan.plan.seed)))
+        self.book = Book(self.store, plan, self.run, self._first, self.log.positions)
+        self._make_room(plan.cohort.minimum)
         self._ended = asyncio.Event()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             events.Train: self.start_round,
@@ -250,6 +256,7 @@ class Server:
             judged = await asyncio.to_thread(self.evaluate)
             facts = await self.store_history(command, model, state, judged)
             await asyncio.to_thread(self.log.forget, command.round)
+            await asyncio.to_thread(self._make_room, command.registered)
         except Exception as error:  # the run can't go on without this model: say so, and end in order
             log.exception("round %d can't be closed", command.round)
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
@@ -260,17 +267,23 @@ class Server:
     def aggregate(self, command: events.Close) -> tuple[str, str]:
         """Fold the accepted updates into the next state; return the digests of the stored model and state."""
         accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
-        registered = len(self.drive.state.names)
-        state = close(self.algorithm, self.state, self.learner.layouts, self.drive.state.model, accepted, registered)
-        model, kept, self.state = self._keep(state)
-        return model, kept
+        model = self.drive.state.model
+        state = close(self.algorithm, self.state, self.learner.layouts, model, accepted, command.registered)
+        return self._keep(state)
 
-    def _keep(self, state: State) -> tuple[str, str, State]:
-        """Store a state and the model in it; return their digests, and the state as views into its file, which cost no memory."""
+    def _keep(self, state: State) -> tuple[str, str]:
+        """Store a state and the model in it, and go on with views into its file, which cost no memory; return both digests."""
         brief = self.algorithm.brief(state)
         model = self.models.put(brief)
         kept = model if brief.keys() == state.keys() else self.models.put(state)
-        return model, kept, self.models.get(kept, layouts_of(state))
+        self.state, self._kept = self.models.get(kept, layouts_of(state)), (model, kept)
+        return self._kept
+
+    def _make_room(self, nodes: int) -> None:
+        """Make room, as far as the quota asks for it, for the updates of so many nodes."""
+        if not self.models.has(*self._kept):  # pruned with the run that made them first, just before this one's row named them
+            self._keep(self.state)
+        self.quota.recount(nodes * self._size)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""
@@ -317,9 +330,9 @@ class Server:
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
 
     def _open_log(self) -> EmbeddedLog | Reader:
-        limit = int(1.01 * sum(layout.nbytes for layout in self.layouts.values())) + (1 << 20)
+        limit = int(1.01 * self._size) + (1 << 20)
         if self.plan.log.kafka is None:
-            return EmbeddedLog(self.directory / "log", self.run, limit)
+            return EmbeddedLog(self.directory / "log", self.run, limit, self.quota.room)
         from atoll.logs.kafka import KafkaReader  # an optional part
 
         return KafkaReader(self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit)

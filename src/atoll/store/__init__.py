@@ -17,7 +17,7 @@ Status = Literal["accepted", "rejected", "declined", "late"]
 
 @dataclass(frozen=True)
 class RunRow:
-    """One execution of a plan; times are seconds since the epoch."""
+    """One execution of a plan; times are seconds since the epoch. `log_start` is where it begins in a log that runs share."""
 
     run: str
     name: str
@@ -28,6 +28,8 @@ class RunRow:
     ended: float | None = None
     outcome: str = "running"
     reason: str = ""
+    log_start: str | None = None
+    pruned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A closed round, and the model that it made."""
+    """A closed round, and the model that it made; `registered` nodes belonged to the run."""
 
     run: str
     round: int
@@ -56,6 +58,7 @@ class RoundRow:
     cohort: int
     accepted: int
     bytes: int
+    registered: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert, inspect, select, text, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from atoll.errors import StoreError
 
-SCHEMA = 1
-"""The version of the tables; a store of a newer one is not touched."""
+SCHEMA = 2
+"""The version of the tables: an older store gets the columns it lacks, one of a newer version is not touched."""
 MEMORY = "sqlite://"
 
 
@@ -42,6 +42,9 @@ class Database:
             found = connection.scalar(select(self._version.c.version))
             if found is None:
                 connection.execute(insert(self._version).values(version=SCHEMA))
+            elif found < SCHEMA:
+                _add_columns(connection, tables)
+                connection.execute(update(self._version).values(version=SCHEMA))
         if found is not None and found > SCHEMA:
             raise StoreError(f"{self.place}: made by a newer Atoll (schema {found}, this one knows {SCHEMA}); upgrade Atoll")
 
@@ -82,6 +85,15 @@ def _engine(place: str | Path, file: str) -> Engine:
     engine = create_engine(f"sqlite:///{directory / file}", connect_args={"timeout": 10})
     event.listen(engine, "connect", _careful)
     return engine
+
+
+def _add_columns(connection: Connection, tables: MetaData) -> None:
+    for table in tables.tables.values():
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _careful(connection: sqlite3.Connection, record: object) -> None:

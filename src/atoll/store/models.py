@@ -61,6 +61,14 @@ class Models:
         with self.path(digest).open("rb") as file:
             return unpack(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), layouts)[0]
 
+    def has(self, *digests: str) -> bool:
+        """Say whether all of these are there."""
+        return all(self._at(digest).is_file() for digest in digests)
+
+    def files(self) -> dict[str, Path]:
+        """Return the file of every model that is there, by digest."""
+        return {path.stem: path for path in self.directory.glob("*.safetensors")}
+
     def _at(self, digest: str) -> Path:
         return self.directory / f"{digest}.safetensors"
 

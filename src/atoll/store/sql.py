@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
+from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, Text, delete, insert, select, update
 
 from atoll.errors import StoreError
 from atoll.learner import summary
@@ -35,6 +36,7 @@ def _fact(name: str, kind: Any = String) -> Column[Any]:
 _RUNS = _table(
     "runs", _key("run"), _fact("name"), _fact("plan_digest"), _fact("plan", Text), _fact("started", Float),
     _fact("initial"), _fact("ended", Float), _fact("outcome"), _fact("reason", Text),
+    _fact("log_start"), _fact("pruned", Float),
 )  # fmt: skip
 _NODES = _table(
     "nodes", _key("run"), _key("node"), _fact("name"), _fact("key"), _fact("first_seen", Float), _fact("last_seen", Float)
@@ -42,6 +44,7 @@ _NODES = _table(
 _ROUNDS = _table(
     "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
     _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
+    _fact("registered", Integer),
 )  # fmt: skip
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
@@ -145,11 +148,12 @@ class SqlStore:
         rows = self._read(select(_EVALUATIONS).where(c.run == run).order_by(c.round, c.place))
         return [EvaluationRow(**row) for row in rows]
 
-    def models(self) -> set[str]:
-        """Return the digests of all models that the stored runs name."""
+    @contextlib.contextmanager
+    def pruning(self, runs: Collection[str], now: float) -> Iterator[None]:
+        """Note that the files of runs go; until the block ends nobody else writes, so that no run comes to need them."""
         with self._base.begin() as base:
-            columns = (_RUNS.c.initial, _ROUNDS.c.model, _ROUNDS.c.state)
-            return {digest for column in columns for digest in base.scalars(select(func.distinct(column))) if digest}
+            base.execute(update(_RUNS).where(_RUNS.c.run.in_(runs)).values(pruned=now))
+            yield
 
     def history(self, run: str | None = None) -> dict[str, Any]:
         """Return a run as plain values: its facts, its nodes, and each round with who answered and how its model does.

@@ -58,7 +58,9 @@ def _rounds(store: SqlStore) -> None:
     store.record_evaluation(EvaluationRow("r1", 2, "n1", {"samples": 1.0, "loss": 9.0}))
     store.record_evaluation(EvaluationRow("r1", 2, "n1", {"samples": 7.0, "loss": 3.5}))
     assert [row.metrics["samples"] for row in store.evaluations("r1") if row.place == "n1"] == [7.0], "the later word counts"
-    assert store.models() == {"m0", "m1", "m2"}
+    with store.pruning(["r2-later"], 400.0):
+        pass
+    assert [row.run for row in store.runs() if row.pruned == 400.0] == ["r2-later"]
 
 
 def _history(store: SqlStore) -> None:

@@ -1,0 +1,143 @@
+"""`atoll prune` and `atoll replay`: let go of what is not needed, and prove that what is kept is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atoll.cli import app
+from atoll.cli.look import HERE, AsJson, Store, open_store
+from atoll.cli.show import size
+from atoll.errors import AtollError, StoreError
+from atoll.plan import Plan
+
+if TYPE_CHECKING:
+    from atoll.server.retention import Use
+    from atoll.store import RunRow
+    from atoll.store.sql import SqlStore
+
+
+@app.command()
+def prune(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs to let go, by id or its start.")] = None,
+    keep: Annotated[int | None, typer.Option(min=0, help="Let go of all runs that ended but the newest so many.")] = None,
+    older: Annotated[float | None, typer.Option("--older-than", min=0, help="Also of those that ended so many days ago.")] = None,
+    models: Annotated[
+        bool, typer.Option("--models", help="Of the runs kept, keep only initial, best and last model: replay gives the others.")
+    ] = False,
+    topic: Annotated[
+        bool, typer.Option("--topic", help="Have Kafka drop what lies before the oldest run kept; if no other store uses it.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also let go of a named run that never ended: its server died.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    store: Store = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Let go of runs' updates and models to free disk; histories stay, and so does all that replay of a kept run needs.
+
+    Without a run, --keep, --older-than or --models it shows what each run takes, and removes what no run names.
+    """
+    from atoll.server import retention
+
+    base = open_store(store)
+    before = retention.uses(store, base)
+    there = [one.row for one in before if one.row.pruned is None]
+    gone = _chosen(there, runs or [], keep, older, force=force)
+    thinned = [row.run for row in there if models and row.run not in gone and row.outcome != "running"]
+    freed = retention.prune(store, base, gone, thinned, dry=dry)
+    if topic and not dry:
+        _drop(base)
+    if as_json:
+        print(json.dumps({"gone": gone, "thinned": thinned, "freed": freed, "dry": dry}))
+        return
+    Console().print(_table(before, gone, thinned))
+    print(f"{'would free' if dry else 'freed'} {size(freed)}")
+
+
+def _chosen(there: Sequence[RunRow], named: Sequence[str], keep: int | None, older: float | None, *, force: bool) -> list[str]:
+    """The runs to let go, the newest first."""
+    gone = set()
+    for name in named:
+        found = [row for row in there if row.run.startswith(name)]
+        if len(found) != 1:
+            many = "several runs start" if found else "no run whose files are here starts"
+            raise AtollError(f"{many} with '{name}'; there are: {', '.join(row.run for row in there[:10]) or 'none'}")
+        if found[0].outcome == "running" and not force:
+            raise AtollError(f"run {found[0].run} hasn't ended; stop its server first, or give --force if that died")
+        gone.add(found[0].run)
+    ended = [row for row in there if row.outcome != "running"]
+    if keep is not None:
+        gone |= {row.run for row in ended[keep:]}
+    if older is not None:
+        gone |= {row.run for row in ended if (row.ended or 0) < time.time() - older * 86400}
+    return [row.run for row in there if row.run in gone]
+
+
+def _drop(base: SqlStore) -> None:
+    """Have Kafka drop what no kept run needs: in each partition all before the oldest kept run, or all where none is kept."""
+    from atoll.logs.kafka import let_go
+
+    topics: dict[tuple[str, str], dict[str, int]] = {}
+    for row in base.runs():
+        log = Plan.from_json(row.plan).log
+        if log.kafka is None:
+            continue
+        first = topics.setdefault((log.kafka, f"{log.prefix}updates"), {})
+        for partition, offset in (one.split(":") for one in (row.log_start or "").split()):
+            starts = [offset for offset in (first.get(partition, -1), -1 if row.pruned else int(offset)) if offset >= 0]
+            first[partition] = min(starts, default=-1)
+    for (servers, topic), first in topics.items():
+        let_go(servers, topic, " ".join(f"{partition}:{offset}" for partition, offset in first.items()))
+        print(f"topic {topic}: Kafka keeps what lies from the oldest kept run on", file=sys.stderr)
+
+
+def _table(before: Sequence[Use], gone: Sequence[str], thinned: Sequence[str]) -> Table:
+    table = Table(header_style="bold")
+    for name in ("run", "plan", "outcome"):
+        table.add_column(name, overflow="fold")
+    for name in ("updates", "models", ""):
+        table.add_column(name, justify="right")
+    for one in before:
+        row = one.row
+        fate = "pruned" if row.pruned else "goes" if row.run in gone else "models go" if row.run in thinned else "stays"
+        table.add_row(row.run, row.name, row.outcome, size(one.updates), size(one.models), fate)
+    return table
+
+
+@app.command()
+def replay(
+    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    store: Store = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every global model of a run from the updates in its log, and compare digests."""
+    asyncio.run(_replay(run, store, as_json=as_json))
+
+
+async def _replay(run: str | None, store: Path, *, as_json: bool) -> None:
+    from atoll.server.replay import replay as again
+
+    base = open_store(store)
+    found, rounds = base.find(run), 0
+    async for one in again(store, base, found):
+        if one.found != one.stored:
+            raise StoreError(
+                f"run {found.run}: round {one.round}: its {one.updates} updates give model {one.found[:12]}, "
+                f"but {one.stored[:12]} is stored: the history, an update or the initial model was altered"
+            )
+        rounds += 1
+        if not as_json:
+            print(f"round {one.round}: {one.updates} updates give model {one.found[:12]}, as stored", flush=True)
+    if as_json:
+        print(json.dumps({"run": found.run, "rounds": rounds, "same": True}))
+    else:
+        print(f"run {found.run}: all {rounds} rounds give the stored models")

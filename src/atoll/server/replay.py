@@ -1,0 +1,115 @@
+"""Replaying a run: every global model once more, from the updates in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from atoll import algorithms, learners
+from atoll.algorithms import Algorithm, State
+from atoll.errors import LogError, StoreError
+from atoll.learner import Learner
+from atoll.logs import Reader, Record
+from atoll.logs.embedded import Stored
+from atoll.plan import Plan
+from atoll.server.close import Accepted, close
+from atoll.store import RunRow
+from atoll.store.models import Models
+from atoll.store.sql import SqlStore
+from atoll.vector import layouts_of
+from atoll.wire import Address, digest_of, pack
+
+_COPIES = ".replay"
+_PATIENCE = 30.0
+"""Seconds in which a log that never ends brings nothing until an update counts as gone."""
+
+
+class Replayed(NamedTuple):
+    """A round, done again: how many updates it took, the digest of the stored model, and of the one that came out."""
+
+    round: int
+    updates: int
+    stored: str
+    found: str
+
+
+async def replay(directory: Path, store: SqlStore, run: RunRow, learner: Learner | None = None) -> AsyncIterator[Replayed]:
+    """Recompute the global model of every closed round from the run's initial model and its logged updates.
+
+    Ends with the first round that comes out otherwise than it was stored.
+
+    Args:
+        directory: of the store.
+        store: its history.
+        run: which run.
+        learner: the run's, where the plan names none.
+
+    Raises:
+        StoreError: the run's files were let go, or its initial model isn't what it was.
+        LogError: an update that counted is missing from the log, or isn't what it was.
+    """
+    if run.pruned is not None:
+        raise StoreError(f"run {run.run}: its updates were pruned; only its history is left")
+    plan = Plan.from_json(run.plan)
+    learner = learner or learners.build(plan)
+    algorithm = algorithms.find(plan, learner)
+    state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
+    log = _open(directory / "log", run, plan, sum(one.nbytes for one in algorithm.updates(learner.layouts).values()))
+    updates = [one for one in store.updates(run.run) if one.status == "accepted"]
+    model, seen, records = run.initial, dict[tuple[Address, str], Record](), log.records()
+    try:
+        for row in store.rounds(run.run):
+            wanted = [
+                (Address(run.run, one.round, one.attempt, one.node), one.digest) for one in updates if one.round == row.round
+            ]
+            while missing := [key for key in wanted if key not in seen]:
+                if (record := await _next(records)) is None:
+                    raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")
+                seen[record.envelope.address, record.envelope.digest] = record
+            accepted = [Accepted(address.node, partial(_body, log, seen[address, digest])) for address, digest in wanted]
+            state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered)
+            model = digest_of(pack(algorithm.brief(state)))
+            await asyncio.to_thread(log.forget, row.round)
+            yield Replayed(row.round, len(accepted), row.model, model)
+            if model != row.model:
+                return
+    finally:
+        await log.close()
+        shutil.rmtree(directory / "log" / _COPIES, ignore_errors=True)
+
+
+def _initial(algorithm: Algorithm, learner: Learner, models: Models, run: RunRow, seed: int) -> State:
+    brief = algorithm.brief(algorithm.init(learner.initial(seed)))
+    found = models.get(run.initial, layouts_of(brief))
+    state = algorithm.init({name: found[name] for name in learner.layouts})
+    if digest_of(pack(algorithm.brief(state))) != run.initial:
+        raise StoreError(f"{models.path(run.initial)}: the initial model isn't what it was: the file is damaged")
+    return state
+
+
+def _open(directory: Path, run: RunRow, plan: Plan, size: int) -> Reader:
+    if plan.log.kafka is None:
+        return Stored(directory, run.run)
+    from atoll.logs.kafka import KafkaReader  # an optional part
+
+    topic, limit = f"{plan.log.prefix}updates", 2 * size + (1 << 20)
+    return KafkaReader(plan.log.kafka, topic, run.run, directory / _COPIES, limit, run.log_start or "")
+
+
+async def _next(records: AsyncIterator[Record]) -> Record | None:
+    try:
+        return await asyncio.wait_for(anext(records, None), _PATIENCE)
+    except TimeoutError:
+        return None
+
+
+def _body(log: Reader, record: Record) -> memoryview:
+    body = log.body(record.envelope)
+    if hashlib.sha256(body).hexdigest() != record.envelope.digest:
+        raise LogError(f"update {record.envelope.digest[:12]} of round {record.envelope.address.round}: the disk altered it")
+    return body
