@@ -12,6 +12,7 @@ import { io } from "socket.io-client";
 const PROTOCOL = 1;
 const AGAIN = [408, 416, 429]; // refusals of this moment; any other status from 400 to 499 is meant for good
 class Refused extends Error {}
+const refuse = (why) => { throw new Refused(why); };
 const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 const canonical = (value) => JSON.stringify(value, Object.keys(value).sort());
 const hexFloat = (value) => (value < 0 ? "-0x" : "0x") + Math.abs(value).toString(16); // exact: the base is a power of two
@@ -34,7 +35,7 @@ async function get(url, digest) {
   const answer = await fetch(url);
   if (!answer.ok) throw new (answer.status < 500 ? Refused : Error)(`${url}: HTTP ${answer.status}`);
   const bytes = Buffer.from(await answer.arrayBuffer());
-  if (digest && sha256(bytes) !== digest) throw new Refused(`${url}: what came has another digest: it was altered on the way`);
+  if (digest && sha256(bytes) !== digest) refuse(`${url}: what came has another digest: it was altered on the way`);
   return bytes;
 }
 
@@ -44,8 +45,8 @@ async function append(server, envelope, header, body) {
   const there = await fetch(url, { method: "HEAD", headers: { "Atoll-Envelope": header } });
   const start = Number(there.headers.get("Upload-Offset") ?? 0);
   if (start >= body.length) return;
-  const headers = { "Atoll-Envelope": header, "Content-Type": "application/octet-stream" };
-  if (start) headers["Content-Range"] = `bytes ${start}-${body.length - 1}/${body.length}`;
+  const range = start ? { "Content-Range": `bytes ${start}-${body.length - 1}/${body.length}` } : {};
+  const headers = { "Atoll-Envelope": header, "Content-Type": "application/octet-stream", ...range };
   const answer = await fetch(url, { method: "PUT", headers, body: body.subarray(start) });
   if (answer.ok) return;
   const said = (await answer.json().catch(() => ({}))).error ?? `HTTP ${answer.status}`;
@@ -58,7 +59,7 @@ function unpack(bytes, inputs) {
   const { __metadata__, ...tensors } = JSON.parse(bytes.subarray(8, start));
   const right = (name, size) => tensors[name]?.dtype === "F64" && String(tensors[name].shape) === String(size);
   if (!right("parameters/kernel", inputs) || !right("parameters/bias", 1) || bytes.length !== start + 8 * (inputs + 1))
-    throw new Refused(`this is no logistic model of ${inputs} inputs: ${JSON.stringify(tensors)}`);
+    refuse(`this is no logistic model of ${inputs} inputs: ${JSON.stringify(tensors)}`);
   return { tensors, theta: Float64Array.from({ length: inputs + 1 }, (_, k) => bytes.readDoubleLE(start + 8 * k)) };
 }
 
@@ -77,18 +78,14 @@ function readRows(path, data) {
   const lines = readFileSync(path, "utf8").replace(/^\ufeff/, "").split(/\r?\n/).filter(Boolean);
   const table = lines.map((line) => line.split(",").map((word) => word.trim())); // plain commas, no quotes
   const names = data.columns ?? table.shift();
-  const place = (name) => {
-    if (!names.includes(name)) throw new Refused(`${path}: has no column '${name}'; there are: ${names.join(", ")}`);
-    return names.indexOf(name);
-  };
+  const place = (name) =>
+    names.includes(name) ? names.indexOf(name) : refuse(`${path}: has no column '${name}'; there are: ${names.join(", ")}`);
   const same = (word, kind) => (typeof kind === "string" ? word === kind : word !== "" && Number(word) === kind);
-  const number = (word, name) => {
-    if (word !== "" && Number.isFinite(Number(word))) return Number(word);
-    throw new Refused(`${path}: column '${name}': '${word}' is no number`);
-  };
+  const number = (word, name) =>
+    word !== "" && Number.isFinite(Number(word)) ? Number(word) : refuse(`${path}: column '${name}': '${word}' is no number`);
   const code = (word, name, kinds) => {
     if (!kinds) return [number(word, name)];
-    if (!kinds.some((kind) => same(word, kind))) throw new Refused(`${path}: column '${name}': '${word}' is no category`);
+    if (!kinds.some((kind) => same(word, kind))) refuse(`${path}: column '${name}': '${word}' is no category`);
     return kinds.slice(1).map((kind) => Number(same(word, kind)));
   };
   const used = [...data.features, data.target].map(place);
@@ -98,7 +95,7 @@ function readRows(path, data) {
     if (picked.some((word) => data.missing.includes(word))) continue;
     const last = picked.pop();
     const y = data.positive ? Number(data.positive.some((kind) => same(last, kind))) : number(last, data.target);
-    if (y !== 0 && y !== 1) throw new Refused(`${path}: column '${data.target}': '${y}' is neither 0 nor 1`);
+    if (y !== 0 && y !== 1) refuse(`${path}: column '${data.target}': '${y}' is neither 0 nor 1`);
     const x = picked.flatMap((word, k) => code(word, data.features[k], data.categories[data.features[k]]));
     rows[data.split ? words[place(data.split)] : "train"].push({ x, y });
   }
@@ -132,8 +129,7 @@ function fit(start, rows, { steps, epochs, batch_size: size, learning_rate: rate
   const theta = Float64Array.from(start);
   let left = steps ?? (epochs ?? 1) * Math.ceil(rows.length / size);
   while (left > 0) {
-    const lots = rows.map((row) => [Math.random(), row]);
-    const drawn = lots.sort(([a], [b]) => a - b).map(([, row]) => row);
+    const drawn = rows.map((row) => ({ row, lot: Math.random() })).sort((a, b) => a.lot - b.lot).map(({ row }) => row);
     for (let from = 0; from < drawn.length && left > 0; from += size, left--) {
       const batch = drawn.slice(from, from + size);
       const pulls = batch.map(({ x, y }) => (rate * (1 / (1 + Math.exp(-logit(theta, x))) - y)) / batch.length);
@@ -144,25 +140,30 @@ function fit(start, rows, { steps, epochs, batch_size: size, learning_rate: rate
 }
 
 // ---- The node
-function check({ model, data, training, aggregation, log, plan, cohort, ...unknown }) {
-  const wants = [
-    [model.logistic, "[model] logistic = true"],
-    [data.features, "[data] features"],
-    [["no", "node"].includes(data.standardise), '[data] standardise = "no" or "node"'],
-    [training.optimizer === "sgd", '[training] optimizer = "sgd"'],
-    [aggregation.rule === "fedavg", '[aggregation] rule = "fedavg"'],
-    [!log.kafka, "no [log] kafka"],
-    [Object.values(unknown).flatMap(Object.values).every((value) => !value), `no [${Object.keys(unknown).join("] or [")}]`],
-  ];
-  const missing = wants.filter(([right]) => !right).map(([, what]) => what);
-  if (missing.length) throw new Refused(`this client takes part only in plans with ${missing.join(", ")}`);
+// What a plan may ask of this client; [plan], [cohort] and [stopping] are the server's business.
+const KNOWN = {
+  model: ["logistic", "inputs", "classes"],
+  data: ["features", "target", "columns", "positive", "categories", "missing", "split", "standardise"],
+  training: ["epochs", "steps", "batch_size", "optimizer", "learning_rate"],
+  aggregation: ["rule"],
+  log: ["prefix"],
+};
+
+function check({ plan, cohort, stopping, ...asked }) {
+  const given = (value) => value && !(typeof value === "object" && Object.keys(value).length === 0);
+  const keys = Object.entries(asked).flatMap(([section, keys]) => Object.entries(keys).map((entry) => [section, ...entry]));
+  const unknown = keys.filter(([section, key, value]) => given(value) && !KNOWN[section]?.includes(key));
+  const { model, data, training, aggregation } = asked;
+  const can = model.logistic && data.features && training.optimizer === "sgd" && aggregation.rule === "fedavg";
+  if (!can) refuse("this client can only take part in plans with logistic = true, data.features, sgd and fedavg");
+  if (!["no", "node"].includes(data.standardise)) unknown.push(["data", "standardise"]);
+  if (unknown.length) refuse(`this client can't do what the plan asks: ${unknown[0].slice(0, 2).join(".")}`);
 }
 
 function update(me, task, digest, plan, rows, bytes) {
   const { tensors, theta } = unpack(bytes, rows.train[0].x.length);
   const fitted = fit(theta, rows.train, plan.training);
-  const sums = Object.entries(evaluate(theta, rows.judge)).map(([name, value]) => [name, hexFloat(value)]);
-  const metrics = JSON.stringify(Object.fromEntries(sums));
+  const metrics = JSON.stringify(evaluate(theta, rows.judge), (key, value) => (key ? hexFloat(value) : value));
   const metadata = { atoll: "1", model: task.model, weight: hexFloat(rows.train.length), metrics };
   const body = pack(tensors, metadata, fitted.map((value, k) => value - theta[k]));
   const address = { run: task.run, round: task.round, attempt: task.attempt, node: me.node };
@@ -174,8 +175,8 @@ function update(me, task, digest, plan, rows, bytes) {
 async function main({ values: { data, name: called, dir, plan: agreed }, positionals: [server] }) {
   const me = identity(dir);
   const { protocol, run, digest } = JSON.parse(await get(`${server}/v1/plan`));
-  if (protocol !== PROTOCOL) throw new Refused(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
-  if (agreed && agreed !== digest) throw new Refused(`${server} runs plan ${digest}, not ${agreed}`);
+  if (protocol !== PROTOCOL) refuse(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
+  if (agreed && agreed !== digest) refuse(`${server} runs plan ${digest}, not ${agreed}`);
   const plan = JSON.parse(await get(`${server}/v1/plans/${digest}`, digest));
   check(plan);
   const rows = readRows(data, plan.data);
@@ -237,12 +238,12 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   return end.outcome === "gave_up" ? 3 : 0;
 }
 
-const text = { type: "string" };
-const options = { data: text, name: text, plan: text, dir: { ...text, default: "atoll-node" } };
 try {
+  const text = { type: "string" };
+  const options = { data: text, name: text, plan: text, dir: { ...text, default: "atoll-node" } };
   const words = parseArgs({ options, allowPositionals: true });
-  const usage = "usage: node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]";
-  if (!words.values.data || words.positionals.length !== 1) throw new Refused(usage);
+  if (!words.values.data || words.positionals.length !== 1)
+    refuse("usage: node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]");
   process.exit(await main(words));
 } catch (error) {
   console.error(`error: ${error.message}${error.cause ? ` (${error.cause.message})` : ""}`);
