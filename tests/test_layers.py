@@ -31,6 +31,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "pydantic": ("atoll.plan", "atoll.sections", "atoll.training", "atoll.stopping", "atoll.messages"),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),
+    "h5py": ("atoll.learners.keras",),
     "jax": ("atoll.learners.keras", "atoll.learners.jax", "atoll.simulate"),
     "torch": ("atoll.learners.torch",),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from atoll.errors import AtollError, LayoutError, WireError
+from atoll.errors import AtollError, LayoutError, PlanError, WireError
 from atoll.keys import Identity, node_of, signed_by
+from atoll.plan import Plan
 from atoll.vector import Group, Layout, Tensor, Update, check, finite, layouts_of
 from atoll.wire import Address, Envelope, decode, encode, pack, seal, unpack
 
@@ -178,6 +179,22 @@ def test_no_envelope_makes_the_parser_fail_in_another_way(field, value):
         Envelope.from_header(json.dumps(fields)).verify()
     except WireError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+DEEP = b"[" * 4000
+"""Too deep for Python's JSON reader, which says so by another error than for what is no JSON."""
+
+
+def test_json_nested_deeper_than_python_reads_is_refused_like_any_other():
+    with pytest.raises(WireError, match="no envelope"):
+        Envelope.from_header(DEEP)
+    with pytest.raises(WireError, match="no JSON"):
+        decode(len(DEEP).to_bytes(8, "little") + DEEP, {}, MODEL)
+    metadata = {"atoll": "1", "model": MODEL, "weight": "0x1p+0", "metrics": DEEP.decode()}
+    with pytest.raises(WireError, match="damaged"):
+        decode(b"".join(pack(one_group(), metadata)), layouts_of(one_group()), MODEL)
+    with pytest.raises(PlanError, match="no JSON"):
+        Plan.from_json(DEEP)
 
 
 def test_a_key_is_made_once_and_is_its_owners_alone(tmp_path):

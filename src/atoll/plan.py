@@ -198,7 +198,7 @@ class Plan(Section):
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"{source}: no JSON: {error}") from error
         return cls.of(values if isinstance(values, dict) else {}, source)
 
@@ -233,7 +233,7 @@ def _read_json(plan: Path, name: str) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{plan}: model.keras: {path} can't be read ({error.strerror}); write it with model.to_json()") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{plan}: model.keras: {path} is no JSON ({error}); write it with model.to_json()") from error
 
 

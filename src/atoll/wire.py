@@ -95,7 +95,7 @@ class Envelope(NamedTuple):
                 base64.b64decode(fields["key"], validate=True),
                 base64.b64decode(fields["signature"], validate=True),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WireError(f"no envelope of an update: {error!r}") from error
         if version != VERSION:
             raise WireError(f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one")
@@ -189,6 +189,43 @@ def unpack(body: Buffer, layouts: Layouts) -> tuple[dict[str, Group], dict[str, 
     return groups, metadata
 
 
+def unpack_any(body: Buffer, layouts: Layouts) -> dict[str, Group]:
+    """Return groups from anybody's safetensors file, copied: arrays by name, `group/array` or `array`, in any order.
+
+    Raises:
+        WireError: the bytes are no safetensors file.
+        LayoutError: naming the first array that is missing, has another shape or dtype, or is one too many.
+    """
+    view = memoryview(body)
+    entries, start = _header(view)
+    entries.pop("__metadata__", None)
+    groups = {}
+    for name, layout in layouts.items():
+        arrays = {}
+        for tensor in layout.tensors:
+            said = f"{name}/{tensor.name}"
+            if (entry := entries.pop(said, None) or entries.pop(tensor.name, None)) is None:
+                raise LayoutError(f"'{said}' is missing; there are: {', '.join(list(entries)[:5]) or 'no more arrays'}")
+            arrays[tensor.name] = _array(view[start:], entry, said, layout.dtype, tensor.shape)
+        groups[name] = Group(layout, layout.flatten(arrays))
+    if entries:
+        raise LayoutError(f"'{next(iter(entries))}' is one too many: the plan's model has no such array")
+    return groups
+
+
+def _array(view: memoryview, entry: Any, said: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        is_, (lo, hi) = (entry["dtype"], tuple(entry["shape"])), entry["data_offsets"]
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if is_ != (_DTYPES[dtype], shape):
+            raise LayoutError(f"'{said}' is {is_[0]} {list(is_[1])}, the plan's model has {_DTYPES[dtype]} {list(shape)} there")
+        if not 0 <= lo <= hi <= view.nbytes or hi - lo != size:
+            raise WireError(f"no whole safetensors file: '{said}' lies outside of it")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"no safetensors file: '{said}' has no dtype, shape and place") from error
+    return np.frombuffer(view[lo:hi], dtype).reshape(shape)
+
+
 def _entries(name: str, layout: Layout, offset: int) -> dict[str, Any]:
     size = np.dtype(layout.dtype).itemsize
     return {
@@ -207,7 +244,7 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise WireError(f"no safetensors body: {view.nbytes} bytes with a header of {length}")
     try:
         header = json.loads(bytes(view[8 : 8 + length]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError("no safetensors body: its header is no JSON") from error
     if not isinstance(header, dict):
         raise WireError("no safetensors body: its header is no JSON object")
@@ -251,7 +288,7 @@ def decode(body: Buffer, layouts: Layouts, model: str) -> Update:
         weight = float.fromhex(metadata["weight"])
         metrics = {str(name): float.fromhex(value) for name, value in json.loads(metadata["metrics"]).items()}
         started, version = metadata["model"], metadata["atoll"]
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WireError(f"no update: weight, metrics or model are missing or damaged ({error!r})") from error
     if version != str(VERSION):
         raise WireError(f"an update of wire version {version}: this side speaks version {VERSION}")

@@ -75,6 +75,11 @@ def no_body_at_all(rogue: Rogue, task: StartTraining, envelope: Envelope, path: 
     rogue.replace(task, [memoryview(b"never a safetensors file")])
 
 
+def nested_too_deep(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path) -> None:
+    header = b"[" * 4000
+    rogue.replace(task, [memoryview(len(header).to_bytes(8, "little") + header)])
+
+
 def truncated(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path) -> None:
     rogue.replace(task, [memoryview(path.read_bytes()[:-8])])
 
@@ -117,6 +122,7 @@ def too_large(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path)
         (other_model, "rejected", "the update started from model 000000000000"),
         (weightless, "rejected", "weight is not positive"),
         (no_body_at_all, "rejected", "no safetensors body"),
+        (nested_too_deep, "rejected", "its header is no JSON"),
         (truncated, "rejected", "truncated or doubled"),
         (doubled, "rejected", "truncated or doubled"),
         (wrong_round, "declined", "too late or too early"),
@@ -259,6 +265,16 @@ def test_a_server_of_another_protocol_is_told_apart(tmp_path, monkeypatch):
 
     with pytest.raises(WireError, match="speaks protocol 1, this node 2: upgrade the older one"):
         asyncio.run(asyncio.wait_for(together(), 60))
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"7", b"[" * 4000])
+def test_what_is_no_atoll_server_is_told_in_one_line(tmp_path, monkeypatch, answer):
+    async def get(self, path):
+        return answer
+
+    monkeypatch.setattr(Node, "_get", get)
+    with pytest.raises(WireError, match=r"http://other/v1/plan is no plan: is it another program's address\?"):
+        asyncio.run(asyncio.wait_for(Node("http://other", rows(1), directory=tmp_path / "node").start_async(), 60))
 
 
 def test_rows_that_do_not_fit_the_plan_keep_a_node_out(tmp_path):

@@ -31,6 +31,9 @@ def serve(
     quota: Annotated[
         str | None, typer.Option(help="The most the store may take, such as 50GB: beyond it updates wait until you prune.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A model to begin with, .safetensors or .keras; without: a new one by the plan's seed.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -43,13 +46,13 @@ def serve(
     rows = prepare(holdout, agreed).judge if holdout else None
     limit = size_of(quota) if quota else None
     if as_json:
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json, quota=limit)
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json, quota=limit, start=start)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
         return
     console = Console()
     with Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False) as live:
         watch = show_run(agreed, live)
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=watch, quota=limit)
+        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=watch, quota=limit, start=start)
         history = server.serve()
     console.print(f"{history['reason']}; run [bold]{server.run}[/bold]")
     console.print(f"history: atoll history {server.run} --store {store}", soft_wrap=True)

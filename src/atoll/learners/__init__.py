@@ -6,12 +6,21 @@ framework is loaded only when a plan names it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
-from atoll.errors import LearnerError, PlanError
+import numpy as np
+
+from atoll.errors import AtollError, LearnerError, PlanError
 from atoll.learner import Learner
 from atoll.plan import Plan
+from atoll.vector import Groups, check
+from atoll.wire import unpack_any
+
+Start = str | Path | Groups
+"""A model to start from: a `.safetensors` or `.keras` file, or groups."""
 
 _FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn"}
 
@@ -35,3 +44,33 @@ def build(plan: Plan) -> Learner:
     except ModuleNotFoundError as error:
         raise LearnerError(f"model.{kind}: {error.name} is not installed; pip install 'atoll-fl[{kind}]'") from error
     return file.build(plan)
+
+
+def first(plan: Plan, learner: Learner, start: Start | None = None) -> Groups:
+    """Return the model that a run begins with: a new one by the plan's seed, or one that was trained before.
+
+    Raises:
+        LearnerError: the file can't be read, or it is no model of this plan; names the first array that doesn't fit.
+        LayoutError: groups that are no model of this plan, or numbers that are not finite.
+    """
+    if start is None:
+        return learner.initial(plan.plan.seed)
+    groups = start if isinstance(start, Mapping) else _read(plan, learner, Path(start))
+    check(groups, learner.layouts)
+    return groups
+
+
+def _read(plan: Plan, learner: Learner, path: Path) -> Groups:
+    try:
+        if path.suffix == ".safetensors":
+            return unpack_any(np.memmap(path, np.uint8, "r").data, learner.layouts)
+        if path.suffix == ".keras" and plan.model.kind == "keras":
+            from atoll.learners.keras import load
+
+            return load(plan, path)
+    except OSError as error:
+        raise LearnerError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (ValueError, AtollError) as error:
+        raise LearnerError(f"{path}: no model of this plan: {error}") from error
+    kinds = "a .safetensors file" + (" or a .keras file" if plan.model.kind == "keras" else "")
+    raise LearnerError(f"{path}: this plan starts from {kinds}, as `atoll export` writes it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import h5py
 import jax
 import jax.numpy as jnp
 import keras
@@ -37,6 +39,8 @@ LOSSES = (*_BINARY, *_CLASSES, *_NUMBERS)
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam", "adamax", "adadelta", "ftrl", "lion")
 _ROWS = 4096
 """Rows judged at a time."""
+_WEIGHTS = "model.weights.h5"
+"""What the weights are called inside a `.keras` file."""
 
 
 def build(plan: Plan) -> Keras:
@@ -77,6 +81,36 @@ def export(plan: Plan, groups: Groups, path: Path) -> None:
         learner.model.save(path)
     except (OSError, ValueError) as error:
         raise LearnerError(f"{path}: the model can't be written ({error})") from error
+
+
+def load(plan: Plan, path: Path) -> Groups:
+    """Read the weights of a `.keras` file into the plan's own model: no config, no code, nothing else in the file is looked at.
+
+    Raises:
+        LearnerError: it is none, or its weights are not those of the plan's model.
+    """
+    learner = build(plan)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as raw, h5py.File(raw) as file:
+            held = _numbers_in(file)
+        if held != (own := sum(layout.size for layout in learner.layouts.values())):
+            raise LearnerError(f"it holds {held:,} weights, the plan's model has {own:,}")
+        learner.model.load_weights(path)
+    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
+        raise LearnerError(str(error)[:300]) from error
+    return learner.groups()
+
+
+def _numbers_in(file: Any) -> int:
+    """Count what a weights file holds, before any of it is read; the optimiser's and generators' state are no weights."""
+    sizes = []
+
+    def count(name: str, held: Any) -> None:
+        if isinstance(held, h5py.Dataset) and not name.startswith("optimizer/") and "seed_generator" not in name:
+            sizes.append(held.size)
+
+    file.visititems(count)
+    return sum(sizes)
 
 
 class Keras:
@@ -139,6 +173,10 @@ class Keras:
         """Return a freshly initialised model."""
         model = self._built(seed)
         return self._groups(model.trainable_variables, [weight for weight in model.weights if not weight.trainable])
+
+    def groups(self) -> Groups:
+        """Return what is in the Keras model."""
+        return self._groups(self.model.trainable_variables, self._split)
 
     def load(self, groups: Groups) -> None:
         """Put groups into the Keras model."""

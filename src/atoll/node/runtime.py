@@ -167,10 +167,13 @@ class Node:
         raise AssertionError
 
     async def _offer(self) -> dict[str, Any]:
-        body = json.loads(await self._get("/v1/plan"))
+        try:
+            body = dict(json.loads(await self._get("/v1/plan")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise WireError(f"{self.url}/v1/plan is no plan: is it another program's address?") from error
         if body.get("protocol") != PROTOCOL:
             raise WireError(f"{self.url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one")
-        return dict(body)
+        return body
 
     async def _get(self, path: str) -> bytes:
         try:

@@ -52,12 +52,13 @@ class Server:
         watch: told of each thing that a person would like to see.
         learner: one of your own, in place of the one that the plan names; nodes need the same.
         quota: the most bytes that the store may take.
+        start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
 
     Raises:
         AtollError: the plan can't be carried out, or the store or the port can't be had.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the plan by their names
         self,
         plan: Plan,
         *,
@@ -68,12 +69,14 @@ class Server:
         watch: Watch | None = None,
         learner: Learner | None = None,
         quota: int | None = None,
+        start: learners.Start | None = None,
     ) -> None:
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan)
         self.algorithm = algorithms.find(plan, self.learner)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self._size = sum(layout.nbytes for layout in self.layouts.values())
+        first = learners.first(plan, self.learner, start)
         self.directory = Path(store)
         self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
@@ -87,7 +90,7 @@ class Server:
         self.channel = Channel(self, self.run)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
-        self._first, _ = self._keep(self.algorithm.init(self.learner.initial(plan.plan.seed)))
+        self._first, _ = self._keep(self.algorithm.init(first))
         self.book = Book(self.store, plan, self.run, self._first, self.log.positions)
         self._make_room(plan.cohort.minimum)
         self._ended = asyncio.Event()

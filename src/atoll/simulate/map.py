@@ -138,6 +138,7 @@ def simulate(
     holdout: Rows | None = None,
     learner: Learner | None = None,
     watch: Watch | None = None,
+    start: learners.Start | None = None,
 ) -> Simulated:
     """Run a plan over clients in this process, on the machine and the `close` that a server runs.
 
@@ -147,6 +148,7 @@ def simulate(
         holdout: rows to judge each round's model by.
         learner: the plan's learner, where one is built already.
         watch: told of each round.
+        start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
 
     Returns:
         The rounds, and the final model: equal, bit for bit, to that of a deployed run whose nodes have these names.
@@ -160,7 +162,7 @@ def simulate(
     data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
     if len(data) < plan.cohort.minimum:
         raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
-    state = algorithm.init(learner.initial(plan.plan.seed))
+    state = algorithm.init(learners.first(plan, learner, start))
     run = _Run(plan, learner, algorithm, data, holdout, watch or (lambda _: None), state)
     run.model = digest_of(pack(algorithm.brief(state)))
     server, commands = machine.begin("simulated", plan, run.model, 0.0)
