@@ -14,11 +14,11 @@ import atoll
 from atoll.cli import app, bench, demo, kafka, look, run, start  # noqa: F401  each adds its commands
 from atoll.messages import Message
 from atoll.plan import Plan
-from atoll.server import http, uploads
+from atoll.server import http, page, uploads
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/*.md")]
 
 
 def test_every_command_and_option_is_documented():
@@ -39,12 +39,12 @@ def test_every_command_and_option_is_documented():
 
 
 def test_every_route_and_event_is_documented():
-    page = DOCS["protocol.md"]
-    paths = [route.path for route in http.routes(None)]  # type: ignore[arg-type]
+    protocol = DOCS["protocol.md"]
+    paths = [route.path for route in [*http.routes(None), *page.routes(None)]]  # type: ignore[arg-type]
     for path in [*paths, uploads.PATH.replace(":int", "")]:
-        assert f"{path}`" in page, path
+        assert f"{path}`" in protocol, path
     for kind in Message.__subclasses__():
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.event}` |"))
+        row = next(line for line in protocol.splitlines() if line.startswith(f"| `{kind.event}` |"))
         for field in kind.model_fields:
             assert field == "v" or f"`{field}`" in row, f"{kind.event}.{field}"
 

@@ -101,6 +101,9 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(tmp_path):
             assert isinstance(log, EmbeddedLog)
             while log.received(envelope) < 1_000_000:
                 await asyncio.sleep(0)
+            ((address, (here, whole)),) = log.arriving().items()
+            assert address == envelope.address
+            assert 1_000_000 <= here < whole == len(content)
             writer.transport.abort()
             async with aiohttp.ClientSession(url) as session:
                 while (there := await _offset(session, path, headers)) < 1_000_000 or there != await _offset(

@@ -44,8 +44,9 @@ def status(
     console.print(f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}")
     console.print(f"{found['phase']}: {found['waiting_for']}", soft_wrap=True)
     for node in found["nodes"]:
-        doing = "answered" if node["answered"] else "training" if node["asked"] else "waiting"
-        console.print(f"  {node['name']}: {doing if node['connected'] else 'lost'}")
+        why = f": {node['reason']}" if "reason" in node else ""
+        share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
+        console.print(f"  {node['name']}: {node['doing']}{share}{why}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -103,6 +103,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
             live.update(rounds_table(rounds, plan.plan.rounds, title), refresh=True)
         elif what == "listening":
             live.console.print(f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes")
+            live.console.print(f"watch it: open {event['url']} in a browser", soft_wrap=True)
             live.console.print(f"on each node: atoll join {event['url']} --data FILE", soft_wrap=True)
         elif what in ("joined", "lost", "declined", "rejected"):
             why = f": {event['reason']}" if event.get("reason") else ""

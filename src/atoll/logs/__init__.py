@@ -6,12 +6,12 @@ end), each once, in log order, complete and durable. May import ranks 0 and 1; i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from atoll.wire import Buffer, Envelope
+from atoll.wire import Address, Buffer, Envelope
 
 Progress = Callable[[int], None]
 """Called with how many bytes have gone so far."""
@@ -69,6 +69,10 @@ class Reader(Protocol):
 
     def records(self) -> AsyncIterator[Record]:
         """Yield every record of this run, first those already there, then each as it becomes complete and durable."""
+        ...
+
+    def arriving(self) -> Mapping[Address, tuple[int, int]]:
+        """Return the bodies that are on their way: bytes that are here, and bytes in all."""
         ...
 
     def body(self, envelope: Envelope) -> memoryview:

@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -128,6 +128,7 @@ class EmbeddedLog:
                 self.waiting = self._room(envelope.size - start)
                 if self.waiting:
                     raise LogError(self.waiting)
+                turn.envelope = envelope
                 with _writing(path):
                     await _take_in(path, envelope, start, turn.chunks(number, chunks))
                 await self._commit(envelope)
@@ -198,6 +199,11 @@ class EmbeddedLog:
                 return
             yield self._records[seen]
 
+    def arriving(self) -> Mapping[Address, tuple[int, int]]:
+        """See `Reader.arriving`."""
+        coming = [turn.envelope for turn in self._turns.values() if turn.envelope]
+        return {one.address: (self.received(one), one.size) for one in coming}
+
     def body(self, envelope: Envelope) -> memoryview:
         """See `Reader.body`."""
         if self._digests.get(envelope.address) != envelope.digest:
@@ -233,6 +239,7 @@ class _Turn:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
     newest: int = 0
+    envelope: Envelope | None = None
     waiting: asyncio.Timeout | None = None
 
     def supersede(self) -> int:
@@ -312,6 +319,10 @@ class Stored:
         for number, line in enumerate(self._lines):
             with contextlib.suppress(WireError):
                 yield Record(Envelope.from_header(line), str(number))
+
+    def arriving(self) -> Mapping[Address, tuple[int, int]]:
+        """See `Reader.arriving`: nothing comes any more."""
+        return {}
 
     def body(self, envelope: Envelope) -> memoryview:
         """See `Reader.body`."""

@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from atoll.errors import LogError, UnreachableError, WireError
 from atoll.logs import Progress, Record, pieces
 from atoll.logs.bodies import check_size
 from atoll.logs.spool import Spool, parts_of, whole
-from atoll.wire import Buffer, Envelope
+from atoll.wire import Address, Buffer, Envelope
 
 log = logging.getLogger("atoll.logs.kafka")
 _SPOOLERS = 4
@@ -215,6 +215,10 @@ class KafkaReader:
         self._thread.start()
         while (record := await self._news.get()) is not None:
             yield record
+
+    def arriving(self) -> Mapping[Address, tuple[int, int]]:
+        """See `Reader.arriving`."""
+        return self._bodies.arriving()
 
     def body(self, envelope: Envelope) -> memoryview:
         """See `Reader.body`."""

@@ -67,6 +67,11 @@ class Spool:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
         return mapped(path_of(self._directory, envelope))
 
+    def arriving(self) -> dict[Address, tuple[int, int]]:
+        """Return the bodies that are on their way; see `Reader.arriving`. May be asked from any thread."""
+        halves = list(self._halves.values())
+        return {one.envelope.address: (min(len(one.there) * PIECE, one.envelope.size), one.envelope.size) for one in halves}
+
     def forget(self, round_: int) -> None:
         """Remove the files of complete bodies up to a round: soon enough, the disk never sees them."""
         for path, of in list(self._files.items()):

@@ -37,10 +37,15 @@ class Book:
         run: its id.
         model: digest of the initial model.
         log_start: where the run begins in a log that runs share.
+
+    Attributes:
+        names: node → name.
+        lost: node → since when, in seconds since the epoch, of those that were there and are away.
     """
 
     def __init__(self, store: SqlStore, plan: Plan, run: str, model: str, log_start: str | None) -> None:
         self.names: dict[str, str] = {}
+        self.lost: dict[str, float] = {}
         self._store, self._run = store, run
         self._arrivals: dict[str, _Arrival] = {}
         self._verdicts: dict[tuple[Address, str], Verdict] = {}
@@ -60,6 +65,7 @@ class Book:
     async def saw(self, node: str, name: str, key: str) -> None:
         """A node joined, or is back."""
         self.names[node] = name
+        self.lost.pop(node, None)
         now = time.time()
         await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now))
 

@@ -109,6 +109,11 @@ class State:
         """The asked nodes that have neither answered nor declined."""
         return tuple(node for node in self.cohort if node not in self.answers)
 
+    @property
+    def needed(self) -> int:
+        """How many updates of the cohort are a quorum."""
+        return max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
+
 
 Result = tuple[State, tuple[Command, ...]]
 
@@ -229,7 +234,7 @@ def _settle(state: State, now: float) -> Result:
     count = len(state.accepted)
     if not state.missing or now >= state.until:
         return _close(state) if count >= state.rules.minimum else _again(state, now)
-    if count < max(state.rules.minimum, math.ceil(state.rules.quorum * len(state.cohort))):
+    if count < state.needed:
         return state, ()
     if state.enough is None:
         state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))

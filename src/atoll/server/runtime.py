@@ -25,11 +25,12 @@ from atoll.logs import Reader, Record
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import events, http, machine, uploads, web
+from atoll.server import events, http, machine, page, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.close import Accepted, close
 from atoll.server.retention import Quota
+from atoll.server.status import status
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics, Update, check, layouts_of
@@ -160,6 +161,7 @@ class Server:
 
     async def disconnected(self, node: str) -> None:
         """Count a node out until it comes back."""
+        self.book.lost[node] = time.time()
         if self.drive.state.outcome is None:
             self._tell("lost", node=node, name=self.book.names[node])
         await self.drive.happen(events.Lost(self.drive.now(), node))
@@ -306,26 +308,14 @@ class Server:
 
     def status(self) -> dict[str, Any]:
         """Return the run's present state as plain values, with what it waits for."""
-        run = self.drive.state
-        waits = "; ".join(filter(None, (machine.waiting_for(run, self.drive.now()), self.log.waiting)))
-        nodes = [
-            {
-                "node": node,
-                "name": name,
-                "connected": node in run.present,
-                "asked": node in run.cohort,
-                "answered": node in run.answers,
-            }
-            for node, name in sorted(run.names.items(), key=lambda item: item[1])
-        ]
+        arriving = {
+            address.node: progress
+            for address, progress in self.log.arriving().items()
+            if machine.admits(self.drive.state, address) is None
+        }
         return {
-            "run": self.run,
             "plan": self.plan.plan.name,
-            "phase": run.phase.value,
-            "round": run.round,
-            "rounds": run.rounds,
-            "waiting_for": waits,
-            "nodes": nodes,
+            **status(self.drive.state, self.drive.now(), time.time(), self.book.lost, arriving, self.log.waiting),
         }
 
     def stop(self, reason: str = "stopped by the operator") -> None:
@@ -341,7 +331,7 @@ class Server:
         return KafkaReader(self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit)
 
     def _app(self) -> socketio.ASGIApp:
-        routes: list[Route] = http.routes(self)
+        routes: list[Route] = [*http.routes(self), *page.routes(self)]
         if isinstance(self.log, EmbeddedLog):
             routes += uploads.routes(self.log, self._admits)
         return socketio.ASGIApp(self.channel.sio, Starlette(routes=routes))

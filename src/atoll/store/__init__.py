@@ -88,3 +88,18 @@ class EvaluationRow:
     round: int
     place: str
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How much has come of a run: its closed rounds, and what came from nodes by its status.
+
+    `last_round` and `last_update` say how far the count has got, so that it can go on from there.
+    """
+
+    rounds: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    updates: Mapping[str, int] = field(default_factory=dict)
+    last_round: int = 0
+    last_update: int = 0

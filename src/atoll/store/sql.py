@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Column, Float, Integer, MetaData, String, Table, Text, delete, insert, select, update
+from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
 
 from atoll.errors import StoreError
 from atoll.learner import summary
 from atoll.stopping import gain
-from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, UpdateRow
+from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Tally, UpdateRow
 from atoll.store.database import MEMORY, Database
 
 _TABLES = MetaData()
@@ -51,6 +51,7 @@ _UPDATES = _table(
     _fact("node"), _fact("status"), _fact("digest"), _fact("bytes", Integer), _fact("seconds", Float), _fact("weight", Float),
     _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON),
 )  # fmt: skip
+Index("updates_by_round", _UPDATES.c.run, _UPDATES.c.round)
 _EVALUATIONS = _table("evaluations", _key("run"), _key("round", Integer), _key("place"), _fact("metrics", JSON))
 
 
@@ -106,9 +107,21 @@ class SqlStore:
         with self._base.begin() as base:
             _evaluate(base, row)
 
-    def runs(self) -> list[RunRow]:
-        """Return all runs, the newest first."""
-        return [RunRow(**row) for row in self._read(select(_RUNS).order_by(_RUNS.c.started.desc()))]
+    def runs(self, skip: int = 0, count: int | None = None) -> list[RunRow]:
+        """Return all runs, the newest first; or only `count` of them after the first `skip`."""
+        query = select(_RUNS).order_by(_RUNS.c.started.desc()).limit(count).offset(skip)
+        return [RunRow(**row) for row in self._read(query)]
+
+    def get(self, run: str) -> RunRow:
+        """Return the run with exactly this id.
+
+        Raises:
+            StoreError: there is none.
+        """
+        rows = self._read(select(_RUNS).where(_RUNS.c.run == run))
+        if not rows:
+            raise StoreError(f"{self._base.place}: there is no run {run[:64]}")
+        return RunRow(**rows[0])
 
     def find(self, run: str | None = None) -> RunRow:
         """Return a run by its id or the start of it; without one the newest.
@@ -130,10 +143,13 @@ class SqlStore:
         rows = self._read(select(_NODES).where(_NODES.c.run == run).order_by(_NODES.c.name))
         return [NodeRow(**row) for row in rows]
 
-    def rounds(self, run: str) -> list[RoundRow]:
-        """Return the closed rounds of a run."""
-        rows = self._read(select(_ROUNDS).where(_ROUNDS.c.run == run).order_by(_ROUNDS.c.round))
-        return [RoundRow(**row) for row in rows]
+    def rounds(self, run: str, first: int = 1, last: int | None = None) -> list[RoundRow]:
+        """Return the closed rounds of a run, or some of them."""
+        c = _ROUNDS.c
+        wanted = (c.run == run) & (c.round >= first)
+        if last is not None:
+            wanted &= c.round <= last
+        return [RoundRow(**row) for row in self._read(select(_ROUNDS).where(wanted).order_by(c.round))]
 
     def updates(self, run: str) -> list[UpdateRow]:
         """Return all that came from nodes: by round, accepted ones in the order of their fold."""
@@ -142,11 +158,43 @@ class SqlStore:
         rows = self._read(select(*columns).where(c.run == run).order_by(c.round, c.attempt, c.place, c.id))
         return [UpdateRow(**row) for row in rows]
 
-    def evaluations(self, run: str) -> list[EvaluationRow]:
-        """Return how the models of a run did, by round."""
+    def refused(self, run: str, first: int, last: int, most: int) -> list[UpdateRow]:
+        """Return the newest of what came in some rounds and doesn't count, the newest first."""
+        c = _UPDATES.c
+        wanted = (c.run == run) & c.round.between(first, last) & (c.status != "accepted")
+        columns = [column for column in c if column.name != "id"]
+        return [UpdateRow(**row) for row in self._read(select(*columns).where(wanted).order_by(c.id.desc()).limit(most))]
+
+    def evaluations(self, run: str, first: int = 0, places: Sequence[str] = (), last: int | None = None) -> list[EvaluationRow]:
+        """Return how the models of a run did, by round; or only in some rounds, or in some places."""
         c = _EVALUATIONS.c
-        rows = self._read(select(_EVALUATIONS).where(c.run == run).order_by(c.round, c.place))
-        return [EvaluationRow(**row) for row in rows]
+        wanted = (c.run == run) & (c.round >= first)
+        if places:
+            wanted &= c.place.in_(places)
+        if last is not None:
+            wanted &= c.round <= last
+        query = select(c.run, c.round, c.place, c.metrics).where(wanted).order_by(c.round, c.place)
+        with self._base.begin() as base:  # there may be tens of thousands: by position, which is quicker than by name
+            return [EvaluationRow(*row) for row in base.execute(query)]
+
+    def tally(self, run: str, since: Tally = Tally()) -> Tally:  # noqa: B008  a frozen value
+        """Count what has come of a run, going on from an earlier count."""
+        r, u = _ROUNDS.c, _UPDATES.c
+        sums = select(func.count(), func.sum(r.seconds), func.sum(r.bytes), func.max(r.round))
+        kinds = select(u.status, func.count(), func.max(u.id)).group_by(u.status)
+        with self._base.begin() as base:
+            count, seconds, size, last = base.execute(sums.where((r.run == run) & (r.round > since.last_round))).one()
+            # Newer ids are few, and a run's updates may be many: the index by run must not be what is gone through.
+            mine = u.run.concat("") == run if since.last_update else u.run == run
+            found = base.execute(kinds.where(mine & (u.id > since.last_update))).all()
+        return Tally(
+            since.rounds + count,
+            since.seconds + (seconds or 0.0),
+            since.bytes + (size or 0),
+            {**since.updates, **{status: since.updates.get(status, 0) + number for status, number, _ in found}},
+            max(since.last_round, last or 0),
+            max([since.last_update, *(newest for _, _, newest in found)]),
+        )
 
     @contextlib.contextmanager
     def pruning(self, runs: Collection[str], now: float) -> Iterator[None]:

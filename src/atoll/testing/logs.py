@@ -121,6 +121,7 @@ async def _one_body(log: _Log) -> None:
     sent: list[int] = []
     await log.ends.appender.append(envelope, body, sent.append)
     await log.comes(envelope)
+    assert envelope.address not in log.ends.reader.arriving(), "what has come is no longer on its way"
     assert bytes(log.ends.reader.body(envelope)) == content
     assert sent == sorted(sent), "progress only grows"
     assert sent[-1] == len(content), "and ends at the whole"

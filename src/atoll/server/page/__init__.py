@@ -1,0 +1,140 @@
+"""The status page: what a run does, how its models do, what its rounds cost; read-only, and all on one page.
+
+Enters: the run's present state and the store. Leaves: HTML that needs nothing from elsewhere and runs one script, which
+asks again every second. Everything in it that somebody else wrote is escaped. Imported by the runtime only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from atoll.errors import AtollError
+from atoll.server.page import metrics, view
+from atoll.server.page.past import Past
+from atoll.store.sql import SqlStore
+
+_HERE = Path(__file__).parent
+_STYLE, _SCRIPT = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+_FRESH = 0.4
+"""For how long, in seconds, what was rendered is given to whoever else asks: many viewers cost what one does."""
+_KEPT = 8
+"""How many runs' pasts, and how many rendered pages, are kept."""
+
+
+class Site(Protocol):
+    """What the page shows."""
+
+    run: str
+    store: SqlStore
+
+    def status(self) -> dict[str, Any]:
+        """The current run's state, as plain values."""
+        ...
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Pages:
+    """Renders pages, one at a time and away from the event loop, and remembers what it has read of each run."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._lock = threading.Lock()
+        self._pasts: OrderedDict[str, Past] = OrderedDict()
+        self._rendered: OrderedDict[Any, tuple[float, str]] = OrderedDict()
+        words = Environment(
+            loader=FileSystemLoader(_HERE),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        words.filters.update(view.FILTERS)
+        self._template = words.get_template("page.html")
+
+    async def page(self, run: str, which: view.Which) -> str:
+        """Return the page of a run.
+
+        Raises:
+            StoreError: there is no such run.
+        """
+        status = self._site.status() if run == self._site.run else None
+        return await asyncio.to_thread(self._once, (run, which), lambda: self._render(run, which, status))
+
+    async def metrics(self) -> str:
+        """Return the current run's figures as Prometheus reads them."""
+        status = self._site.status()
+        return await asyncio.to_thread(self._once, "metrics", lambda: metrics.exposition(status, self._past(self._site.run)))
+
+    def _once(self, key: Any, make: Callable[[], str]) -> str:
+        with self._lock:
+            made, text = self._rendered.pop(key, (0.0, ""))
+            if time.monotonic() - made > _FRESH:
+                made, text = time.monotonic(), make()
+            self._rendered[key] = made, text
+            if len(self._rendered) > _KEPT:
+                self._rendered.popitem(last=False)
+            return text
+
+    def _render(self, run: str, which: view.Which, status: dict[str, Any] | None) -> str:
+        seen = view.view(self._site.store, self._site.run, self._past(run), which, status)
+        return self._template.render(seen, style=_STYLE, script=_SCRIPT)
+
+    def _past(self, run: str) -> Past:
+        past = self._pasts.pop(run, None) or Past(self._site.store, run)
+        past.refresh()
+        self._pasts[run] = past
+        if len(self._pasts) > _KEPT:
+            self._pasts.popitem(last=False)
+        return past
+
+
+def routes(site: Site) -> list[Route]:
+    """Return the routes of the page and of the metrics."""
+    pages = Pages(site)
+
+    async def page(request: Request) -> Response:
+        which = view.Which(*(_number(request.query_params.get(name)) for name in ("rounds", "runs")))
+        try:
+            text = await pages.page(request.path_params.get("run", site.run), which)
+        except AtollError as error:
+            return Response(f"{error}\n", 404, media_type="text/plain", headers=HEADERS)
+        return Response(text, media_type="text/html", headers=HEADERS)
+
+    async def scrape(request: Request) -> Response:
+        del request
+        return Response(await pages.metrics(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    return [Route(path, answer, methods=["GET"]) for path, answer in (("/", page), ("/runs/{run}", page), ("/metrics", scrape))]
+
+
+def _number(said: str | None) -> int:
+    """Which page of a long table is asked for: the first, where it is said in no way that can be understood."""
+    return max(1, int(said)) if said and said.isascii() and said.isdecimal() and len(said) < 7 else 1

@@ -1,0 +1,168 @@
+"""What a page shows, as plain values in the page's order: from the present state, and from what is stored."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from atoll.learner import summary
+from atoll.server.page.curve import chart
+from atoll.server.page.past import PLACES, Past
+from atoll.store.sql import SqlStore
+
+ROWS = 20
+"""A table has at most this many rows a page."""
+NODES = 60
+"""So many nodes are listed, those first that need a person's eye; all are counted."""
+_REFUSED = 60
+_ORDER = ("lost", "declined", "sending", "training", "idle", "answered")
+_LABELS = {"holdout": "server's holdout", "nodes": "nodes' own rows"}
+
+
+class Which(NamedTuple):
+    """Which pages of the long tables are shown, from 1."""
+
+    rounds: int = 1
+    runs: int = 1
+
+
+def view(store: SqlStore, current: str, past: Past, which: Which, status: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the page of a run shows.
+
+    Args:
+        store: where runs are stored.
+        current: the run that this server runs now.
+        past: what is stored of the run that is shown.
+        which: the pages of its tables.
+        status: the present state, where the run shown is the current one.
+
+    Raises:
+        StoreError: there is no such run.
+    """
+    row = store.get(past.run)
+    plan = json.loads(row.plan)
+    nodes = status["nodes"] if status else [{"name": one.name, "doing": ""} for one in store.nodes(past.run)]
+    return {
+        "run": row,
+        "planned": plan["plan"]["rounds"],
+        "rule": plan["aggregation"]["rule"],
+        "status": status,
+        "running": status is not None and status["outcome"] is None,
+        "zone": time.strftime("%Z"),
+        "past": past,
+        "figure": figure,
+        "nodes": sorted(nodes, key=lambda one: (_ORDER.index(one["doing"] or "idle"), one["name"]))[:NODES],
+        "counts": _counts(nodes),
+        "charts": _charts(past),
+        "models": _models(store, past),
+        "rounds": _rounds(store, past, which.rounds),
+        "runs": _runs(store, current, which.runs),
+        "which": which,
+    }
+
+
+def _counts(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    counted = Counter(one["doing"] for one in nodes)
+    return [(doing, counted[doing]) for doing in _ORDER if counted[doing]] or [("", len(nodes))]
+
+
+def _charts(past: Past) -> list[dict[str, Any]]:
+    """Loss, and accuracy where the model is judged by one, else R²."""
+    found = [
+        chart(figure, name, {_LABELS[place]: past.curve(place, figure) for place in PLACES})
+        for figure, name in (("loss", "loss"), ("accuracy", "accuracy"), ("r2", "R²"))
+    ]
+    return [drawn for drawn in found if drawn][:2]
+
+
+def _models(store: SqlStore, past: Past) -> list[dict[str, Any]]:
+    """The best and the last model: which round made it, its digest, and a name for its file."""
+    named = [(kind, round_) for kind, round_ in (("best", past.best), ("last", past.tally.last_round)) if round_]
+    return [
+        {"kind": kind, "round": row.round, "digest": row.model}
+        for kind, round_ in named
+        for row in store.rounds(past.run, round_, round_)
+    ]
+
+
+def _rounds(store: SqlStore, past: Past, page: int) -> dict[str, Any]:
+    """One page of the closed rounds, the newest first, with what didn't count in them."""
+    last = past.tally.last_round - (page - 1) * ROWS
+    first = max(1, last - ROWS + 1)
+    names = {one.node: one.name for one in store.nodes(past.run)} if last > 0 else {}
+    newest = page == 1
+    refused: dict[int, list[dict[str, str]]] = {}
+    for one in store.refused(past.run, first, last + (1 if newest else 0), _REFUSED):
+        told = {"name": names.get(one.node, one.node), "status": one.status, "reason": one.reason}
+        refused.setdefault(one.round, []).append(told)
+    judged: dict[int, dict[str, Any]] = {}
+    for row in store.evaluations(past.run, first, PLACES, last):
+        if found := summary(row.metrics):
+            judged.setdefault(row.round, {})[row.place] = found
+    rows = [
+        {
+            "row": row,
+            "judged": judged.get(row.round, {}).get("holdout") or judged.get(row.round, {}).get("nodes", {}),
+            "refused": refused.get(row.round, []),
+        }
+        for row in reversed(store.rounds(past.run, first, last))
+    ]
+    open_ = [one for round_, told in refused.items() if round_ > last for one in told]
+    return {"rows": rows, "open": open_, "newer": page - 1, "older": page + 1 if first > 1 and last > 0 else 0}
+
+
+def _runs(store: SqlStore, current: str, page: int) -> dict[str, Any]:
+    rows = store.runs((page - 1) * ROWS, ROWS + 1)
+    listed = [{"row": row, "current": row.run == current} for row in rows[:ROWS]]
+    return {"rows": listed, "newer": page - 1, "older": page + 1 if len(rows) > ROWS else 0}
+
+
+def clock(seconds: float | None) -> str:
+    """A moment as people read it: the time, with the date where it isn't today.
+
+    >>> clock(None)
+    ''
+    """
+    if seconds is None:
+        return ""
+    when, today = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M:%S" if when[:3] == today[:3] else "%Y-%m-%d %H:%M:%S", when)
+
+
+def span(seconds: float) -> str:
+    """A length of time in the units that fit.
+
+    >>> span(0.25), span(12.3), span(75), span(7260)
+    ('0.25 s', '12.3 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def iso(seconds: float) -> str:
+    """A moment as machines read it, in UTC.
+
+    >>> iso(0)
+    '1970-01-01T00:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def figure(figures: Mapping[str, float], name: str) -> str:
+    """A figure as text, or a dash where there is none.
+
+    >>> figure({"loss": 0.5}, "loss"), figure({}, "loss")
+    ('0.5000', '–')
+    """
+    if name not in figures:
+        return "–"
+    value = figures[name]
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+FILTERS = {"clock": clock, "span": span, "iso": iso}

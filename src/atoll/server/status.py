@@ -1,0 +1,76 @@
+"""What a run is doing, in plain values: what `GET /v1/status`, the page and `/metrics` all show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atoll.server import machine
+from atoll.server.machine import Phase, State
+
+
+def status(
+    run: State,
+    now: float,
+    clock: float,
+    lost: Mapping[str, float],
+    arriving: Mapping[str, tuple[int, int]],
+    troubles: str | None,
+) -> dict[str, Any]:
+    """Return a run's present state and what it waits for.
+
+    Args:
+        run: the state.
+        now: the machine's time, in seconds.
+        clock: the same moment in seconds since the epoch.
+        lost: node → when its connection was lost, in seconds since the epoch.
+        arriving: node → bytes that are here of the update it is sending, and bytes expected.
+        troubles: why the log can't be read at present, or None.
+    """
+    waits = run.phase in (Phase.WAITING, Phase.TRAINING, Phase.ENDING)
+    nodes = [
+        {
+            "node": node,
+            "name": name,
+            "connected": node in run.present,
+            "asked": node in run.cohort,
+            "answered": node in run.answers,
+            **_doing(run, node, lost, arriving),
+        }
+        for node, name in sorted(run.names.items(), key=lambda item: item[1])
+    ]
+    return {
+        "run": run.run,
+        "phase": run.phase.value,
+        "round": run.round,
+        "attempt": run.attempt,
+        "rounds": run.rounds,
+        "waiting_for": "; ".join(filter(None, (machine.waiting_for(run, now), troubles))),
+        "until": clock + run.until - now if waits else None,
+        "cohort": len(run.cohort),
+        "accepted": len(run.accepted),
+        "needed": run.needed,
+        "outcome": run.outcome,
+        "reason": run.reason,
+        "log_waiting": troubles,
+        "nodes": nodes,
+    }
+
+
+def _doing(
+    run: State, node: str, lost: Mapping[str, float], arriving: Mapping[str, tuple[int, int]]
+) -> dict[str, str | float | int]:
+    """One word for what a node does, and the facts that go with it."""
+    asked = node in run.cohort and node not in run.answers
+    if node not in run.present:
+        return {"doing": "lost", "waited_for": asked, **({"since": lost[node]} if node in lost else {})}
+    if node in run.declines:
+        return {"doing": "declined", "reason": run.declines[node]}
+    if node in run.answers:
+        return {"doing": "answered"}
+    if not asked:
+        return {"doing": "idle"}
+    if node in arriving:
+        received, size = arriving[node]
+        return {"doing": "sending", "waited_for": True, "received": received, "size": size}
+    return {"doing": "training", "waited_for": True}
