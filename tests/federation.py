@@ -46,7 +46,8 @@ def run(agreed: Plan, data: Mapping[str, Any], place: Path, **options: Any) -> d
 
     async def together() -> dict[str, Any]:
         server = Server(agreed, store=place / "store", port=0, **options)
-        nodes = [Node(server.url, one, name=name, directory=place / name) for name, one in data.items()]
+        allow = options.get("allow", ())
+        nodes = [Node(server.url, one, name=name, directory=place / name, allow=allow) for name, one in data.items()]
         history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
         return history
 

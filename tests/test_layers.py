@@ -33,6 +33,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "keras": ("atoll.learners.keras",),
     "h5py": ("atoll.learners.keras",),
     "jax": ("atoll.learners.keras", "atoll.learners.jax", "atoll.simulate"),
+    "optax": ("atoll.learners.jax",),
     "torch": ("atoll.learners.torch",),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),

@@ -18,6 +18,16 @@ Correct = Callable[[Flat, Flat], Flat]
 """`correct(gradient, vector)`: what an algorithm makes of a local gradient (FedProx, SCAFFOLD, FedDyn)."""
 
 
+Measure = Callable[[NDArray[Any], NDArray[Any]], Metrics]
+"""`measure(predictions, y)`: more sums over rows than a learner's own."""
+
+
+def nothing(predictions: NDArray[Any], y: NDArray[Any]) -> Metrics:
+    """Measure nothing more."""
+    del predictions, y
+    return {}
+
+
 class Rows(NamedTuple):
     """Rows of data: `x` of shape [rows, …] and `y` of shape [rows]."""
 
@@ -95,6 +105,10 @@ class Curved(Protocol):
         ...
 
 
+OWN = "metric."
+"""What the names of the sums of a plan's own metrics begin with."""
+
+
 def batches(rng: np.random.Generator, rows: int, batch_size: int, steps: int) -> Iterator[NDArray[np.intp]]:
     """Draw the row numbers of `steps` mini-batches: shuffled anew for each pass, the last of a pass may be short.
 
@@ -146,12 +160,12 @@ def pooled(parts: Iterable[Metrics]) -> dict[str, float]:
 
 
 def summary(sums: Metrics) -> dict[str, float]:
-    """Turn sums over rows into the figures people read: loss, accuracy, precision, recall, R².
+    """Turn sums over rows into the figures people read: loss, accuracy, precision, recall, R²; of a plan's own metrics the mean.
 
     Source of R²: 1 − Σ(y−ŷ)² / Σ(y−ȳ)², here from its sums.
 
-    >>> summary({"samples": 4.0, "loss": 2.0, "correct": 3.0})
-    {'loss': 0.5, 'accuracy': 0.75}
+    >>> summary({"samples": 4.0, "loss": 2.0, "correct": 3.0, "metric.brier": 1.0})
+    {'loss': 0.5, 'accuracy': 0.75, 'brier': 0.25}
     """
     rows = sums.get("samples", 0.0)
     if not rows:
@@ -170,4 +184,5 @@ def summary(sums: Metrics) -> dict[str, float]:
         spread = sums["target_squared"] - sums["target"] ** 2 / rows
         if spread > 0:
             shown["r2"] = 1 - sums["squared_error"] / spread
-    return shown
+    own = {name.removeprefix(OWN): value / rows for name, value in sums.items() if name.startswith(OWN)}
+    return shown | own

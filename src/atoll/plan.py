@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -22,6 +23,7 @@ from atoll.sections import Fraction, Seconds, Section, Value, seconds
 from atoll.stopping import Stopping
 from atoll.training import Training
 
+_NAMED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
 
 
@@ -45,6 +47,7 @@ class Model(Section):
     classes: tuple[int, ...] = (0, 1)
     loss: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -59,6 +62,9 @@ class Model(Section):
             raise ValueError(f"exactly one of {', '.join(MODEL_KINDS)} names the model; {said}")
         if self.keras and not self.loss:
             raise ValueError('a Keras model needs loss, for instance loss = "binary_crossentropy"')
+        for name in filter(None, (self.torch, self.jax, *self.metrics)):
+            if not _NAMED.fullmatch(name):
+                raise ValueError(f"'{name}' names no function; it looks like \"package.module:function\"")
         if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 2:
             raise ValueError("classes are at least two different labels in rising order")
         return self

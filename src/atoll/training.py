@@ -87,6 +87,7 @@ class Training(Section):
     learning_rate: PositiveFloat = 0.01
     schedule: Schedule | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

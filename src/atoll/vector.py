@@ -205,8 +205,10 @@ class Total:
     registered: int
 
     def mean(self, name: str) -> Flat:
-        """Return the weighted mean of a weighted group, in its own dtype."""
+        """Return what a group moves by: the weighted mean, in its own dtype; or a plain group's sum."""
         group = self.groups[name]
+        if group.layout.total == "plain":
+            return group.values
         scaled: Flat = group.values / group.values.dtype.type(self.weight)
         return scaled
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.cli import app
-from atoll.cli.look import HERE, AsJson, Store, open_store
+from atoll.cli.look import HERE, Allow, AsJson, Store, open_store
 from atoll.cli.show import size
 from atoll.errors import AtollError, StoreError
 from atoll.plan import Plan
@@ -117,18 +117,19 @@ def _table(before: Sequence[Use], gone: Sequence[str], thinned: Sequence[str]) -
 def replay(
     run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
     store: Store = HERE,
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every global model of a run from the updates in its log, and compare digests."""
-    asyncio.run(_replay(run, store, as_json=as_json))
+    asyncio.run(_replay(run, store, allow or (), as_json=as_json))
 
 
-async def _replay(run: str | None, store: Path, *, as_json: bool) -> None:
+async def _replay(run: str | None, store: Path, allow: Sequence[str], *, as_json: bool) -> None:
     from atoll.server.replay import replay as again
 
     base = open_store(store)
     found, rounds = base.find(run), 0
-    async for one in again(store, base, found):
+    async for one in again(store, base, found, allow=allow):
         if one.found != one.stored:
             raise StoreError(
                 f"run {found.run}: round {one.round}: its {one.updates} updates give model {one.found[:12]}, "

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from atoll.store.sql import SqlStore
 
 Store = Annotated[Path, typer.Option(help="The server's store.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PACKAGE:FUNCTION", help="Let plans run this function of this machine (repeat for more)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 HERE = Path("atoll-store")
 
@@ -123,7 +127,7 @@ def _export_keras(plan: Plan, path: Path, to: Path) -> None:
     from atoll.learners.keras import export as write
     from atoll.wire import unpack
 
-    write(plan, unpack(path.read_bytes(), learners.build(plan).layouts)[0], to)
+    write(plan, unpack(path.read_bytes(), learners.build(plan.with_(model={"metrics": []})).layouts)[0], to)
 
 
 def open_store(store: Path) -> SqlStore:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from atoll.cli import app
+from atoll.cli.look import Allow
 from atoll.cli.show import figure, rounds_table, size, size_of
 from atoll.plan import Plan
 
@@ -34,6 +35,7 @@ def serve(
     start: Annotated[
         Path | None, typer.Option(help="A model to begin with, .safetensors or .keras; without: a new one by the plan's seed.")
     ] = None,
+    allow: Allow = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -45,14 +47,14 @@ def serve(
     agreed = Plan.load(plan)
     rows = prepare(holdout, agreed).judge if holdout else None
     limit = size_of(quota) if quota else None
+    options: Any = {"holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or ()}
     if as_json:
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=_print_json, quota=limit, start=start)
+        server = Server(agreed, host=host, port=port, watch=_print_json, **options)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
         return
     console = Console()
     with Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False) as live:
-        watch = show_run(agreed, live)
-        server = Server(agreed, holdout=rows, store=store, host=host, port=port, watch=watch, quota=limit, start=start)
+        server = Server(agreed, host=host, port=port, watch=show_run(agreed, live), **options)
         history = server.serve()
     console.print(f"{history['reason']}; run [bold]{server.run}[/bold]")
     console.print(f"history: atoll history {server.run} --store {store}", soft_wrap=True)
@@ -68,6 +70,7 @@ def join(
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
+    allow: Allow = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the result.")
     ] = False,
@@ -76,7 +79,8 @@ def join(
     from atoll.learner import summary
     from atoll.node.runtime import Node
 
-    node = Node(url, data, name=name, directory=directory, plan=plan, watch=_print_json if as_json else _say)
+    watch = _print_json if as_json else _say
+    node = Node(url, data, name=name, directory=directory, plan=plan, allow=allow or (), watch=watch)
     end = node.start()
     judged = summary(node.metrics)
     if as_json:

@@ -6,15 +6,16 @@ framework is loaded only when a plan names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from atoll.errors import AtollError, LearnerError, PlanError
-from atoll.learner import Learner
+from atoll.learner import Learner, Measure
+from atoll.learners import named
 from atoll.plan import Plan
 from atoll.vector import Groups, check
 from atoll.wire import unpack_any
@@ -22,28 +23,45 @@ from atoll.wire import unpack_any
 Start = str | Path | Groups
 """A model to start from: a `.safetensors` or `.keras` file, or groups."""
 
-_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn"}
+_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "jax": "jax"}
+_NAMED = ("torch", "jax")
+"""Kinds whose model is made by a function that the plan names."""
 
 
 class _File(Protocol):
-    def build(self, plan: Plan) -> Learner: ...
+    def build(self, plan: Plan, *function: Callable[..., Any]) -> _Measuring: ...
 
 
-def build(plan: Plan) -> Learner:
+class _Measuring(Learner, Protocol):
+    measure: Measure
+
+
+def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
     """Build the learner that a plan names.
 
+    Args:
+        plan: the plan.
+        allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
+
     Raises:
-        PlanError: the kind of model is not known here, or the plan asks of it what it can't do.
-        LearnerError: its framework is not installed.
+        PlanError: the plan asks of the model what it can't do, or names a function that is not allowed here.
+        LearnerError: its framework is not installed, or a function can't be imported.
     """
     kind = plan.model.kind
     if kind not in _FILES:
         raise PlanError(f"model.{kind}: this version trains {', '.join(_FILES)}")
+    metrics = {name: named.load("model.metrics", name, allow) for name in plan.model.metrics}
+    function = [named.load(f"model.{kind}", getattr(plan.model, kind), allow)] if kind in _NAMED else []
+    if plan.training.precision != "float32" and kind not in _NAMED:
+        raise PlanError(f"training.precision: {kind} trains in float32 only; {' and '.join(_NAMED)} know more")
     try:
         file = cast("_File", import_module(f"atoll.learners.{_FILES[kind]}"))
     except ModuleNotFoundError as error:
         raise LearnerError(f"model.{kind}: {error.name} is not installed; pip install 'atoll-fl[{kind}]'") from error
-    return file.build(plan)
+    learner = file.build(plan, *function)
+    if metrics:
+        learner.measure = named.measure(metrics)
+    return learner
 
 
 def first(plan: Plan, learner: Learner, start: Start | None = None) -> Groups:

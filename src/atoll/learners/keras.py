@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import keras
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Rows, batches, classified, regressed
+from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing, regressed
 from atoll.learners import keras_allowed
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
@@ -125,6 +125,7 @@ class Keras:
     """
 
     can = frozenset({"correct"})
+    measure: Measure = staticmethod(nothing)
 
     def __init__(
         self,
@@ -297,6 +298,9 @@ class Keras:
             predicted.append(np.asarray(part))
             loss += float(lost)
         scores = np.concatenate(predicted)
+        return {**self._judged(loss, scores, y), **self.measure(scores, y)}
+
+    def _judged(self, loss: float, scores: NDArray[Any], y: NDArray[Any]) -> Metrics:
         if self._loss_name in _NUMBERS:
             return regressed(loss, scores.reshape(len(y), -1)[:, 0], y)
         if self._loss_name in _CLASSES:

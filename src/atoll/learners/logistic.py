@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Rows, batches, classified
+from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
 
@@ -35,6 +35,7 @@ class Logistic:
     """
 
     can = frozenset({"correct", "curvature"})
+    measure: Measure = staticmethod(nothing)
 
     def __init__(self, inputs: int, learning_rate: float) -> None:
         self.inputs = inputs
@@ -74,7 +75,8 @@ class Logistic:
         """See `Learner.evaluate`; a row counts as 1 from a probability of one half up."""
         x, y = self._table(rows)
         logits = x @ groups["parameters"].values
-        return classified(float(_cross_entropy(logits, y).sum()), (logits >= 0).astype(int), y)
+        judged = classified(float(_cross_entropy(logits, y).sum()), (logits >= 0).astype(int), y)
+        return {**judged, **self.measure(_sigmoid(logits), y)}
 
     def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
         """Return gradient Xᵀ(σ − y) and Hessian Xᵀ diag(σ(1 − σ)) X of the summed loss (Bishop 2006, eq. 4.96–4.97)."""

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Rows, batches, classified, regressed
+from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing, regressed
 from atoll.plan import Plan
 from atoll.training import Training
 from atoll.vector import Group, Groups, Layout, Metrics
@@ -113,6 +113,7 @@ class Sklearn:
     """
 
     can: frozenset[str] = frozenset()
+    measure: Measure = staticmethod(nothing)
 
     def __init__(self, kind: _Kind, inputs: int, classes: tuple[int, ...], options: Mapping[str, Any]) -> None:
         self._kind, self._inputs, self._options = kind, inputs, options
@@ -158,7 +159,12 @@ class Sklearn:
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; the loss is log loss, hinge loss, or half the squared error."""
         x, y = self._table(rows)
-        return self.evaluate_estimator(self._filled(groups, 0), x, y)
+        estimator = self._filled(groups, 0)
+        return {**self.evaluate_estimator(estimator, x, y), **self.measure(self._scores(estimator, x), y)}
+
+    def _scores(self, estimator: Any, x: NDArray[np.float64]) -> NDArray[Any]:
+        """What a plan's own metrics see: chances of the classes where the estimator gives them, or else its predictions."""
+        return np.asarray(getattr(estimator, "predict_proba", estimator.predict)(x))
 
     def evaluate_estimator(self, estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
         """Return the sums that judge an estimator."""

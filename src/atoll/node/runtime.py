@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Node:
         watch: told of each thing that a person would like to see.
         plan: digest of the one plan to take part in; None takes part in whatever plan the server has.
         learner: one of your own, in place of the one that the plan names.
+        allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
 
     Raises:
         AtollError: the directory can't be used.
@@ -78,6 +79,7 @@ class Node:
         watch: Watch | None = None,
         plan: str | None = None,
         learner: Learner | None = None,
+        allow: Collection[str] = (),
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
         self.identity = Identity.at(self.directory / "node.key")
@@ -87,7 +89,7 @@ class Node:
         self.run: str | None = None
         self.memory: Memory = {}
         self.metrics: dict[str, float] = {}
-        self._source, self._agreed, self._own = data, plan, learner
+        self._source, self._agreed, self._own, self._allow = data, plan, learner, allow
         self._watch: Watch = watch or (lambda _: None)
         self._remembered: dict[str, Memory] = {}
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
@@ -141,7 +143,7 @@ class Node:
         if self._agreed not in (None, self.plan.digest):
             raise RefusedError(f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only")
         self.run = offer["run"]
-        self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan)
+        self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,9 @@ class Replayed(NamedTuple):
     found: str
 
 
-async def replay(directory: Path, store: SqlStore, run: RunRow, learner: Learner | None = None) -> AsyncIterator[Replayed]:
+async def replay(
+    directory: Path, store: SqlStore, run: RunRow, learner: Learner | None = None, allow: Collection[str] = ()
+) -> AsyncIterator[Replayed]:
     """Recompute the global model of every closed round from the run's initial model and its logged updates.
 
     Ends with the first round that comes out otherwise than it was stored.
@@ -48,6 +50,7 @@ async def replay(directory: Path, store: SqlStore, run: RunRow, learner: Learner
         store: its history.
         run: which run.
         learner: the run's, where the plan names none.
+        allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
 
     Raises:
         StoreError: the run's files were let go, or its initial model isn't what it was.
@@ -56,7 +59,7 @@ async def replay(directory: Path, store: SqlStore, run: RunRow, learner: Learner
     if run.pruned is not None:
         raise StoreError(f"run {run.run}: its updates were pruned; only its history is left")
     plan = Plan.from_json(run.plan)
-    learner = learner or learners.build(plan)
+    learner = learner or learners.build(plan, allow)
     algorithm = algorithms.find(plan, learner)
     state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
     log = _open(directory / "log", run, plan, sum(one.nbytes for one in algorithm.updates(learner.layouts).values()))

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Server:
         learner: one of your own, in place of the one that the plan names; nodes need the same.
         quota: the most bytes that the store may take.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
+        allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
 
     Raises:
         AtollError: the plan can't be carried out, or the store or the port can't be had.
@@ -71,9 +72,10 @@ class Server:
         learner: Learner | None = None,
         quota: int | None = None,
         start: learners.Start | None = None,
+        allow: Collection[str] = (),
     ) -> None:
         self.plan, self.holdout = plan, holdout
-        self.learner = learner or learners.build(plan)
+        self.learner = learner or learners.build(plan, allow)
         self.algorithm = algorithms.find(plan, self.learner)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self._size = sum(layout.nbytes for layout in self.layouts.values())

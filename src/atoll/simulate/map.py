@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,6 +137,7 @@ def simulate(
     *,
     holdout: Rows | None = None,
     learner: Learner | None = None,
+    allow: Collection[str] = (),
     watch: Watch | None = None,
     start: learners.Start | None = None,
 ) -> Simulated:
@@ -147,6 +148,7 @@ def simulate(
         clients: name → its data: a CSV file, arrays `(x, y)`, `(x, y, x_test, y_test)`, or `Data`.
         holdout: rows to judge each round's model by.
         learner: the plan's learner, where one is built already.
+        allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
         watch: told of each round.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
 
@@ -157,7 +159,7 @@ def simulate(
         AtollError: the plan or the data can't be used.
         GaveUpError: too few clients, or they can't train.
     """
-    learner = learner or learners.build(plan)
+    learner = learner or learners.build(plan, allow)
     algorithm = algorithms.find(plan, learner)
     data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
     if len(data) < plan.cohort.minimum:

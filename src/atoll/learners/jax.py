@@ -1,0 +1,270 @@
+"""Plain JAX functions: a model is a small value of them, its pytrees travel as flat groups, optax takes the steps.
+
+`parameters` are the leaves of the pytree that is trained; a stateful model's other pytree gives `buffers` (float32) and
+`counts` (whole numbers). Keys of random numbers travel in no group: each fit draws its own from the generator it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
+from atoll.learners import named
+from atoll.plan import Plan
+from atoll.vector import Group, Groups, Metrics
+
+Tree = Any
+"""A pytree of arrays."""
+
+LOSSES: Mapping[str, tuple[named.Task, Callable[[Any, Any], Any]]] = {
+    "softmax_cross_entropy_with_integer_labels": ("classes", optax.softmax_cross_entropy_with_integer_labels),
+    "sigmoid_binary_cross_entropy": ("binary", optax.sigmoid_binary_cross_entropy),
+    "squared_error": ("numbers", optax.squared_error),
+    "huber_loss": ("numbers", optax.huber_loss),
+    "log_cosh": ("numbers", optax.log_cosh),
+}
+OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "lamb", "lion", "nadam", "radam", "rmsprop")
+_ROWS = 4096
+"""Rows judged at a time."""
+
+
+class Model(NamedTuple):
+    """What the function that a plan names returns: pure functions, none of them compiled yet.
+
+    Args:
+        init: `(key) -> parameters`, a pytree of float32 arrays; of a stateful model `(key) -> (parameters, state)`.
+        apply: `(parameters, x, key, training) -> outputs`; of a stateful model
+            `(parameters, state, x, key, training) -> (outputs, state)`. `training` is a Python bool.
+        loss: `(outputs, y) -> losses [rows]`; or None, where the plan names one of `LOSSES`.
+        stateful: whether there is a state: what training changes and no gradient does, such as batch-norm statistics.
+    """
+
+    init: Callable[[Any], Tree]
+    apply: Callable[..., Any]
+    loss: Callable[[Any, Any], Any] | None = None
+    stateful: bool = False
+
+
+def build(plan: Plan, function: Callable[..., Any]) -> Jax:
+    """Build the learner of `[model] jax = "package:function"`; `model.options` are the function's keywords.
+
+    Raises:
+        PlanError: the function returns no `Model`, or loss or optimiser are not known.
+        LearnerError: its arrays can't travel.
+    """
+    model = named.make("model.jax", str(plan.model.jax), function, plan.model.options)
+    if not isinstance(model, Model):
+        raise PlanError(f"model.jax: '{plan.model.jax}' returned a {type(model).__name__}: it returns atoll.learners.jax.Model")
+    if (model.loss is None) == (plan.model.loss is None):
+        said = "name one in the plan" if model.loss is None else "the model brings its own: leave it out of the plan"
+        raise PlanError(f"model.loss: {said} ({', '.join(LOSSES)})")
+    training = plan.training
+    for key, name, known in (
+        ("model.loss", plan.model.loss, [None, *LOSSES]),
+        ("training.optimizer", training.optimizer, OPTIMIZERS),
+    ):
+        if name not in known:
+            raise PlanError(f"{key}: '{name}' is not known; it is one of {', '.join(filter(None, known))}")
+
+    def optimizer(learning_rate: Any) -> Any:
+        return getattr(optax, training.optimizer)(learning_rate, **training.options)
+
+    try:
+        optimizer(training.learning_rate)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"training.options: {error}") from error
+    task, loss = (None, model.loss) if plan.model.loss is None else LOSSES[plan.model.loss]
+    return Jax(model, task, loss, optimizer, training.learning_rate, training.precision)
+
+
+class Jax:
+    """A model of plain JAX functions and how it is fitted.
+
+    Args:
+        model: the functions.
+        task: what its outputs stand for, if that is known.
+        loss: `(outputs, y) -> losses`, of one or more numbers a row.
+        optimizer: `(learning_rate) -> optax.GradientTransformation`; its state starts anew in each fit.
+        learning_rate: what it is given.
+        precision: of the arithmetic of training; parameters and their steps stay float32.
+    """
+
+    can = frozenset({"correct"})
+    measure: Measure = staticmethod(nothing)
+
+    def __init__(
+        self,
+        model: Model,
+        task: named.Task | None,
+        loss: Any,
+        optimizer: Callable[[Any], Any],
+        learning_rate: float,
+        precision: str,
+    ) -> None:
+        self._model, self._task, self._loss = model, task, loss
+        self._optimizer, self._learning_rate = optimizer, learning_rate
+        self._dtype = jnp.dtype(precision)
+        # Shapes alone: nothing is computed.
+        self._forms: tuple[Tree, Tree] = jax.eval_shape(self._init, jax.random.key(0))
+        parameters, state = (_leaves(tree) for tree in self._forms)
+        self._names = (list(parameters), list(state))
+        self.layouts = named.layouts("model.jax", *({n: _form(leaf) for n, leaf in part.items()} for part in (parameters, state)))
+
+    def _init(self, key: Any) -> tuple[Tree, Tree]:
+        made = self._model.init(key)
+        return made if self._model.stateful else (made, {})
+
+    def _apply(self, parameters: Tree, state: Tree, x: Any, key: Any, training: bool) -> tuple[Any, Tree]:
+        if self._model.stateful:
+            outputs, after = self._model.apply(parameters, state, x, key, training)
+            # What was computed at low precision goes on at the state's own.
+            return outputs, jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state, after)
+        return self._model.apply(parameters, x, key, training), state
+
+    def initial(self, seed: int) -> Groups:
+        """Return a freshly initialised model."""
+        return self._groups(*self._init(jax.random.key(seed)))
+
+    def _groups(self, parameters: Tree, state: Tree) -> Groups:
+        arrays = _leaves(parameters) | _leaves(state)
+        return {
+            group: Group(layout, layout.flatten({tensor.name: np.asarray(arrays[tensor.name]) for tensor in layout.tensors}))
+            for group, layout in self.layouts.items()
+        }
+
+    def _trees(self, groups: Groups) -> tuple[Tree, Tree]:
+        arrays = {name: array for group in self.layouts for name, array in groups[group].arrays.items()}
+        parameters, state = (
+            jax.tree.unflatten(jax.tree.structure(forms), [
+                jnp.array(arrays[name], form.dtype) for name, form in zip(names, jax.tree.leaves(forms), strict=True)
+            ])
+            for forms, names in zip(self._forms, self._names, strict=True)
+        )  # fmt: skip
+        return parameters, state
+
+    def _losses(self, outputs: Any, y: Any) -> Any:
+        """Return the loss of each row `[rows]`: the mean over its outputs."""
+        outputs = jnp.asarray(outputs, jnp.float32)
+        shaped = y if self._task in (None, "classes") else jnp.reshape(y, outputs.shape)
+        losses = self._loss(outputs, shaped)
+        return jnp.mean(jnp.reshape(losses, (len(y), -1)), axis=1)
+
+    @cached_property
+    def _gradient(self) -> Any:
+        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any) -> Any:
+            low = jax.tree.map(lambda leaf: leaf.astype(self._dtype), parameters)
+            x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            outputs, state = self._apply(low, state, x, key, True)
+            losses = self._losses(outputs, y)
+            return jnp.mean(losses), (state, jnp.sum(losses))
+
+        return jax.value_and_grad(loss, has_aux=True)
+
+    @cached_property
+    def _step(self) -> Any:
+        def step(carry: Any, batch: Any, x: Any, y: Any, key: Any, learning_rate: Any) -> Any:
+            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x[batch], y[batch], key)
+            return (*self._move(carry, gradient, learning_rate), state, loss)
+
+        return jax.jit(step)
+
+    def _move(self, carry: Any, gradient: Tree, learning_rate: Any) -> tuple[Tree, Tree]:
+        moves, memory = self._optimizer(learning_rate).update(gradient, carry[2], carry[0])
+        return optax.apply_updates(carry[0], moves), memory
+
+    @cached_property
+    def _gradient_only(self) -> Any:
+        return jax.jit(lambda carry, batch, x, y, key: self._gradient(carry[0], carry[1], x[batch], y[batch], key))
+
+    @cached_property
+    def _moved(self) -> Any:
+        return jax.jit(self._move)
+
+    def fit(
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
+    ) -> Fit:
+        """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only."""
+        x, y = self._arrays(rows)
+        parameters, state = self._trees(groups)
+        learning_rate = jnp.float32(self._learning_rate * rate)
+        carry = (parameters, state, self._optimizer(self._learning_rate).init(parameters))
+        keys = jax.random.split(jax.random.key(int(rng.integers(1 << 31))), steps)
+        losses, samples = [], 0
+        for key, batch in zip(keys, batches(rng, len(rows), batch_size, steps), strict=True):
+            if correct is None:
+                parameters, memory, state, loss = self._step(carry, batch, x, y, key, learning_rate)
+            else:
+                (_, (state, loss)), gradient = self._gradient_only(carry, batch, x, y, key)
+                parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
+            carry = (parameters, state, memory)
+            losses.append(loss)
+            samples += len(batch)
+        lost = float(np.sum(jax.device_get(losses)))
+        return Fit(self._groups(carry[0], carry[1]), {"samples": float(samples), "loss": lost})
+
+    def _mended(self, gradient: Tree, parameters: Tree, correct: Correct) -> Tree:
+        layout = self.layouts["parameters"]
+        flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (gradient, parameters)]
+        mended = np.asarray(correct(flat[0], flat[1]), np.float32)
+        return jax.tree.unflatten(jax.tree.structure(gradient), [jnp.asarray(a) for a in layout.views(mended).values()])
+
+    @cached_property
+    def _judge(self) -> Any:
+        def judge(parameters: Tree, state: Tree, x: Any, y: Any) -> Any:
+            outputs, _ = self._apply(parameters, state, x, jax.random.key(0), False)
+            return outputs, jnp.sum(self._losses(outputs, y))
+
+        return jax.jit(judge)
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """See `Learner.evaluate`; always in float32. Without a known task the sums are `samples`, `loss` and the plan's own."""
+        x, y = self._arrays(rows)
+        parameters, state = self._trees(groups)
+        loss, outputs = 0.0, []
+        for lo in range(0, len(rows), _ROWS):
+            part, lost = self._judge(parameters, state, x[lo : lo + _ROWS], y[lo : lo + _ROWS])
+            outputs.append(np.asarray(part))
+            loss += float(lost)
+        predictions = np.concatenate(outputs)
+        return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
+
+    def _arrays(self, rows: Rows) -> tuple[Any, Any]:
+        """Return rows as JAX takes them: whole numbers as int32, all others as float32; class labels are whole."""
+        x = jnp.asarray(rows.x, np.int32 if rows.x.dtype.kind in "iu" else np.float32)
+        whole = self._task == "classes" or (self._task is None and rows.y.dtype.kind in "iu")
+        y = jnp.asarray(rows.y, np.int32 if whole else np.float32)
+        try:  # shapes alone, so that what is wrong with the rows is said before anything is computed
+            jax.eval_shape(self._judge, *self._forms, x[:2], y[:2])
+        except Exception as error:  # whatever the model's own functions raise
+            reason = str(error).strip().partition("\n")[0]
+            raise LearnerError(f"model.jax: the model can't take rows of shape {rows.x.shape[1:]}: {reason}") from error
+        return x, y
+
+
+def _leaves(tree: Tree) -> dict[str, Any]:
+    """Return the leaves of a pytree by name, in JAX's own order."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in found}
+    if len(leaves) < len(found):
+        raise LearnerError("model.jax: two arrays of the model have the same name; use no '/' in its keys")
+    return leaves
+
+
+def _form(leaf: Any) -> named.Form:
+    return named.Form(tuple(leaf.shape), str(leaf.dtype))

@@ -1,0 +1,141 @@
+"""Functions that a plan names: loaded only if this machine's owner agreed, by installing or by allowing them.
+
+Enters: "package.module:function" out of a plan. Leaves: the function. A plan comes from another machine, so its names
+are data: nothing is imported unless an installed package registers it, or the owner allows it in so many words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple, cast
+
+from numpy.typing import NDArray
+
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import OWN, Measure, classified, regressed
+from atoll.vector import Dtype, Kind, Layout, Metrics, Tensor
+
+ENTRY_POINTS = "atoll.models"
+"""The group in which an installed package registers what plans may name."""
+
+
+def load(key: str, name: str, allow: Collection[str]) -> Callable[..., Any]:
+    """Return the function that a key of the plan names.
+
+    Args:
+        key: the plan's key, for errors.
+        name: "package.module:function".
+        allow: the names that the owner of this machine allows, beside those that installed packages register.
+
+    Raises:
+        PlanError: nobody allowed it here; nothing of it was imported.
+        LearnerError: it is allowed and can't be imported.
+    """
+    if name not in allow and all(found.value != name for found in entry_points(group=ENTRY_POINTS)):
+        raise PlanError(
+            f"{key}: the plan asks to run '{name}', which this machine's owner has not allowed: read that code, then "
+            f"`--allow {name}` (in Python allow=[\"{name}\"]), or install a package that registers it under '{ENTRY_POINTS}'"
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(import_module(module), attribute)
+    except Exception as error:  # whatever a foreign module does when it is imported
+        raise LearnerError(
+            f"{key}: '{name}' can't be imported ({error!r}); install it, or put its folder on PYTHONPATH"
+        ) from error
+    return cast("Callable[..., Any]", function)
+
+
+def make(key: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call the function with the plan's options as keywords.
+
+    Raises:
+        PlanError: it doesn't take these options, or raises.
+    """
+    try:
+        return function(**options)
+    except Exception as error:  # whatever a foreign function raises
+        raise PlanError(f"{key}: {name}({_words(options)}) failed: {type(error).__name__}: {error}") from error
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def measure(functions: Mapping[str, Callable[..., Any]]) -> Measure:
+    """Return what measures with all of a plan's `[model] metrics`.
+
+    Args:
+        functions: name in the plan → `(predictions, y) -> {name: sum over the rows}`.
+
+    Raises (when measuring):
+        LearnerError: a function fails, or gives something else than names and finite sums.
+    """
+
+    def measured(predictions: NDArray[Any], y: NDArray[Any]) -> Metrics:
+        sums: dict[str, float] = {}
+        for named, function in functions.items():
+            try:
+                found = {f"{OWN}{name}": float(value) for name, value in function(predictions, y).items()}
+            except Exception as error:  # whatever a foreign function raises
+                raise LearnerError(f"model.metrics: '{named}' failed: {type(error).__name__}: {error}") from error
+            for name, value in found.items():
+                if not math.isfinite(value) or name in sums:
+                    said = "is given twice" if name in sums else f"is {value}"
+                    raise LearnerError(f"model.metrics: '{named}': the sum '{name.removeprefix(OWN)}' {said}")
+            sums |= found
+        return sums
+
+    return measured
+
+
+class Form(NamedTuple):
+    """What a framework knows of one array of a model: its shape, and its dtype's name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def layouts(key: str, parameters: Mapping[str, Form], others: Mapping[str, Form]) -> dict[str, Layout]:
+    """Return a model's layouts: `parameters` are trained, `buffers` are its other real numbers, `counts` its whole ones.
+
+    Counts (batches seen, positions) are added up over nodes, exactly, in int64: their mean would be no whole number.
+
+    Raises:
+        LearnerError: there is nothing to train, or a dtype can't travel.
+    """
+    if not parameters:
+        raise LearnerError(f"{key}: the model has no parameters to train")
+    for name, form in {**parameters, **others}.items():
+        whole = form.dtype.startswith(("int", "uint", "bool"))
+        if form.dtype != "float32" and (name in parameters or not whole):
+            raise LearnerError(f"{key}: '{name}' is {form.dtype}; weights travel as float32 (training.precision may be less)")
+    groups = {
+        "parameters": parameters,
+        "buffers": {name: form for name, form in others.items() if form.dtype == "float32"},
+        "counts": {name: form for name, form in others.items() if form.dtype != "float32"},
+    }
+    kinds: dict[str, tuple[Dtype, Kind]] = {"counts": ("int64", "plain")}
+    return {
+        group: Layout(tuple(Tensor(name, form.shape) for name, form in forms.items()), *kinds.get(group, ("float32", "weighted")))
+        for group, forms in groups.items()
+        if forms
+    }
+
+
+Task = Literal["binary", "classes", "numbers"]
+"""What outputs stand for: one logit a row, one score a class, or the numbers themselves."""
+
+
+def judged(task: Task | None, loss: float, outputs: NDArray[Any], y: NDArray[Any]) -> Metrics:
+    """Return the sums that judge outputs `[rows, …]`; of a loss without a task, samples and loss alone."""
+    if task == "binary":
+        return classified(loss, (outputs.reshape(len(y)) >= 0).astype(int), y)
+    if task == "classes":
+        return classified(loss, outputs.argmax(axis=-1), y)
+    if task == "numbers":
+        return regressed(loss, outputs.reshape(len(y), -1)[:, 0], y)
+    return {"samples": float(len(y)), "loss": loss}

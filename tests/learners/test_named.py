@@ -1,0 +1,110 @@
+"""What a plan names is data: nothing of it is imported unless the owner of this machine agreed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+from tests.federation import atoll, clients, plan, rows
+
+from atoll import learners
+from atoll.errors import AtollError, PlanError
+from atoll.learner import Rows, summary
+from atoll.learners import named
+from atoll.plan import Plan
+from atoll.simulate import simulate
+
+TRAP = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+def model(**options): raise OSError("never")
+def halves(predictions, y): return {"half": 0.5 * len(y)}
+def nan(predictions, y): return {"odd": float("nan")}
+def no_dict(predictions, y): return 3.0
+"""
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A module that leaves a mark where it is imported."""
+    (tmp_path / "atoll_trap.py").write_text(TRAP)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "ran"
+    sys.modules.pop("atoll_trap", None)
+
+
+def test_a_name_that_nobody_allowed_is_not_even_imported(trap):
+    for changed in (
+        {"logistic": False, "jax": "atoll_trap:model"},
+        {"metrics": ["atoll_trap:halves"]},
+    ):
+        asked = plan(model=changed)
+        with pytest.raises(PlanError) as caught:
+            learners.build(asked, allow=["atoll_trap", "atoll_trap:other", "atoll_trap:"])
+        assert "asks to run 'atoll_trap:" in str(caught.value)
+        assert "`--allow atoll_trap:" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not trap.exists()
+    with pytest.raises(PlanError, match=r"asks to run 'os:system'"):
+        learners.build(plan(model={"logistic": False, "jax": "os:system", "options": {"command": "true"}}))
+
+
+def test_what_an_installed_package_registers_is_allowed(trap, monkeypatch):
+    mine = EntryPoint("halves", "atoll_trap:halves", named.ENTRY_POINTS)
+    monkeypatch.setattr(named, "entry_points", lambda group: [mine] if group == "atoll.models" else [])
+    learner = learners.build(plan(model={"metrics": ["atoll_trap:halves"]}))
+    assert trap.exists()
+    table = Rows(*rows(1))
+    sums = learner.evaluate(learner.initial(0), table)
+    assert sums["metric.half"] == 20.0
+    assert summary(sums)["half"] == 0.5
+    with pytest.raises(PlanError, match="asks to run 'atoll_trap:nan'"):
+        learners.build(plan(model={"metrics": ["atoll_trap:nan"]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("atoll_trap:nan", "'atoll_trap:nan': the sum 'odd' is nan"),
+        ("atoll_trap:no_dict", "'atoll_trap:no_dict' failed: AttributeError"),
+        ("atoll_trap:missing", "'atoll_trap:missing' can't be imported"),
+        ("atoll_no_such:thing", "put its folder on PYTHONPATH"),
+    ],
+)
+def test_a_metric_that_fails_is_named(trap, name, said):
+    with pytest.raises(AtollError) as caught:
+        simulate(plan(model={"metrics": [name]}), clients(), holdout=Rows(*rows(9)), allow=[name])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["os.system", "a:b:c", "a b:c", "../evil:run", ":f", "m:"])
+def test_what_is_no_name_is_no_plan(name):
+    with pytest.raises(PlanError, match="names no function; it looks like"):
+        Plan.of({"plan": {"name": "x", "rounds": 1}, "model": {"jax": name}})
+
+
+def test_every_learner_measures_what_a_plan_names(trap):
+    from tests.learners.test_learners import keras_plan, layers, sklearn_plan
+
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
+    table = Rows(x, (x[:, 0] > 0).astype(float))
+    for own in (
+        keras_plan(layers.Dense(1, "sigmoid")),
+        sklearn_plan("SGDClassifier", loss="log_loss"),
+        sklearn_plan("SGDRegressor"),
+    ):
+        learner = learners.build(own.with_(model={"metrics": ["atoll_trap:halves"]}), allow=["atoll_trap:halves"])
+        assert learner.evaluate(learner.initial(0), table)["metric.half"] == 15.0
+
+
+def test_the_commands_say_how_to_allow(tmp_path):
+    agreed = plan(model={"logistic": False, "jax": "tests.learners.jax_models:linear", "inputs": None, "loss": "squared_error"})
+    (tmp_path / "plan.json").write_text(agreed.to_json())
+    with atoll("serve", tmp_path / "plan.json", "--port", "0", "--store", tmp_path / "store", log=tmp_path / "log") as server:
+        assert server.wait(60) == 2
+    said = (tmp_path / "log").read_text()
+    assert "`--allow tests.learners.jax_models:linear`" in said
+    assert len(said.strip().splitlines()) == 1
