@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests.browser import Browser, find
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -67,3 +68,14 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     running = broker.start(place, report=print)
     yield running.address
     broker.stop(place)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium, started once for the whole run of tests."""
+    program = find()
+    if program is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    running = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield running
+    running.close()

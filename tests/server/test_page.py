@@ -85,7 +85,7 @@ def test_a_live_run_shows_its_rounds_its_nodes_and_its_models(tmp_path: Path):
 
         async def watch() -> tuple[bytes, Any]:
             async with aiohttp.ClientSession(server.url) as session:
-                while "Round 3 of 3: training" not in (pages or [""])[-1] or "2 its update is in" not in pages[-1]:
+                while "Round 3 of 3: training" not in (pages or [""])[-1] or "2 update is in" not in pages[-1]:
                     async with session.get("/") as answer:
                         pages.append(await answer.text())
                     await asyncio.sleep(0.05)

@@ -162,7 +162,7 @@ def figure(figures: Mapping[str, float], name: str) -> str:
     if name not in figures:
         return "–"
     value = figures[name]
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 FILTERS = {"clock": clock, "span": span, "iso": iso}
