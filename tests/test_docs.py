@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,7 +21,7 @@ from atoll.server import http, page, uploads
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/*.md")]
 
 
 def test_every_command_and_option_is_documented():
@@ -36,6 +39,26 @@ def test_every_command_and_option_is_documented():
                     assert f"`{longest}" in line, f"{words}: {longest} is not in docs/commands.md"
 
     walk(typer.main.get_command(app), "atoll")
+
+
+def parse(words: Sequence[str]) -> None:
+    """Parse a command line as `atoll` would, without doing anything.
+
+    Raises:
+        click.UsageError: there is no such command or option, or an argument is missing.
+    """
+    command: Any = typer.main.get_command(app)
+    parent, rest = None, list(words)
+    while getattr(command, "commands", None):
+        parent = command.make_context("atoll", rest[:1], parent=parent)
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context("atoll", rest, parent=parent)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_line_is_one_that_atoll_takes(page):
+    for line in re.findall(r"^    (?:\.venv/bin/)?atoll +(.+)$", page.read_text(), re.MULTILINE):
+        parse(shlex.split(line, comments=True))
 
 
 def test_every_route_and_event_is_documented():
