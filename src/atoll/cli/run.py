@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.show import figure, rounds_table, size, size_of
 from atoll.plan import Plan
+
+if TYPE_CHECKING:
+    from atoll.node.runtime import Node
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -64,13 +69,21 @@ def serve(
 @app.command()
 def join(
     url: Annotated[str, typer.Argument(help="The server's address, for instance http://127.0.0.1:8740.")],
-    data: Annotated[Path, typer.Option(help="This node's rows, a CSV file; they stay here.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="This node's rows, which stay here: a CSV, Parquet or .npz file, a folder of CSV or "
+            "Parquet files, or a database's URL, such as postgresql+psycopg://user@host/base."
+        ),
+    ],
+    query: Annotated[str | None, typer.Option(help="What to ask the database for: one SELECT.")] = None,
     name: Annotated[str | None, typer.Option(help="What people call this node; by default it is named after its key.")] = None,
     directory: Annotated[
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
     allow: Allow = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say what would be used; nothing is sent.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the result.")
     ] = False,
@@ -78,10 +91,15 @@ def join(
     """Join a run with this machine's data: the model comes here, only updates leave."""
     from atoll.learner import summary
     from atoll.node.runtime import Node
+    from atoll.preprocess import Query
 
-    watch = _print_json if as_json else _say
-    node = Node(url, data, name=name, directory=directory, plan=plan, allow=allow or (), watch=watch)
-    end = node.start()
+    with _print_json_or_say(as_json) as watch:
+        source = data if query is None else Query(data, query)
+        node = Node(url, source, name=name, directory=directory, plan=plan, allow=allow or (), watch=watch)
+        if check:
+            _show_check(node, as_json)
+            return
+        end = node.start()
     judged = summary(node.metrics)
     if as_json:
         print(json.dumps({"what": "ended", **end.payload(), "metrics": judged}), flush=True)
@@ -89,6 +107,51 @@ def join(
     print(f"{end.reason}: loss {figure(judged, 'loss')}, accuracy {figure(judged, 'accuracy')} on this node's rows")
     if end.model:
         print(f"final model: {directory / 'final.safetensors'}")
+
+
+def _show_check(node: Node, as_json: bool) -> None:
+    """Say what a run would use of this node's data."""
+    from atoll.preprocess import described
+
+    said = described(node.check())
+    said["left_out"] = max(0, node.holding.read - said["train"] - said["test"])
+    if as_json:
+        _print_json({"what": "checked", **said})
+        return
+    print(f"rows: {said['train']} to train on, {said['test']} to judge by, {said['left_out']} left out")
+    print(f"each: {' × '.join(map(str, said['shape']))} numbers")
+    if said["classes"]:
+        print(f"target: {', '.join(f'{name} in {count} rows' for name, count in said['classes'].items())}")
+    print("nothing was sent; without --check this node takes part")
+
+
+@contextlib.contextmanager
+def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
+    """Give what shows a node's events: one JSON object a line, or lines for people and a bar while rows are read."""
+    if as_json:
+        yield _print_json
+        return
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("reading", total=None, visible=False)
+
+        def watch(event: Mapping[str, Any]) -> None:
+            if event["what"] == "reading":
+                bar.update(task, completed=event["rows"], total=event["of"], visible=True)
+                return
+            if event["what"] == "ready":
+                bar.stop()
+            _say(event)
+
+        yield watch
 
 
 def _print_json(event: Mapping[str, Any]) -> None:

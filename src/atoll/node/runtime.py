@@ -8,7 +8,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from atoll.messages import (
 from atoll.node import machine
 from atoll.node.download import Downloads
 from atoll.node.outbox import Outbox
+from atoll.node.rows import Holding
 from atoll.plan import Plan
-from atoll.preprocess import prepare
 from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
 from atoll.vector import layouts_of
@@ -57,7 +57,7 @@ class Node:
 
     Args:
         url: the server's, for instance `http://127.0.0.1:8740`.
-        data: a CSV file, or arrays `(x, y)`, or `(x, y, x_test, y_test)`.
+        data: a file, a folder, a database's address, or arrays `(x, y)` or `(x, y, x_test, y_test)`: see `atoll.preprocess`.
         name: what people call this node; by default it is named after its key.
         directory: where key, ledger, unsent updates and the final model are kept.
         watch: told of each thing that a person would like to see.
@@ -89,8 +89,9 @@ class Node:
         self.run: str | None = None
         self.memory: Memory = {}
         self.metrics: dict[str, float] = {}
-        self._source, self._agreed, self._own, self._allow = data, plan, learner, allow
+        self._agreed, self._own, self._allow = plan, learner, allow
         self._watch: Watch = watch or (lambda _: None)
+        self.holding = Holding(data, self._tell)
         self._remembered: dict[str, Memory] = {}
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             machine.Dial: self.connect,
@@ -120,21 +121,51 @@ class Node:
 
     async def start_async(self) -> EndSession:
         """Do as `start`, inside a running event loop."""
-        self._over: asyncio.Future[EndSession | None] = asyncio.get_running_loop().create_future()
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-        async with aiohttp.ClientSession(timeout=patience) as self.session:
-            try:
-                with on_signals(lambda: self._fail(GaveUpError(_STOPPED))):
-                    await self._agree()
-                    await self.drive.begin(*machine.begin(self.plan.cohort.deadline))
-                    end = await self._over
-            finally:
-                await self.disconnect()
+        async with self._open():
+            await self._unless_over(self._agree())
+            await self.drive.begin(*machine.begin(self.plan.cohort.deadline))
+            end = await self._over
         if end is None:
             raise GaveUpError(f"{self.url}: the server stayed away for {self.plan.cohort.deadline:.0f} s; join again later")
         if end.outcome == "gave_up":
             raise GaveUpError(f"the run gave up: {end.reason}")
         return end
+
+    def check(self) -> Data:
+        """Read the server's plan and make this node's rows ready for it, as for a run; nothing is sent.
+
+        Raises:
+            AtollError: the data doesn't fit the plan, or no server answers.
+        """
+
+        async def checking() -> Data:
+            async with self._open():
+                await self._unless_over(self._agree())
+            return self.data
+
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(checking())
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        self._over: asyncio.Future[EndSession | None] = asyncio.get_running_loop().create_future()
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
+        async with aiohttp.ClientSession(timeout=patience) as self.session:
+            try:
+                with on_signals(lambda: self._fail(GaveUpError(_STOPPED))):
+                    yield
+            finally:
+                await self.disconnect()
+
+    async def _unless_over(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work, and break it off where the owner stops the node meanwhile."""
+        task = asyncio.create_task(work)
+        await asyncio.wait((task, self._over), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            self.holding.stop()
+            task.cancel()
+            await self._over
+        await task
 
     async def _agree(self) -> None:
         """Read the plan, and make ready what it needs, before anything is promised to the server."""
@@ -145,7 +176,7 @@ class Node:
         self.run = offer["run"]
         self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
         self.algorithm = algorithms.find(self.plan, self.learner)
-        self.data: Data = await asyncio.to_thread(prepare, self._source, self.plan)
+        self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         self.appender = self._appender()
         self._tell(

@@ -1,157 +1,172 @@
-"""CSV files and arrays as rows: columns picked, categories coded, missing rows dropped, features standardised."""
+"""Columns as numbers: picked in the plan's order, categories coded, rows with missing values left out."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import DataError
-from atoll.learner import Data, Rows
-from atoll.plan import Columns, Plan
+from atoll.plan import Columns
+from atoll.preprocess.batch import Batch, Block, Column
+from atoll.sections import Value
 
-_TINY = 1e-9
-"""Added to every deviation: a constant column becomes 0, not a division by zero."""
 _SIDES = ("train", "test")
 
 
-def read(path: Path, plan: Plan) -> Data:
-    """Return the rows of a CSV file.
+def used(columns: Columns, where: str) -> tuple[str, ...]:
+    """Return the names of the columns that a table must have: the features in the plan's order, the target, the split.
 
     Raises:
-        DataError: one line with file, line, column, and what would be right.
+        DataError: the plan names none.
     """
-    columns = plan.data
-    if columns.features is None:
-        raise DataError(f"{path}: the plan names no data.features: give arrays from Python, or name features and target")
-    table: list[list[float]] = []
-    sides: list[str] = []
-    for line, words in _used(path, columns):
-        picked, side = words
-        if any(word in columns.missing for word in picked):
-            continue
-        table.append(_numbers(picked, columns, f"{path}: line {line}"))
-        sides.append(side)
-    if not table:
-        raise DataError(
-            f"{path}: no rows are left: every one has a missing value ({', '.join(columns.missing)}) in a used column"
-        )
-    values = np.array(table, np.float64)
-    test = np.array(sides) == "test"
-    return _data(values[:, :-1], values[:, -1], test, plan, str(path))
+    if columns.features is None or columns.target is None:
+        raise DataError(f"{where}: the plan names no data.features: give arrays, or name features and target")
+    return (*columns.features, columns.target, *([columns.split] if columns.split else []))
 
 
-def from_arrays(source: Sequence[Any], plan: Plan) -> Data:
-    """Return arrays `(x, y)` or `(x, y, x_test, y_test)` as rows; `x` has the rows' shape `[rows, …]`.
+def place(where: str, header: Sequence[str], name: str) -> int:
+    """Return where a column stands among others.
 
     Raises:
-        DataError: they don't fit each other or the plan.
+        DataError: it isn't there; with the nearest name.
     """
-    if len(source) not in (2, 4):
-        raise DataError(f"data: {len(source)} arrays; give (x, y), or (x, y, x_test, y_test)")
-    pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(source[::2], source[1::2], strict=True)]
-    for x, y in pairs:
-        if len(x) != len(y) or x.dtype.kind not in "fiub":
-            raise DataError(
-                f"data: x of shape {x.shape} ({x.dtype}) and y of shape {y.shape}: give as many rows of numbers as targets"
-            )
-    if plan.inputs is not None and pairs[0][0].shape[1:] != (plan.inputs,):
-        raise DataError(f"data: rows of shape {pairs[0][0].shape[1:]}, the plan's model takes {plan.inputs} numbers")
-    test = np.repeat([False, True][: len(pairs)], [len(x) for x, _ in pairs])
-    x, y = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-    return _data(x, y, test, plan, "data")
-
-
-def _data(x: NDArray[Any], y: NDArray[Any], test: NDArray[np.bool_], plan: Plan, where: str) -> Data:
-    if test.all():
-        raise DataError(f"{where}: no training rows: every row is for testing")
-    if not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise DataError(f"{where}: holds NaN or infinity; drop or fill these rows")
-    if plan.data.standardise == "node":
-        x = standardised(x, x[~test])
-    if x.dtype == np.float64 and plan.model.kind == "keras":
-        x = x.astype(np.float32)
-    return Data(Rows(x[~test], y[~test]), Rows(x[test], y[test]))
-
-
-def standardised(x: NDArray[Any], by: NDArray[Any]) -> NDArray[np.float64]:
-    """Shift and scale columns by the mean and sample deviation (ddof 1) of the rows `by`."""
-    if len(by) < 2:
-        raise DataError("data.standardise: a node needs at least two training rows for a deviation")
-    scaled: NDArray[np.float64] = (x - by.mean(axis=0)) / (by.std(axis=0, ddof=1) + _TINY)
-    return scaled
-
-
-def _used(path: Path, columns: Columns) -> Iterator[tuple[int, tuple[list[str], str]]]:
-    """Yield the line number, the words of the features and the target, and train or test, of each row."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, skipinitialspace=True)
-            header = list(columns.columns or next(lines, []))
-            places = [_place(path, header, name) for name in (*(columns.features or ()), columns.target or "")]
-            split = _place(path, header, columns.split) if columns.split else None
-            for words in lines:
-                if not words:
-                    continue
-                if len(words) != len(header):
-                    raise DataError(f"{path}: line {lines.line_num} has {len(words)} columns instead of {len(header)}")
-                side = "train" if split is None else words[split]
-                if side not in _SIDES:
-                    raise DataError(
-                        f"{path}: line {lines.line_num}, column '{columns.split}': '{side}' is neither train nor test"
-                    )
-                yield lines.line_num, ([words[place].strip() for place in places], side)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); name the node's own CSV file with --data") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: no CSV file of UTF-8 text ({error})") from error
-
-
-def _place(path: Path, header: Sequence[str], name: str) -> int:
     if name in header:
         return list(header).index(name)
     close = difflib.get_close_matches(name, header, 1, 0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(header[:20])}"
-    raise DataError(f"{path}: has no column '{name}'; {hint} (a file without a header needs data.columns)")
+    raise DataError(f"{where}: has no column '{name}'; {hint}")
 
 
-def _numbers(words: Sequence[str], columns: Columns, where: str) -> list[float]:
-    """Turn the used words of a row into numbers: features in the plan's order, then the target."""
-    numbers: list[float] = []
-    for name, word in zip(columns.features or (), words, strict=False):
+def blocks_of(batches: Generator[Batch, None, None], columns: Columns) -> Generator[Block]:
+    """Yield the rows of each batch as numbers; see `coded`."""
+    with contextlib.closing(batches):  # whoever stops early lets go of files and connections at once
+        for batch in batches:
+            yield coded(batch, columns)
+
+
+def coded(batch: Batch, columns: Columns) -> Block:
+    """Return the rows of a batch as numbers: features in the plan's order, and the target.
+
+    Raises:
+        DataError: a value that is no number, no category, neither train nor test; with its row and column.
+    """
+    test = _sides(batch, columns)
+    features, target = columns.features or (), columns.target or ""
+    left_out = np.zeros(len(test), np.bool_)
+    for name in (*features, target):
+        left_out |= _missing(batch.columns[name], columns.missing)
+    kept = _without(batch, left_out)
+    parts: list[NDArray[np.float64]] = []
+    for name in features:
         if name in columns.categories:
-            kinds = columns.categories[name]
-            found = [_same(word, kind) for kind in kinds]
-            if not any(found):
-                raise DataError(f"{where}, column '{name}': '{word}' is not in categories.{name} = {list(kinds)}")
-            numbers += found[1:]
+            parts += _one_hot(kept, name, columns.categories[name])
         else:
-            numbers.append(_number(word, f"{where}, column '{name}'"))
-    target = words[-1]
-    if columns.positive is not None:
-        numbers.append(float(any(_same(target, kind) for kind in columns.positive)))
-    else:
-        numbers.append(_number(target, f"{where}, column '{columns.target}'"))
-    return numbers
+            parts.append(_numbers(kept, name))
+    y = _numbers(kept, target) if columns.positive is None else _any_of(kept.columns[target], columns.positive)
+    return Block(np.column_stack(parts), y, test[~left_out], len(test))
 
 
-def _number(word: str, where: str) -> float:
+def _sides(batch: Batch, columns: Columns) -> NDArray[np.bool_]:
+    rows = len(batch.places)
+    if columns.split is None:
+        return np.zeros(rows, np.bool_)
+    sides = list(batch.columns[columns.split])
+    for row, side in enumerate(sides):
+        if side not in _SIDES:
+            raise DataError(f"{batch.at(row)}, column '{columns.split}': '{side}' is neither train nor test")
+    return np.array([side == "test" for side in sides], np.bool_)
+
+
+def _missing(column: Column, words: Sequence[str]) -> NDArray[np.bool_]:
+    """Say where a column has no value; what is empty in its source is the empty word."""
+    numbers = [number for word in words if (number := _as_number(word)) is not None]
+    if not isinstance(column, np.ndarray):
+        return np.array([_is_missing(value, words, numbers) for value in column], np.bool_)
+    found = np.isin(np.ma.getdata(column), numbers, kind=None)
+    if any(map(math.isnan, numbers)):
+        found |= np.isnan(np.ma.getdata(column))
+    empty = np.ma.getmaskarray(column)
+    return (found & ~empty) | (empty if "" in words else False)
+
+
+def _is_missing(value: Any, words: Sequence[str], numbers: Sequence[float]) -> bool:
+    if value is None or isinstance(value, str):
+        return (value or "") in words
+    return any(value == number or (value != value and number != number) for number in numbers)  # noqa: PLR0124  NaN differs from itself
+
+
+def _without(batch: Batch, left_out: NDArray[np.bool_]) -> Batch:
+    if not left_out.any():
+        return batch
+    kept = np.flatnonzero(~left_out).tolist()
+
+    def only(column: Column) -> Column:
+        return column[kept] if isinstance(column, np.ndarray) else [column[row] for row in kept]
+
+    columns = {name: only(column) for name, column in batch.columns.items()}
+    return Batch(columns, [batch.places[row] for row in kept], batch.where)
+
+
+def _numbers(batch: Batch, name: str) -> NDArray[np.float64]:
+    column = batch.columns[name]
+    if isinstance(column, np.ndarray):
+        if np.ma.is_masked(column):
+            raise _no_number(batch, int(np.argmax(np.ma.getmaskarray(column))), name, "")
+        return np.ma.getdata(column).astype(np.float64)
     try:
-        return float(word)
-    except ValueError as error:
-        raise DataError(f"{where}: '{word}' is no number; a word for a missing value belongs in data.missing") from error
+        return np.array([float(value) for value in column], np.float64)
+    except (TypeError, ValueError):
+        row = next(row for row, value in enumerate(column) if _as_number(value) is None)
+        raise _no_number(batch, row, name, column[row]) from None
 
 
-def _same(word: str, kind: str | float) -> bool:
+def _no_number(batch: Batch, row: int, name: str, value: object) -> DataError:
+    said = "" if value is None else value
+    return DataError(
+        f"{batch.at(row)}, column '{name}': '{said}' is no number; a word for a missing value belongs in data.missing"
+    )
+
+
+def _one_hot(batch: Batch, name: str, kinds: Sequence[Value]) -> list[NDArray[np.float64]]:
+    """Return a column of 0 and 1 for each kind but the first."""
+    column = batch.columns[name]
+    found = [_any_of(column, (kind,)) for kind in kinds]
+    none = np.sum(found, axis=0) == 0
+    if none.any():
+        row = int(np.argmax(none))
+        value = "" if column[row] is None or column[row] is np.ma.masked else column[row]
+        raise DataError(f"{batch.at(row)}, column '{name}': '{value}' is not in categories.{name} = {list(kinds)}")
+    return found[1:]
+
+
+def _any_of(column: Column, kinds: Sequence[Value]) -> NDArray[np.float64]:
+    """Say by 1 or 0 whether each value is one of these."""
+    if isinstance(column, np.ndarray):
+        numbers = [number for number in map(_as_number, kinds) if number is not None]
+        return (np.isin(np.ma.getdata(column), numbers) & ~np.ma.getmaskarray(column)).astype(np.float64)
+    known: dict[Any, float] = {}  # a column of categories has few different words
+    for value in column:
+        if value not in known:
+            known[value] = float(any(_same(value, kind) for kind in kinds))
+    return np.array([known[value] for value in column], np.float64)
+
+
+def _same(value: Any, kind: Value) -> bool:
     """Compare as numbers where both are, so that 1.0 is 1."""
-    if isinstance(kind, str):
-        return word == kind
+    if isinstance(kind, str) and isinstance(value, str):
+        return value == kind
+    number = _as_number(value)
+    return number is not None and number == _as_number(kind)
+
+
+def _as_number(value: Any) -> float | None:
     try:
-        return float(word) == kind
-    except ValueError:
-        return False
+        return float(value)
+    except (TypeError, ValueError):
+        return None

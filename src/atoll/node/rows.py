@@ -1,0 +1,63 @@
+"""A node's rows made ready: read in a thread that can be told to stop, and shown to whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from atoll.errors import GaveUpError
+from atoll.learner import Data
+from atoll.plan import Plan
+from atoll.preprocess import prepare
+
+_QUIET, _EVERY = 2.0, 0.25
+"""Reading shows nothing for the first seconds, and then not more often than this."""
+
+
+class Holding:
+    """What a node's owner gave it, and how far it is read.
+
+    Args:
+        source: a file, a folder, a database's address, or arrays, as `prepare` takes them.
+        tell: told `reading` with `rows` and `of`, and `waiting` with a reason.
+    """
+
+    def __init__(self, source: str | Path | Sequence[Any], tell: Callable[..., None]) -> None:
+        self._source, self._tell = source, tell
+        self._stopped = threading.Event()
+        self._shown = 0.0
+        self.read = 0
+
+    async def ready(self, plan: Plan) -> Data:
+        """Return the rows that the plan makes of it.
+
+        Raises:
+            DataError: they don't fit the plan, or can't be read.
+            GaveUpError: it was stopped.
+        """
+        self._shown = time.monotonic() + _QUIET - _EVERY
+        return await asyncio.to_thread(prepare, self._source, plan, progress=self._progress, pause=self._pause)
+
+    def stop(self) -> None:
+        """Let reading break off, soon."""
+        self._stopped.set()
+
+    def _progress(self, read: int, rows: int | None) -> None:
+        self._unless_stopped()
+        self.read = read
+        if (now := time.monotonic()) - self._shown >= _EVERY:
+            self._shown = now
+            self._tell("reading", rows=read, of=rows)
+
+    def _pause(self, seconds: float, why: str) -> None:
+        self._tell("waiting", reason=why)
+        self._stopped.wait(seconds)
+        self._unless_stopped()
+
+    def _unless_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise GaveUpError("reading was stopped")

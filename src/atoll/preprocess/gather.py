@@ -1,0 +1,115 @@
+"""Blocks as a node's rows: joined, checked, standardised by its own training rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.errors import DataError
+from atoll.learner import Data, Rows
+from atoll.plan import Plan
+from atoll.preprocess.batch import Block, Source
+
+TINY = 1e-9
+"""Added to every deviation: a constant column becomes 0, not a division by zero."""
+
+_ROWS = 1 << 20
+_CLASSES = 100
+"""More different targets than this are no classes."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with how many rows have been read, and how many there are, where that is known."""
+
+
+def gathered(source: Source, plan: Plan, progress: Progress) -> Data:
+    """Return the rows of a source, in memory.
+
+    Raises:
+        DataError: nothing is left, nothing is left to train on, or a value isn't finite.
+    """
+    blocks = list(told(source, progress))
+    if not sum(len(block.y) for block in blocks):
+        raise nothing_left(source.where, sum(block.read for block in blocks), plan)
+    x, y = _joined([block.x for block in blocks]), _joined([block.y for block in blocks])
+    test = _joined([block.test for block in blocks])
+    if test.all():
+        raise no_training(source.where)
+    check_finite(x, y, source.where)
+    if plan.data.standardise == "node":
+        x = standardised(x, x[~test], source.where)
+    if x.dtype == np.float64 and plan.model.kind == "keras":
+        x = x.astype(np.float32)
+    return Data(Rows(x[~test], y[~test]), Rows(x[test], y[test]))
+
+
+def described(data: Data) -> dict[str, Any]:
+    """Say how many rows there are, of which shape, and how many of each class, where the target has few whole values.
+
+    >>> rows = Rows(np.zeros((3, 2)), np.array([0.0, 1.0, 1.0]))
+    >>> described(Data(rows, Rows(rows.x[:0], rows.y[:0])))
+    {'train': 3, 'test': 0, 'shape': [2], 'classes': {'0': 1, '1': 2}}
+    """
+    classes: Counter[float] = Counter()
+    for y in (data.train.y, data.test.y):
+        for lo in range(0, len(y), _ROWS):
+            values, counts = np.unique(y[lo : lo + _ROWS], return_counts=True)
+            classes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            if len(classes) > _CLASSES or (values != np.floor(values)).any():
+                return _shape(data, {})
+    return _shape(data, {f"{value:.0f}": classes[value] for value in sorted(classes)})
+
+
+def _shape(data: Data, classes: dict[str, int]) -> dict[str, Any]:
+    return {"train": len(data.train), "test": len(data.test), "shape": list(data.train.x.shape[1:]), "classes": classes}
+
+
+def told(source: Source, progress: Progress) -> Generator[Block, None, None]:
+    """Yield a source's blocks, and say after each how far it is read."""
+    read = 0
+    progress(0, source.rows)
+    with contextlib.closing(source.blocks()) as blocks:
+        for block in blocks:
+            read += block.read
+            progress(read, source.rows)
+            yield block
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def standardised(x: NDArray[Any], by: NDArray[Any], where: str) -> NDArray[np.float64]:
+    """Shift and scale columns by the mean and sample deviation (ddof 1) of the rows `by`."""
+    if len(by) < 2:
+        raise too_few(where)
+    scaled: NDArray[np.float64] = (x - by.mean(axis=0)) / (by.std(axis=0, ddof=1) + TINY)
+    return scaled
+
+
+def check_finite(x: NDArray[Any], y: NDArray[Any], where: str) -> None:
+    """Raise where a value is not finite."""
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise DataError(f"{where}: holds NaN or infinity; drop or fill these rows")
+
+
+def nothing_left(where: str, read: int, plan: Plan) -> DataError:
+    """Say why there are no rows."""
+    if not read:
+        return DataError(f"{where}: no rows are left: there are none in it")
+    words = ", ".join(repr(word) for word in plan.data.missing)
+    return DataError(f"{where}: no rows are left: all {read} have a missing value ({words}) in a used column")
+
+
+def no_training(where: str) -> DataError:
+    """Say that there is nothing to train on."""
+    return DataError(f"{where}: no training rows: every row is for testing")
+
+
+def too_few(where: str) -> DataError:
+    """Say that there is no deviation of one row."""
+    return DataError(f"{where}: data.standardise: a node needs at least two training rows for a deviation")
