@@ -121,6 +121,9 @@ def test_a_live_run_shows_its_rounds_its_nodes_and_its_models(tmp_path: Path):
     assert "round 3: 2 of 3 updates are in, waiting for node-2" in page
     assert re.search(r'class="training">.*?<b>node-2</b>', page, re.DOTALL)
     assert len(re.findall(r'class="answered"', page)) == 2
+    facts = re.findall(r'<b>node-0</b>.*?class="facts">([^<]+)<', page, re.DOTALL)[0]
+    accuracy = history["rounds"][0]["by_node"]["node-0"]["accuracy"]
+    assert re.fullmatch(rf"round 2: \d+ Bytes in [\d.]+ s; accuracy {accuracy:.4f} on its own rows", facts)
     assert hashlib.sha256(model).hexdigest() == history["rounds"][1]["model"]
     assert "immutable" in headers["Cache-Control"]
 
@@ -240,7 +243,7 @@ def test_a_long_run_is_thinned_paged_and_quick(tmp_path: Path):
 
     def page(number: int = 1) -> tuple[float, str]:
         began = time.perf_counter()
-        text = pages._render("r1", view.Which(rounds=number), None)
+        text = pages.render("r1", view.Which(rounds=number), None)
         return time.perf_counter() - began, text
 
     page()
@@ -257,6 +260,9 @@ def test_a_long_run_is_thinned_paged_and_quick(tmp_path: Path):
     assert re.findall(r"<tr><td>(\d+)</td>", second)[0] == str(count - view.ROWS)
     assert 'href="?rounds=1"' in second
     assert 'href="?rounds=3"' in second
+    began = time.perf_counter()
+    assert len(site.store.history("r1")["rounds"]) == count
+    assert time.perf_counter() - began < 5, "the page links to the run as JSON"
     _, beyond = page(999_999)
     assert "<h2" in beyond
 
@@ -270,8 +276,10 @@ def test_what_was_read_once_is_followed():
         site.store.close_round(*closed(number, [EvaluationRow("r1", number - 1, "nodes", sums(5.0 + number % 7))]))
         site.store.record_update(UpdateRow("r1", number, 1, "n2", "declined", reason="no"))
         if number % 30 in (0, 1) or number < 4:
-            assert pages._render("r1", view.Which(), None) == Pages(site)._render("r1", view.Which(), None), number
-    tally = pages._past("r1").tally
+            assert pages.render("r1", view.Which(), None) == Pages(site).render("r1", view.Which(), None), number
+    row = site.store.get("r1")
+    assert row
+    tally = pages.past(row).tally
     assert (tally.rounds, tally.bytes, tally.updates) == (150, 12_000, {"accepted": 150, "declined": 150})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,7 +70,7 @@ def routes(site: Site) -> list[Route]:
             history = await asyncio.to_thread(site.store.history, request.path_params["run"])
         except AtollError as error:
             return JSONResponse({"error": str(error)}, 404)
-        return JSONResponse(history)
+        return JSONResponse(_plain(history))
 
     async def status(request: Request) -> Response:
         del request
@@ -90,12 +91,30 @@ def routes(site: Site) -> list[Route]:
     return [Route(path, page, methods=["GET"]) for path, page in {**pages, "/healthz": healthz}.items()]
 
 
+def _plain(value: Any) -> Any:
+    """The same value with null for each number that JSON doesn't have: the loss of a run that went astray.
+
+    >>> _plain({"losses": [0.5, float("nan")]})
+    {'losses': [0.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
 _PIECE = 1 << 20
 
 
 def _file(request: Request, path: Path, digest: str) -> Response:
     """Answer with an immutable file, or with its end from `Range: bytes=first-` on, in pieces long enough to be quick."""
-    headers = {"ETag": f'"{digest}"', "Cache-Control": "public, max-age=31536000, immutable", "Accept-Ranges": "bytes"}
+    headers = {
+        "ETag": f'"{digest}"',
+        "Cache-Control": "public, max-age=31536000, immutable",
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+    }
     if request.headers.get("If-None-Match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     size, start = path.stat().st_size, 0

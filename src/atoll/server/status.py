@@ -27,7 +27,7 @@ def status(
         arriving: node → bytes that are here of the update it is sending, and bytes expected.
         troubles: why the log can't be read at present, or None.
     """
-    waits = run.phase in (Phase.WAITING, Phase.TRAINING, Phase.ENDING)
+    waits = run.phase not in (Phase.CLOSING, Phase.ENDED)
     nodes = [
         {
             "node": node,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
 
@@ -18,6 +19,7 @@ from atoll.stopping import gain
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Tally, UpdateRow
 from atoll.store.database import MEMORY, Database
 
+R = TypeVar("R", UpdateRow, EvaluationRow)
 _TABLES = MetaData()
 
 
@@ -112,16 +114,9 @@ class SqlStore:
         query = select(_RUNS).order_by(_RUNS.c.started.desc()).limit(count).offset(skip)
         return [RunRow(**row) for row in self._read(query)]
 
-    def get(self, run: str) -> RunRow:
-        """Return the run with exactly this id.
-
-        Raises:
-            StoreError: there is none.
-        """
-        rows = self._read(select(_RUNS).where(_RUNS.c.run == run))
-        if not rows:
-            raise StoreError(f"{self._base.place}: there is no run {run[:64]}")
-        return RunRow(**rows[0])
+    def get(self, run: str) -> RunRow | None:
+        """Return the run with exactly this id, or None."""
+        return next((RunRow(**row) for row in self._read(select(_RUNS).where(_RUNS.c.run == run))), None)
 
     def find(self, run: str | None = None) -> RunRow:
         """Return a run by its id or the start of it; without one the newest.
@@ -151,11 +146,16 @@ class SqlStore:
             wanted &= c.round <= last
         return [RoundRow(**row) for row in self._read(select(_ROUNDS).where(wanted).order_by(c.round))]
 
-    def updates(self, run: str) -> list[UpdateRow]:
-        """Return all that came from nodes: by round, accepted ones in the order of their fold."""
+    def updates(self, run: str, round_: int | None = None, nodes: Collection[str] = ()) -> list[UpdateRow]:
+        """Return all that came from nodes: by round, accepted ones in the order of their fold; or some of it."""
         c = _UPDATES.c
+        wanted = c.run == run
+        if round_ is not None:
+            wanted &= c.round == round_
+        if nodes:
+            wanted &= c.node.in_(nodes)
         columns = [column for column in c if column.name != "id"]
-        rows = self._read(select(*columns).where(c.run == run).order_by(c.round, c.attempt, c.place, c.id))
+        rows = self._read(select(*columns).where(wanted).order_by(c.round, c.attempt, c.place, c.id))
         return [UpdateRow(**row) for row in rows]
 
     def refused(self, run: str, first: int, last: int, most: int) -> list[UpdateRow]:
@@ -165,7 +165,7 @@ class SqlStore:
         columns = [column for column in c if column.name != "id"]
         return [UpdateRow(**row) for row in self._read(select(*columns).where(wanted).order_by(c.id.desc()).limit(most))]
 
-    def evaluations(self, run: str, first: int = 0, places: Sequence[str] = (), last: int | None = None) -> list[EvaluationRow]:
+    def evaluations(self, run: str, first: int = 0, places: Collection[str] = (), last: int | None = None) -> list[EvaluationRow]:
         """Return how the models of a run did, by round; or only in some rounds, or in some places."""
         c = _EVALUATIONS.c
         wanted = (c.run == run) & (c.round >= first)
@@ -212,8 +212,8 @@ class SqlStore:
         found = self.find(run)
         names = {row.node: row.name for row in self.nodes(found.run)}
         evaluations = self.evaluations(found.run)
-        updates = self.updates(found.run)
-        rounds = [_told(row, names, updates, evaluations) for row in self.rounds(found.run)]
+        came, judged = _by_round(self.updates(found.run)), _by_round(evaluations)
+        rounds = [_told(row, names, came[row.round], judged[row.round]) for row in self.rounds(found.run)]
         facts = {key: value for key, value in asdict(found).items() if key != "plan"}
         start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
         plan = json.loads(found.plan)  # as it was agreed to, maybe under an older version: so not checked again
@@ -238,11 +238,18 @@ def _evaluate(base: Any, row: EvaluationRow) -> None:
     base.execute(insert(_EVALUATIONS).values(asdict(row)))
 
 
+def _by_round(rows: Iterable[R]) -> defaultdict[int, list[R]]:
+    found: defaultdict[int, list[R]] = defaultdict(list)
+    for row in rows:
+        found[row.round].append(row)
+    return found
+
+
 def _told(
-    row: RoundRow, names: dict[str, str], updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]
+    row: RoundRow, names: dict[str, str], mine: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]
 ) -> dict[str, Any]:
-    mine = [one for one in updates if one.round == row.round]
-    judged = {one.place: one.metrics for one in evaluations if one.round == row.round}
+    """A round in plain values, from what came in it and how its model does."""
+    judged = {one.place: one.metrics for one in evaluations}
     return {
         **{key: value for key, value in asdict(row).items() if key != "run"},
         "answered": [names.get(one.node, one.node) for one in mine if one.status == "accepted"],

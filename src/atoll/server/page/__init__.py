@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import threading
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from atoll.errors import AtollError
 from atoll.server.page import metrics, view
 from atoll.server.page.past import Past
+from atoll.store import RunRow
 from atoll.store.sql import SqlStore
 
 _HERE = Path(__file__).parent
@@ -61,13 +63,16 @@ HEADERS = {
 
 
 class Pages:
-    """Renders pages, one at a time and away from the event loop, and remembers what it has read of each run."""
+    """Renders pages, and remembers what it has read of each run.
+
+    All in one thread of its own: neither the event loop nor the threads that verify and aggregate ever wait for a page.
+    """
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "page")
         self._pasts: OrderedDict[str, Past] = OrderedDict()
-        self._rendered: OrderedDict[Any, tuple[float, str]] = OrderedDict()
+        self._rendered: OrderedDict[Any, tuple[float, str | None]] = OrderedDict()
         words = Environment(
             loader=FileSystemLoader(_HERE),
             autoescape=True,
@@ -79,23 +84,34 @@ class Pages:
         words.filters.update(view.FILTERS)
         self._template = words.get_template("page.html")
 
-    async def page(self, run: str, which: view.Which) -> str:
-        """Return the page of a run.
+    async def page(self, run: str, which: view.Which) -> str | None:
+        """Return the page of a run, or None where there is no such run.
 
         Raises:
-            StoreError: there is no such run.
+            StoreError: it can't be read.
         """
         status = self._site.status() if run == self._site.run else None
-        return await asyncio.to_thread(self._once, (run, which), lambda: self._render(run, which, status))
+        return await self._once((run, which), lambda: self.render(run, which, status))
 
     async def metrics(self) -> str:
-        """Return the current run's figures as Prometheus reads them."""
-        status = self._site.status()
-        return await asyncio.to_thread(self._once, "metrics", lambda: metrics.exposition(status, self._past(self._site.run)))
+        """Return the current run's figures as Prometheus reads them.
 
-    def _once(self, key: Any, make: Callable[[], str]) -> str:
-        with self._lock:
-            made, text = self._rendered.pop(key, (0.0, ""))
+        Raises:
+            StoreError: they can't be read.
+        """
+        status = self._site.status()
+
+        def make() -> str:
+            row = self._site.store.get(self._site.run)
+            return metrics.exposition(status, self.past(row)) if row else ""
+
+        return await self._once("metrics", make) or ""
+
+    async def _once(self, key: Any, make: Callable[[], str | None]) -> str | None:
+        """Give what was made just now, or make it."""
+
+        def once() -> str | None:
+            made, text = self._rendered.pop(key, (-math.inf, None))
             if time.monotonic() - made > _FRESH:
                 made, text = time.monotonic(), make()
             self._rendered[key] = made, text
@@ -103,14 +119,21 @@ class Pages:
                 self._rendered.popitem(last=False)
             return text
 
-    def _render(self, run: str, which: view.Which, status: dict[str, Any] | None) -> str:
-        seen = view.view(self._site.store, self._site.run, self._past(run), which, status)
+        return await asyncio.get_running_loop().run_in_executor(self._worker, once)
+
+    def render(self, run: str, which: view.Which, status: dict[str, Any] | None) -> str | None:
+        """Make a page."""
+        row = self._site.store.get(run)
+        if row is None:
+            return None
+        seen = view.view(self._site.store, row, self._site.run, self.past(row), which, status)
         return self._template.render(seen, style=_STYLE, script=_SCRIPT)
 
-    def _past(self, run: str) -> Past:
-        past = self._pasts.pop(run, None) or Past(self._site.store, run)
+    def past(self, row: RunRow) -> Past:
+        """Return what is stored of a run by now."""
+        past = self._pasts.pop(row.run, None) or Past(self._site.store, row)
         past.refresh()
-        self._pasts[run] = past
+        self._pasts[row.run] = past
         if len(self._pasts) > _KEPT:
             self._pasts.popitem(last=False)
         return past
@@ -125,14 +148,23 @@ def routes(site: Site) -> list[Route]:
         try:
             text = await pages.page(request.path_params.get("run", site.run), which)
         except AtollError as error:
-            return Response(f"{error}\n", 404, media_type="text/plain", headers=HEADERS)
+            return _no(503, str(error))
+        if text is None:
+            return _no(404, "there is no such run; / lists those that there are")
         return Response(text, media_type="text/html", headers=HEADERS)
 
     async def scrape(request: Request) -> Response:
         del request
-        return Response(await pages.metrics(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        try:
+            return Response(await pages.metrics(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        except AtollError as error:
+            return _no(503, str(error))
 
     return [Route(path, answer, methods=["GET"]) for path, answer in (("/", page), ("/runs/{run}", page), ("/metrics", scrape))]
+
+
+def _no(status: int, reason: str) -> Response:
+    return Response(f"{reason}\n", status, media_type="text/plain", headers=HEADERS)
 
 
 def _number(said: str | None) -> int:

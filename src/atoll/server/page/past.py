@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from atoll.learner import summary
-from atoll.plan import Plan
 from atoll.stopping import gain
-from atoll.store import Tally
+from atoll.store import RunRow, Tally
 from atoll.store.sql import SqlStore
 
 POINTS = 120
@@ -22,23 +23,26 @@ class Past:
 
     Args:
         store: where they are.
-        run: which run's.
+        row: the run.
 
     Attributes:
         tally: how much has come.
         stride: each how many-th round the curves show.
+        plan: the run's, as plain values.
         metric: what the plan judges models by.
         best: the round whose model is the best by it, on the holdout where there is one, else on the nodes' rows; or None.
     """
 
-    def __init__(self, store: SqlStore, run: str) -> None:
-        self._store, self.run = store, run
+    def __init__(self, store: SqlStore, row: RunRow) -> None:
+        self._store, self.run = store, row.run
         self.tally, self.stride = Tally(), 1
         self._settled = -1
         self._kept: dict[int, dict[str, Figures]] = {}
         self._open: dict[int, dict[str, Figures]] = {}
         self._best: tuple[float, int | None] = -math.inf, None
-        self.metric: str = Plan.from_json(store.get(run).plan).stopping.metric
+        # As it was agreed to, maybe under an older version: so not checked again.
+        self.plan: Mapping[str, Any] = json.loads(row.plan)
+        self.metric: str = self.plan.get("stopping", {}).get("metric", "loss")
 
     def refresh(self) -> None:
         """Read what is new. Figures of the newest two rounds may still change: they are read again the next time."""

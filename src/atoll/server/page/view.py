@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from atoll.learner import summary
 from atoll.server.page.curve import chart
 from atoll.server.page.past import PLACES, Past
+from atoll.store import RunRow
 from atoll.store.sql import SqlStore
 
 ROWS = 20
@@ -29,36 +29,37 @@ class Which(NamedTuple):
     runs: int = 1
 
 
-def view(store: SqlStore, current: str, past: Past, which: Which, status: Mapping[str, Any] | None) -> dict[str, Any]:
+def view(
+    store: SqlStore, row: RunRow, current: str, past: Past, which: Which, status: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Return what the page of a run shows.
 
     Args:
         store: where runs are stored.
+        row: the run that is shown.
         current: the run that this server runs now.
         past: what is stored of the run that is shown.
         which: the pages of its tables.
         status: the present state, where the run shown is the current one.
-
-    Raises:
-        StoreError: there is no such run.
     """
-    row = store.get(past.run)
-    plan = json.loads(row.plan)
-    nodes = status["nodes"] if status else [{"name": one.name, "doing": ""} for one in store.nodes(past.run)]
+    known = store.nodes(past.run)
+    nodes = status["nodes"] if status else [{"node": one.node, "name": one.name, "doing": ""} for one in known]
+    listed = sorted(nodes, key=lambda one: (_ORDER.index(one["doing"] or "idle"), one["name"]))[:NODES]
     return {
         "run": row,
-        "planned": plan["plan"]["rounds"],
-        "rule": plan["aggregation"]["rule"],
+        "planned": past.plan["plan"]["rounds"],
+        "rule": past.plan.get("aggregation", {}).get("rule", ""),
         "status": status,
         "running": status is not None and status["outcome"] is None,
         "zone": time.strftime("%Z"),
         "past": past,
         "figure": figure,
-        "nodes": sorted(nodes, key=lambda one: (_ORDER.index(one["doing"] or "idle"), one["name"]))[:NODES],
+        "nodes": listed,
+        "last": _last(store, past, [one["node"] for one in listed]),
         "counts": _counts(nodes),
         "charts": _charts(past),
         "models": _models(store, past),
-        "rounds": _rounds(store, past, which.rounds),
+        "rounds": _rounds(store, past, {one.node: one.name for one in known}, which.rounds),
         "runs": _runs(store, current, which.runs),
         "which": which,
     }
@@ -88,11 +89,23 @@ def _models(store: SqlStore, past: Past) -> list[dict[str, Any]]:
     ]
 
 
-def _rounds(store: SqlStore, past: Past, page: int) -> dict[str, Any]:
+def _last(store: SqlStore, past: Past, nodes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each node its update in the last round, if it counted, and how it judges the newest model that it has judged."""
+    found: dict[str, dict[str, Any]] = {node: {} for node in nodes}
+    last = past.tally.last_round
+    if nodes and last:
+        for judged in store.evaluations(past.run, last - 1, nodes, last):
+            found[judged.place]["judged"] = summary(judged.metrics)
+        for update in store.updates(past.run, last, nodes):
+            if update.status == "accepted":
+                found[update.node]["update"] = update
+    return found
+
+
+def _rounds(store: SqlStore, past: Past, names: Mapping[str, str], page: int) -> dict[str, Any]:
     """One page of the closed rounds, the newest first, with what didn't count in them."""
     last = past.tally.last_round - (page - 1) * ROWS
     first = max(1, last - ROWS + 1)
-    names = {one.node: one.name for one in store.nodes(past.run)} if last > 0 else {}
     newest = page == 1
     refused: dict[int, list[dict[str, str]]] = {}
     for one in store.refused(past.run, first, last + (1 if newest else 0), _REFUSED):
