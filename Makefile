@@ -12,16 +12,26 @@ BIN := .venv/bin
 STAMP := .venv/.from-lock
 UV := $(BIN)/uv --quiet
 
-.PHONY: help demo test lint format bench lock venv clean
+# PyTorch's wheel for Linux on x86-64 brings 4 GB with CUDA's libraries, Debian's python3-torch takes 0.65 GB without them:
+# where the system's own Python has PyTorch, that one is tested. TORCH_PYTHON= takes PyPI's.
+TORCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, importlib.util as u; u.find_spec("torch") and print(sys.executable)' 2>/dev/null)
+TORCH := torch==2.15.0
+TORCH_BIN := .venv-torch/bin
+TORCH_STAMP := .venv-torch/.from-lock
+
+.PHONY: help demo test test-torch lint format bench lock venv clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## a whole federation on this machine (ARGS="--nodes 5 --log kafka")
 	@$(BIN)/atoll demo $(ARGS)
 
 test: $(STAMP) ## all tests (ARGS="tests/test_layers.py -x")
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-torch: $(TORCH_STAMP) ## the tests of the PyTorch learner, in an environment of their own
+	@PYTHONPATH=src $(TORCH_BIN)/python -m pytest tests/learners/test_torch.py $(ARGS)
 
 lint: $(STAMP) ## style, types and ranks
 	@$(BIN)/ruff check
@@ -39,17 +49,26 @@ bench: $(STAMP) ## every benchmark (ARGS="--json")
 lock: $(BIN)/uv ## make requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock $(ARGS)
+	@$(UV) pip compile pyproject.toml --group torch-tests --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements-torch.lock $(ARGS)
 
 venv: $(STAMP) ## only set up .venv
 
 clean: ## remove .venv, caches and builds
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .venv .venv-torch .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "setting up .venv from requirements.lock"
 	@$(UV) pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TORCH_STAMP): requirements-torch.lock | $(BIN)/uv
+	@echo "setting up .venv-torch: PyTorch $(if $(TORCH_PYTHON),of $(TORCH_PYTHON),from PyPI)"
+	@$(UV) venv --clear --python $(or $(TORCH_PYTHON),$(BIN)/python) $(if $(TORCH_PYTHON),--system-site-packages) .venv-torch
+	@$(UV) pip sync --python $(TORCH_BIN)/python --require-hashes requirements-torch.lock
+	@$(if $(TORCH_PYTHON),,$(UV) pip install --python $(TORCH_BIN)/python $(TORCH))
 	@touch $@
 
 $(BIN)/uv:

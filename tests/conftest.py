@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -19,6 +20,15 @@ STRICT = os.environ.get("ATOLL_STRICT") == "1"
 # Under strict rules the same examples every time, so that a change never fails for a chance found elsewhere.
 settings.register_profile("atoll", deadline=None, derandomize=STRICT, print_blob=True)
 settings.load_profile("atoll")
+
+
+# PyTorch is in no lock file but its own (it is large), so what needs it is left out of a run without it, not skipped.
+HERE = importlib.util.find_spec("torch") is not None
+collect_ignore_glob = [] if HERE else ["learners/*torch*.py"]
+
+
+def pytest_report_header() -> str | None:
+    return None if HERE else "PyTorch is not installed here: `make test-torch` runs tests/learners/test_torch.py"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import federation
-from tests.learners.test_learners import NOTHING, rows
+from tests.learners.tables import NOTHING, rows
 
 from atoll import learners
 from atoll.errors import LearnerError, PlanError

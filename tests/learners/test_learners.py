@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 from keras import layers
+from tests.learners.tables import NOTHING, rows
 
 from atoll import learners
 from atoll.errors import LearnerError, PlanError
@@ -19,22 +20,6 @@ from atoll.learner import Data, Rows, summary
 from atoll.learners.keras import export
 from atoll.plan import Plan
 from atoll.testing import check_learner
-
-NOTHING = Rows(np.zeros((0, 6)), np.zeros(0))
-
-
-def rows(kind: str) -> Rows:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(120, 6)).astype(np.float32)
-    score = x[:, 0] - 2 * x[:, 1] + 0.5 * x[:, 2]
-    if kind == "words":
-        x = rng.integers(0, 20, (120, 6))
-        return Rows(x, (x[:, 0] > 9).astype(float))
-    if kind == "pictures":
-        x = rng.normal(size=(120, 8, 8, 1)).astype(np.float32)
-        return Rows(x, (x[:, :4].sum(axis=(1, 2, 3)) > 0).astype(float))
-    y = {"binary": score > 0, "three": np.digitize(score, [-1, 1]), "number": score}[kind]
-    return Rows(x, np.asarray(y, float))
 
 
 def keras_plan(*stack: Any, shape: tuple[int, ...] = (6,), loss: str = "binary_crossentropy", **training: Any) -> Plan:
@@ -166,7 +151,7 @@ def test_an_exported_model_predicts_as_the_learner_does(tmp_path):
         (lambda: sklearn_plan("SGDClassifier", loss="log"), "loss"),
         (lambda: LOGISTIC.with_(model={"inputs": None}), "model.inputs: is missing"),
         (lambda: LOGISTIC.with_(training={"optimizer": "adam"}), "logistic knows 'sgd', not 'adam'"),
-        (lambda: LOGISTIC.with_(model={"logistic": False, "torch": "a:b"}), "this version trains logistic, keras, sklearn"),
+        (lambda: LOGISTIC.with_(training={"precision": "bfloat16"}), "training.precision: logistic trains in float32 only"),
     ],
 )
 def test_what_a_learner_cannot_do_is_said_by_the_plan(plan, said):

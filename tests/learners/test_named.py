@@ -38,6 +38,7 @@ def trap(tmp_path, monkeypatch):
 def test_a_name_that_nobody_allowed_is_not_even_imported(trap):
     for changed in (
         {"logistic": False, "jax": "atoll_trap:model"},
+        {"logistic": False, "torch": "atoll_trap:model"},
         {"metrics": ["atoll_trap:halves"]},
     ):
         asked = plan(model=changed)

@@ -23,7 +23,7 @@ from atoll.wire import unpack_any
 Start = str | Path | Groups
 """A model to start from: a `.safetensors` or `.keras` file, or groups."""
 
-_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "jax": "jax"}
+_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "torch": "torch", "jax": "jax"}
 _NAMED = ("torch", "jax")
 """Kinds whose model is made by a function that the plan names."""
 
@@ -48,8 +48,6 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
         LearnerError: its framework is not installed, or a function can't be imported.
     """
     kind = plan.model.kind
-    if kind not in _FILES:
-        raise PlanError(f"model.{kind}: this version trains {', '.join(_FILES)}")
     metrics = {name: named.load("model.metrics", name, allow) for name in plan.model.metrics}
     function = [named.load(f"model.{kind}", getattr(plan.model, kind), allow)] if kind in _NAMED else []
     if plan.training.precision != "float32" and kind not in _NAMED:

@@ -19,7 +19,7 @@ from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
 from atoll.learners import named
 from atoll.plan import Plan
-from atoll.vector import Group, Groups, Metrics
+from atoll.vector import Group, Groups, Layout, Metrics
 
 Tree = Any
 """A pytree of arrays."""
@@ -114,9 +114,8 @@ class Jax:
         self._dtype = jnp.dtype(precision)
         # Shapes alone: nothing is computed.
         self._forms: tuple[Tree, Tree] = jax.eval_shape(self._init, jax.random.key(0))
-        parameters, state = (_leaves(tree) for tree in self._forms)
-        self._names = (list(parameters), list(state))
-        self.layouts = named.layouts("model.jax", *({n: _form(leaf) for n, leaf in part.items()} for part in (parameters, state)))
+        self._names = tuple(list(_leaves(tree)) for tree in self._forms)
+        self.layouts = _layouts(self._forms)
 
     def _init(self, key: Any) -> tuple[Tree, Tree]:
         made = self._model.init(key)
@@ -130,8 +129,14 @@ class Jax:
         return self._model.apply(parameters, x, key, training), state
 
     def initial(self, seed: int) -> Groups:
-        """Return a freshly initialised model."""
-        return self._groups(*self._init(jax.random.key(seed)))
+        """Return a freshly initialised model.
+
+        Raises:
+            LearnerError: `init` made another model than the first time.
+        """
+        made = self._init(jax.random.key(seed))
+        named.same("model.jax", _layouts(made), self.layouts)
+        return self._groups(*made)
 
     def _groups(self, parameters: Tree, state: Tree) -> Groups:
         arrays = _leaves(parameters) | _leaves(state)
@@ -206,16 +211,17 @@ class Jax:
         carry = (parameters, state, self._optimizer(self._learning_rate).init(parameters))
         keys = jax.random.split(jax.random.key(int(rng.integers(1 << 31))), steps)
         losses, samples = [], 0
-        for key, batch in zip(keys, batches(rng, len(rows), batch_size, steps), strict=True):
-            if correct is None:
-                parameters, memory, state, loss = self._step(carry, batch, x, y, key, learning_rate)
-            else:
-                (_, (state, loss)), gradient = self._gradient_only(carry, batch, x, y, key)
-                parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
-            carry = (parameters, state, memory)
-            losses.append(loss)
-            samples += len(batch)
-        lost = float(np.sum(jax.device_get(losses)))
+        with named.said("model.jax", rows):
+            for key, batch in zip(keys, batches(rng, len(rows), batch_size, steps), strict=True):
+                if correct is None:
+                    parameters, memory, state, loss = self._step(carry, batch, x, y, key, learning_rate)
+                else:
+                    (_, (state, loss)), gradient = self._gradient_only(carry, batch, x, y, key)
+                    parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
+                carry = (parameters, state, memory)
+                losses.append(loss)
+                samples += len(batch)
+            lost = float(np.sum(jax.device_get(losses)))
         return Fit(self._groups(carry[0], carry[1]), {"samples": float(samples), "loss": lost})
 
     def _mended(self, gradient: Tree, parameters: Tree, correct: Correct) -> Tree:
@@ -237,10 +243,11 @@ class Jax:
         x, y = self._arrays(rows)
         parameters, state = self._trees(groups)
         loss, outputs = 0.0, []
-        for lo in range(0, len(rows), _ROWS):
-            part, lost = self._judge(parameters, state, x[lo : lo + _ROWS], y[lo : lo + _ROWS])
-            outputs.append(np.asarray(part))
-            loss += float(lost)
+        with named.said("model.jax", rows):
+            for lo in range(0, len(rows), _ROWS):
+                part, lost = self._judge(parameters, state, x[lo : lo + _ROWS], y[lo : lo + _ROWS])
+                outputs.append(np.asarray(part))
+                loss += float(lost)
         predictions = np.concatenate(outputs)
         return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
 
@@ -249,11 +256,6 @@ class Jax:
         x = jnp.asarray(rows.x, np.int32 if rows.x.dtype.kind in "iu" else np.float32)
         whole = self._task == "classes" or (self._task is None and rows.y.dtype.kind in "iu")
         y = jnp.asarray(rows.y, np.int32 if whole else np.float32)
-        try:  # shapes alone, so that what is wrong with the rows is said before anything is computed
-            jax.eval_shape(self._judge, *self._forms, x[:2], y[:2])
-        except Exception as error:  # whatever the model's own functions raise
-            reason = str(error).strip().partition("\n")[0]
-            raise LearnerError(f"model.jax: the model can't take rows of shape {rows.x.shape[1:]}: {reason}") from error
         return x, y
 
 
@@ -266,5 +268,6 @@ def _leaves(tree: Tree) -> dict[str, Any]:
     return leaves
 
 
-def _form(leaf: Any) -> named.Form:
-    return named.Form(tuple(leaf.shape), str(leaf.dtype))
+def _layouts(trees: tuple[Tree, Tree]) -> dict[str, Layout]:
+    parts = [{name: named.Form(leaf.shape, str(leaf.dtype)) for name, leaf in _leaves(tree).items()} for tree in trees]
+    return named.layouts("model.jax", *parts)

@@ -7,16 +7,17 @@ are data: nothing is imported unless an installed package registers it, or the o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple, cast
 
 from numpy.typing import NDArray
 
-from atoll.errors import LearnerError, PlanError
-from atoll.learner import OWN, Measure, classified, regressed
-from atoll.vector import Dtype, Kind, Layout, Metrics, Tensor
+from atoll.errors import AtollError, LearnerError, PlanError
+from atoll.learner import OWN, Measure, Rows, classified, regressed
+from atoll.vector import Dtype, Kind, Layout, Layouts, Metrics, Tensor, difference
 
 ENTRY_POINTS = "atoll.models"
 """The group in which an installed package registers what plans may name."""
@@ -92,6 +93,22 @@ def measure(functions: Mapping[str, Callable[..., Any]]) -> Measure:
     return measured
 
 
+@contextmanager
+def said(key: str, rows: Rows) -> Iterator[None]:
+    """Turn whatever a foreign model raises over some rows into one line.
+
+    Raises:
+        LearnerError: naming the rows' shape, and the first line of what was raised.
+    """
+    try:
+        yield
+    except AtollError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        reason = str(error).strip().partition("\n")[0]
+        raise LearnerError(f"{key}: the model can't take rows of shape {rows.x.shape[1:]}: {reason or repr(error)}") from error
+
+
 class Form(NamedTuple):
     """What a framework knows of one array of a model: its shape, and its dtype's name."""
 
@@ -110,7 +127,9 @@ def layouts(key: str, parameters: Mapping[str, Form], others: Mapping[str, Form]
     if not parameters:
         raise LearnerError(f"{key}: the model has no parameters to train")
     for name, form in {**parameters, **others}.items():
-        whole = form.dtype.startswith(("int", "uint", "bool"))
+        if form.dtype == "bool":
+            raise LearnerError(f"{key}: '{name}' is bool, which has no sum: keep it out of the state, or make it a number")
+        whole = form.dtype.startswith(("int", "uint"))
         if form.dtype != "float32" and (name in parameters or not whole):
             raise LearnerError(f"{key}: '{name}' is {form.dtype}; weights travel as float32 (training.precision may be less)")
     groups = {
@@ -124,6 +143,18 @@ def layouts(key: str, parameters: Mapping[str, Form], others: Mapping[str, Form]
         for group, forms in groups.items()
         if forms
     }
+
+
+def same(key: str, found: Layouts, agreed: Layouts) -> None:
+    """Check that a function made the same model again.
+
+    Raises:
+        LearnerError: saying where the two part.
+    """
+    if found != agreed:
+        parted = [difference(found[name], agreed[name]) for name in agreed if name in found and found[name] != agreed[name]]
+        said = parted[0] if parted else f"{', '.join(found)} instead of {', '.join(agreed)}"
+        raise LearnerError(f"{key}: the function made another model than the first time: {said}")
 
 
 Task = Literal["binary", "classes", "numbers"]

@@ -17,13 +17,14 @@ from atoll.wire import decode, encode
 _BATCH = 16
 
 
-def check_learner(build: Callable[[], Learner], data: Data, *, steps: int = 60) -> None:
+def check_learner(build: Callable[[], Learner], data: Data, *, steps: int = 60, smallest: int = 1) -> None:
     """Check a learner: the same bits from the same seed, honest sums, and no more claimed than it can.
 
     Args:
         build: makes the learner; called more than once.
         data: rows it can learn something from in `steps` mini-batches of 16.
         steps: how many to fit for.
+        smallest: the fewest rows that it can fit on; PyTorch's batch norm needs 2.
 
     Raises:
         AssertionError: it breaks one of the rules.
@@ -35,7 +36,7 @@ def check_learner(build: Callable[[], Learner], data: Data, *, steps: int = 60) 
     check(start, learner.layouts)
     assert _same(start, twin.initial(5)), "one seed, one initial model"
     _fitting(learner, twin, start, data.train, steps)
-    _pacing(learner, start, data.train)
+    _pacing(learner, start, data.train, smallest)
     _judging(learner, start, data.train)
     _travelling(learner, start, data.train)
     if data.train.x.ndim == 2:
@@ -68,11 +69,11 @@ def _fitting(learner: Learner, twin: Learner, start: Groups, rows: Rows, steps: 
     assert losses[1] < losses[0], "fitting lowers the loss on rows it saw"
 
 
-def _pacing(learner: Learner, start: Groups, rows: Rows) -> None:
-    """One step on one row: the step is the learning rate times something that the rate doesn't change."""
+def _pacing(learner: Learner, start: Groups, rows: Rows, smallest: int) -> None:
+    """One step on as few rows as can be: the step is the learning rate times something that the rate doesn't change."""
 
     def moved(rate: float) -> Flat:
-        fitted = learner.fit(start, rows, 1, 1, np.random.default_rng(3), rate=rate).groups["parameters"]
+        fitted = learner.fit(start, rows, 1, smallest, np.random.default_rng(3), rate=rate).groups["parameters"]
         return fitted.values - start["parameters"].values
 
     whole, half = moved(1.0), None

@@ -1,0 +1,219 @@
+"""PyTorch modules: built by a function that the plan names, fitted by any of torch.optim, tensors as flat groups.
+
+`parameters` are what is trained, tied ones once. `buffers` are the module's other real numbers: its persistent buffers,
+and frozen parameters; `counts` its whole ones. Frozen parameters travel because a node's own function may draw or load
+other values: everyone has to hold the server's. No step moves them, so their mean is what they were, to the bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
+from atoll.learners import named
+from atoll.plan import Plan
+from atoll.vector import Group, Groups, Layout, Metrics
+
+LOSSES: Mapping[str, named.Task] = {
+    "cross_entropy": "classes",
+    "nll_loss": "classes",
+    "binary_cross_entropy_with_logits": "binary",
+    "mse_loss": "numbers",
+    "l1_loss": "numbers",
+    "smooth_l1_loss": "numbers",
+    "huber_loss": "numbers",
+}
+"""Losses of torch.nn.functional, and what the outputs they take stand for."""
+OPTIMIZERS = {
+    name.lower(): kind
+    for name, kind in vars(torch.optim).items()
+    # What needs more than gradients of dense tensors, or takes matrices alone, is left out.
+    if isinstance(kind, type) and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+}
+_ROWS = 4096
+"""Rows judged at a time."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Dropout draws from the one generator that PyTorch has in a process: two fits at a time would draw from each other's."""
+
+
+def build(plan: Plan, function: Callable[..., Any]) -> Torch:
+    """Build the learner of `[model] torch = "package:function"`; `model.options` are the function's keywords.
+
+    Raises:
+        PlanError: the function returns no module, or loss or optimiser are not known.
+        LearnerError: the module's tensors can't travel.
+    """
+    training, name = plan.training, str(plan.model.torch)
+    for key, given, known in (
+        ("model.loss", plan.model.loss, LOSSES),
+        ("training.optimizer", training.optimizer, OPTIMIZERS),
+    ):
+        if given not in known:
+            raise PlanError(f"{key}: '{given}' is not known; it is one of {', '.join(known)}")
+
+    def make() -> Any:
+        module = named.make("model.torch", name, function, plan.model.options)
+        if not isinstance(module, torch.nn.Module):
+            raise PlanError(f"model.torch: '{name}' returned a {type(module).__name__}: it returns a torch.nn.Module")
+        return module
+
+    def optimizer(parameters: list[Any], rate: float) -> Any:
+        return OPTIMIZERS[training.optimizer](parameters, lr=training.learning_rate * rate, **training.options)
+
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"training.options: {error}") from error
+    return Torch(make, str(plan.model.loss), optimizer, training.precision)
+
+
+class Torch:
+    """A PyTorch module and how it is fitted; on the first CUDA device where there is one.
+
+    Args:
+        make: returns a new module.
+        loss: the name of one of `LOSSES`.
+        optimizer: `(parameters, rate) -> torch.optim.Optimizer`; it starts anew in each fit.
+        precision: of the arithmetic of training, by autocast; parameters and their steps stay float32.
+    """
+
+    can = frozenset({"correct"})
+    measure: Measure = staticmethod(nothing)
+
+    def __init__(self, make: Callable[[], Any], loss: str, optimizer: Callable[[list[Any], float], Any], precision: str) -> None:
+        self._make, self._optimizer = make, optimizer
+        self._task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._autocast = precision == "bfloat16"
+        with self._seeded(0):
+            self._module = make().to(self._device)
+        tensors = _tensors(self._module)
+        self._trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
+        self.layouts = _layouts(tensors)
+
+    def initial(self, seed: int) -> Groups:
+        """Return a freshly initialised model.
+
+        Raises:
+            LearnerError: the function made another model than the first time.
+        """
+        with self._seeded(seed):
+            tensors = _tensors(self._make())
+        named.same("model.torch", _layouts(tensors), self.layouts)
+        return self._groups(tensors)
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Have PyTorch's generator to oneself, in a known state; it is put back."""
+        with _ONE_AT_A_TIME, torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+
+    def _groups(self, tensors: Mapping[str, Any]) -> Groups:
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        return {
+            group: Group(layout, layout.flatten({tensor.name: arrays[tensor.name] for tensor in layout.tensors}))
+            for group, layout in self.layouts.items()
+        }
+
+    def _load(self, groups: Groups) -> None:
+        tensors = _tensors(self._module)
+        with torch.no_grad():
+            for group in self.layouts:
+                for name, array in groups[group].arrays.items():
+                    tensors[name].copy_(torch.tensor(array))
+
+    def fit(
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
+    ) -> Fit:
+        """See `Learner.fit`; dropout and the like draw from a generator that `rng` seeds."""
+        x, y = self._arrays(rows)
+        losses, samples = [], 0
+        with self._seeded(int(rng.integers(1 << 31))), named.said("model.torch", rows):
+            self._load(groups)
+            self._module.train()
+            optimizer = self._optimizer(self._trained, rate)
+            for batch in batches(rng, len(rows), batch_size, steps):
+                picked = torch.from_numpy(batch).to(self._device)
+                optimizer.zero_grad()
+                with torch.autocast(self._device, torch.bfloat16) if self._autocast else nullcontext():
+                    outputs = self._module(x[picked])
+                loss = self._losses(outputs, y[picked])
+                loss.mean().backward()
+                if correct is not None:
+                    self._correct(correct)
+                optimizer.step()
+                losses.append(loss.detach().sum())
+                samples += len(batch)
+            fitted = self._groups(_tensors(self._module))
+        return Fit(fitted, {"samples": float(samples), "loss": float(torch.stack(losses).double().sum())})
+
+    def _correct(self, correct: Correct) -> None:
+        """Put into each parameter's gradient what an algorithm makes of all of them; one that had no part has a zero one."""
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._trained]
+        flat = [torch.cat([one.detach().reshape(-1) for one in many]).cpu().numpy() for many in (gradients, self._trained)]
+        mended = np.asarray(correct(flat[0], flat[1]), np.float32)
+        for parameter, array in zip(self._trained, self.layouts["parameters"].views(mended).values(), strict=True):
+            parameter.grad = torch.tensor(array, device=self._device)
+
+    def _losses(self, outputs: Any, y: Any) -> Any:
+        """Return the loss of each row `[rows]`, in float32: the mean over its outputs."""
+        if not isinstance(outputs, torch.Tensor):
+            raise LearnerError(f"model.torch: the module returned a {type(outputs).__name__}: it returns one tensor [rows, …]")
+        outputs = outputs.float()
+        losses = self._loss(outputs, y if self._task == "classes" else y.reshape(outputs.shape), reduction="none")
+        return losses.reshape(len(y), -1).mean(dim=1)
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """See `Learner.evaluate`; always in float32."""
+        x, y = self._arrays(rows)
+        loss, parts = 0.0, []
+        with self._seeded(0), named.said("model.torch", rows), torch.no_grad():
+            self._load(groups)
+            self._module.eval()
+            for lo in range(0, len(rows), _ROWS):
+                outputs = self._module(x[lo : lo + _ROWS])
+                loss += float(self._losses(outputs, y[lo : lo + _ROWS]).double().sum())
+                parts.append(outputs.cpu().numpy())
+        predictions = np.concatenate(parts)
+        return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
+
+    def _arrays(self, rows: Rows) -> tuple[Any, Any]:
+        """Return rows as PyTorch takes them: whole numbers as int64, all others as float32; class labels are whole."""
+
+        def tensor(array: NDArray[Any], *, whole: bool) -> Any:
+            return torch.tensor(np.asarray(array, np.int64 if whole else np.float32), device=self._device)
+
+        return tensor(rows.x, whole=rows.x.dtype.kind in "iu"), tensor(rows.y, whole=self._task == "classes")
+
+
+def _tensors(module: Any) -> dict[str, Any]:
+    """Return what of a module travels, by name: its parameters, tied ones once, and the buffers of its state."""
+    parameters = dict(module.named_parameters())
+    if lazy := [name for name, one in parameters.items() if torch.nn.parameter.is_lazy(one)]:
+        raise LearnerError(f"model.torch: '{lazy[0]}' has no shape yet: give lazy layers their sizes")
+    kept = module.state_dict(keep_vars=True)
+    return {**parameters, **{name: one for name, one in module.named_buffers() if name in kept}}
+
+
+def _layouts(tensors: Mapping[str, Any]) -> dict[str, Layout]:
+    forms: list[dict[str, named.Form]] = [{}, {}]
+    for name, one in tensors.items():
+        forms[not one.requires_grad][name] = named.Form(tuple(one.shape), str(one.dtype).removeprefix("torch."))
+    return named.layouts("model.torch", *forms)

@@ -1,0 +1,84 @@
+"""PyTorch modules, as a plan names them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def linear(inputs=6, outputs=1):
+    return nn.Linear(inputs, outputs)
+
+
+def deep(inputs=6, hidden=8, outputs=1):
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+
+def normed(inputs=6, hidden=8, dropout=0.2):
+    """A first layer that is never trained, batch norm (with its count of batches), and dropout."""
+    frozen = nn.Linear(inputs, hidden).requires_grad_(False)
+    return nn.Sequential(frozen, nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
+
+
+class words(nn.Module):  # noqa: N801  a plan names it like a function
+    """An embedding whose weights are the output layer's as well, and a buffer that is in no state."""
+
+    def __init__(self, kinds=20, width=4, length=6):
+        super().__init__()
+        self.embedding = nn.Embedding(kinds, width)
+        self.places = nn.Parameter(torch.ones(length) / length)
+        self.out = nn.Linear(width, kinds, bias=False)
+        self.out.weight = self.embedding.weight
+        self.register_buffer("mask", torch.ones(length, dtype=torch.bool), persistent=False)
+
+    def forward(self, x):
+        read = torch.einsum("l,rlw->rw", self.places * self.mask, self.embedding(x))
+        return self.out(read).sum(dim=1, keepdim=True)
+
+
+def pictures():
+    return nn.Sequential(nn.Unflatten(2, (8, 1)), nn.Flatten(2), nn.Conv1d(8, 4, 3), nn.Flatten(), nn.Linear(24, 1))
+
+
+def unused(inputs=6):
+    """One of its parameters has no part in the outputs, and so no gradient."""
+    module = nn.Linear(inputs, 1)
+    module.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return module
+
+
+def fickle(made=[]):  # noqa: B006  it remembers on purpose
+    """Another model each time."""
+    made.append(None)
+    return nn.Linear(6, len(made))
+
+
+def lazy():
+    return nn.LazyLinear(1)
+
+
+def double():
+    return nn.Linear(6, 1).double()
+
+
+def flags():
+    module = nn.Linear(6, 1)
+    module.register_buffer("flag", torch.zeros(1, dtype=torch.bool))
+    return module
+
+
+def no_module():
+    return "a module"
+
+
+def no_tensor():
+    class Two(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    return Two(6, 1)
+
+
+def brier(predictions, y):
+    """A metric: the sum of squared errors of probabilities."""
+    return {"brier": ((1 / (1 + 2.718281828 ** -predictions[:, 0]) - y) ** 2).sum()}
