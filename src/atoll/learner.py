@@ -6,6 +6,7 @@ Every framework stays behind an implementation in `learners/`; nothing else impo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.vector import Flat, Groups, Layouts, Metrics, add
+
+_VALUES = 1 << 19
 
 Correct = Callable[[Flat, Flat], Flat]
 """`correct(gradient, vector)`: what an algorithm makes of a local gradient (FedProx, SCAFFOLD, FedDyn)."""
@@ -116,12 +119,26 @@ def batches(rng: np.random.Generator, rows: int, batch_size: int, steps: int) ->
     [2, 2, 1, 2]
     """
     while steps > 0:
-        order = rng.permutation(rows)
+        order = np.arange(rows, dtype=np.uint32 if rows < 1 << 32 else np.int64)  # rows that are on disk may be very many
+        rng.shuffle(order)  # the draws, and so the order, of `rng.permutation(rows)`
         for start in range(0, rows, batch_size):
-            yield order[start : start + batch_size]
+            yield order[start : start + batch_size].astype(np.intp)
             steps -= 1
             if steps == 0:
                 return
+
+
+def blocks(rows: Rows) -> Iterator[Rows]:
+    """Cut rows that may be on disk into parts that fit into memory, of some 4 MB as float64."""
+    step = max(1, _VALUES // max(1, math.prod(rows.x.shape[1:])))
+    for lo in range(0, max(1, len(rows)), step):
+        yield Rows(rows.x[lo : lo + step], rows.y[lo : lo + step])
+
+
+def by_blocks(judge: Callable[[Rows], Metrics], rows: Rows) -> dict[str, float]:
+    """Judge rows block by block: the sums of those names that every block gives."""
+    parts = [judge(part) for part in blocks(rows)]
+    return {name: value for name, value in add(parts).items() if all(name in part for part in parts)}
 
 
 def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:

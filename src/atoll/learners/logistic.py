@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing
+from atoll.learner import Correct, Fit, Measure, Rows, batches, blocks, by_blocks, classified, nothing
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
 
@@ -60,35 +60,41 @@ class Logistic:
         rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; `fit.loss` is summed as the rows went by."""
-        x, y = self._table(rows)
         theta = groups["parameters"].values.copy()
         loss = samples = 0.0
-        for batch in batches(rng, len(x), batch_size, steps):
-            logits = x[batch] @ theta
-            loss += float(_cross_entropy(logits, y[batch]).sum())
+        for batch in batches(rng, len(rows), batch_size, steps):
+            x, y = self._table(Rows(rows.x[batch], rows.y[batch]))
+            logits = x @ theta
+            loss += float(_cross_entropy(logits, y).sum())
             samples += len(batch)
-            gradient = x[batch].T @ (_sigmoid(logits) - y[batch]) / len(batch)
+            gradient = x.T @ (_sigmoid(logits) - y) / len(batch)
             theta -= self.learning_rate * rate * (gradient if correct is None else correct(gradient, theta))
         return Fit({"parameters": groups["parameters"].with_values(theta)}, {"samples": samples, "loss": loss})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; a row counts as 1 from a probability of one half up."""
-        x, y = self._table(rows)
+        return by_blocks(lambda part: self._judge(groups, *self._table(part)), rows)
+
+    def _judge(self, groups: Groups, x: NDArray[np.float64], y: NDArray[np.float64]) -> Metrics:
         logits = x @ groups["parameters"].values
         judged = classified(float(_cross_entropy(logits, y).sum()), (logits >= 0).astype(int), y)
         return {**judged, **self.measure(_sigmoid(logits), y)}
 
     def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
         """Return gradient Xᵀ(σ − y) and Hessian Xᵀ diag(σ(1 − σ)) X of the summed loss (Bishop 2006, eq. 4.96–4.97)."""
-        x, y = self._table(rows)
-        chance = _sigmoid(x @ groups["parameters"].values)
-        return x.T @ (chance - y), (x.T * (chance * (1 - chance))) @ x
+        size = self.layouts["parameters"].size
+        gradient, hessian = np.zeros(size), np.zeros((size, size))
+        for x, y in map(self._table, blocks(rows)):
+            chance = _sigmoid(x @ groups["parameters"].values)
+            gradient += x.T @ (chance - y)
+            hessian += (x.T * (chance * (1 - chance))) @ x
+        return gradient, hessian
 
     def _table(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         x, y = np.asarray(rows.x, np.float64), np.asarray(rows.y, np.float64).reshape(-1)
         if x.ndim != 2 or x.shape[1] != self.inputs:
             raise LearnerError(f"rows of shape {x.shape[1:]}: the plan's model takes {self.inputs} numbers a row")
-        if not np.isin(y, (0, 1)).all():
+        if not ((y == 0) | (y == 1)).all():
             raise LearnerError("the target of a logistic model is 0 or 1 in every row; data.positive says which values mean 1")
         return np.column_stack([x, np.ones(len(x))]), y
 

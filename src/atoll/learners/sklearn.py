@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing, regressed
+from atoll.learner import Correct, Fit, Measure, Rows, batches, by_blocks, classified, nothing, regressed
 from atoll.plan import Plan
 from atoll.training import Training
 from atoll.vector import Group, Groups, Layout, Metrics
@@ -137,30 +137,36 @@ class Sklearn:
     ) -> Fit:
         """See `Learner.fit`; `LogisticRegression` takes `steps` iterations over all rows instead of mini-batches."""
         del correct  # not among what it can
-        x, y = self._table(rows)
         estimator = self._filled(groups, int(rng.integers(1 << 31)))
         if isinstance(estimator, LogisticRegression):
             if rate != 1:
                 raise LearnerError("LogisticRegression has no learning rate to change: use SGDClassifier")
-            self._solve(estimator, x, y, steps)
-            return Fit(self._group(self._arrays_of(estimator)), self.evaluate_estimator(estimator, x, y))
+            self._solve(estimator, *self._table(rows), steps)
+            return Fit(self._group(self._arrays_of(estimator)), self._judge(estimator, rows))
         speed = "learning_rate_init" if self._kind.deep else "eta0"
         estimator.set_params(**{speed: getattr(estimator, speed) * rate})
         samples = 0
-        for batch in batches(rng, len(x), batch_size, steps):
+        for batch in batches(rng, len(rows), batch_size, steps):
             if self._kind.deep:
                 estimator.set_params(batch_size=len(batch))  # one step for each of ours, short ones too
-            estimator.partial_fit(x[batch], y[batch])
+            estimator.partial_fit(*self._table(Rows(rows.x[batch], rows.y[batch])))
             samples += len(batch)
-        judged = self.evaluate_estimator(estimator, x, y)
-        share = samples / len(x)
+        judged = self._judge(estimator, rows)
+        share = samples / len(rows)
         return Fit(self._group(self._arrays_of(estimator)), {"samples": float(samples), "loss": judged["loss"] * share})
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; the loss is log loss, hinge loss, or half the squared error."""
-        x, y = self._table(rows)
         estimator = self._filled(groups, 0)
-        return {**self.evaluate_estimator(estimator, x, y), **self.measure(self._scores(estimator, x), y)}
+
+        def judge(part: Rows) -> Metrics:
+            x, y = self._table(part)
+            return {**self.evaluate_estimator(estimator, x, y), **self.measure(self._scores(estimator, x), y)}
+
+        return by_blocks(judge, rows)
+
+    def _judge(self, estimator: Any, rows: Rows) -> dict[str, float]:
+        return by_blocks(lambda part: self.evaluate_estimator(estimator, *self._table(part)), rows)
 
     def _scores(self, estimator: Any, x: NDArray[np.float64]) -> NDArray[Any]:
         """What a plan's own metrics see: chances of the classes where the estimator gives them, or else its predictions."""

@@ -13,6 +13,7 @@ from atoll.errors import GaveUpError
 from atoll.learner import Data
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.preprocess.spool import remove
 
 _QUIET, _EVERY = 2.0, 0.25
 """Reading shows nothing for the first seconds, and then not more often than this."""
@@ -23,11 +24,13 @@ class Holding:
 
     Args:
         source: a file, a folder, a database's address, or arrays, as `prepare` takes them.
+        spool: a directory for rows that are too many for memory; it is there only while the node is.
         tell: told `reading` with `rows` and `of`, and `waiting` with a reason.
     """
 
-    def __init__(self, source: str | Path | Sequence[Any], tell: Callable[..., None]) -> None:
-        self._source, self._tell = source, tell
+    def __init__(self, source: str | Path | Sequence[Any], spool: Path, tell: Callable[..., None]) -> None:
+        self._source, self._spool, self._tell = source, spool, tell
+        remove(spool)  # what a crash may have left
         self._stopped = threading.Event()
         self._shown = 0.0
         self.read = 0
@@ -40,11 +43,16 @@ class Holding:
             GaveUpError: it was stopped.
         """
         self._shown = time.monotonic() + _QUIET - _EVERY
-        return await asyncio.to_thread(prepare, self._source, plan, progress=self._progress, pause=self._pause)
+        return await asyncio.to_thread(prepare, self._source, plan, spool=self._spool, progress=self._progress, pause=self._pause)
 
     def stop(self) -> None:
         """Let reading break off, soon."""
         self._stopped.set()
+
+    def close(self) -> None:
+        """Let go of what is on disk."""
+        self.stop()
+        remove(self._spool)
 
     def _progress(self, read: int, rows: int | None) -> None:
         self._unless_stopped()

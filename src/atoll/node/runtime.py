@@ -91,7 +91,7 @@ class Node:
         self.metrics: dict[str, float] = {}
         self._agreed, self._own, self._allow = plan, learner, allow
         self._watch: Watch = watch or (lambda _: None)
-        self.holding = Holding(data, self._tell)
+        self.holding = Holding(data, self.directory / "spool", self._tell)
         self._remembered: dict[str, Memory] = {}
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             machine.Dial: self.connect,
@@ -406,6 +406,7 @@ class Node:
         with contextlib.suppress(AttributeError):
             await self.appender.close()
         self.ledger.close()
+        self.holding.close()
 
     async def _emit(self, message: Message) -> None:
         with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return

@@ -54,6 +54,7 @@ def prepare(
     source: str | Path | Sequence[Any],
     plan: Plan,
     *,
+    spool: Path | None = None,
     progress: Progress = _silent,
     pause: Pause = _sleep,
 ) -> Data:
@@ -63,6 +64,8 @@ def prepare(
         source: a CSV, Parquet or `.npz` file, a folder of CSV or Parquet files, a `Query` of a database, arrays `(x, y)` or
             `(x, y, x_test, y_test)`, or `Data`, which is taken as it is.
         plan: whose `[data]` says what to make of it.
+        spool: a directory of its own, made anew, for rows of more than 128 MB: they are float32 there, and mapped. The
+            caller removes it.
         progress: told how far reading is.
         pause: waits before a source that broke off is read again.
 
@@ -74,11 +77,11 @@ def prepare(
     opened = _open(source, plan)
     for seconds in _PAUSES:
         try:
-            return gathered(opened, plan, progress)
+            return gathered(opened, plan, progress, spool)
         except DroppedError as error:
             pause(seconds, f"{error}; trying again")
     try:
-        return gathered(opened, plan, progress)
+        return gathered(opened, plan, progress, spool)
     except DroppedError as error:
         raise DataError(f"{error}; it was tried {len(_PAUSES) + 1} times") from None
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 8192
-"""Rows read at a time, where they are of moderate width."""
-_VALUES = 1 << 20
-"""Values read at a time, where rows are wide or narrow: 8 MB as float64."""
+ROWS = 65_536
+"""Rows read at a time at most."""
+_VALUES = 1 << 18
+"""Values read at a time, where rows are wide: 2 MB as float64."""
 
 Column = NDArray[Any] | Sequence[Any]
 """Numbers as an array, masked (`numpy.ma`) where there is none; anything else as a list, with None where there is none."""
@@ -74,6 +74,6 @@ def rows_for(width: int) -> int:
     """How many rows of so many values are read at a time.
 
     >>> rows_for(13), rows_for(128), rows_for(28 * 28)
-    (65536, 8192, 1337)
+    (20164, 2048, 334)
     """
-    return max(1, min(8 * ROWS, _VALUES // width))
+    return max(1, min(ROWS, _VALUES // width))

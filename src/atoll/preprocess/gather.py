@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from atoll.errors import DataError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
 from atoll.preprocess.batch import Block, Source
+from atoll.preprocess.spool import TINY, spooled
 
-TINY = 1e-9
-"""Added to every deviation: a constant column becomes 0, not a division by zero."""
+MEMORY = 128 << 20
+"""Rows of more bytes than this are kept on disk, where there is a place for them."""
 
 _ROWS = 1 << 20
 _CLASSES = 100
@@ -26,20 +28,48 @@ Progress = Callable[[int, int | None], None]
 """Called with how many rows have been read, and how many there are, where that is known."""
 
 
-def gathered(source: Source, plan: Plan, progress: Progress) -> Data:
-    """Return the rows of a source, in memory.
+def gathered(source: Source, plan: Plan, progress: Progress, spool: Path | None = None) -> Data:
+    """Return the rows of a source: in memory, or where they are many as maps of files.
+
+    Args:
+        source: where they come from.
+        plan: which says whether they are standardised.
+        progress: told how far reading is.
+        spool: a directory for rows of more than `MEMORY` bytes; without it all are kept in memory.
 
     Raises:
-        DataError: nothing is left, nothing is left to train on, or a value isn't finite.
+        DataError: nothing is left, nothing is left to train on, a value isn't finite, or the disk is too small.
     """
-    blocks = list(told(source, progress))
+    blocks: list[Block] = []
+    with contextlib.closing(told(source, progress)) as coming:
+        size = 0
+        for block in coming:
+            blocks.append(block)
+            size += block.x.nbytes
+            expected = size if len(blocks) > 1 or not source.rows else size // max(1, len(block.y)) * source.rows
+            if spool and expected > MEMORY:
+                standardise = plan.data.standardise == "node"
+                data = spooled(_popped(blocks, coming), source, spool, standardise=standardise)
+                if not len(data.train):
+                    raise no_training(source.where)
+                return data
+    return _joined(blocks, source, plan)
+
+
+def _popped(blocks: list[Block], coming: Iterable[Block]) -> Iterator[Block]:
+    """Yield the blocks that are here, letting go of each, and then those that come."""
+    while blocks:
+        yield blocks.pop(0)
+    yield from coming
+
+
+def _joined(blocks: list[Block], source: Source, plan: Plan) -> Data:
     if not sum(len(block.y) for block in blocks):
         raise nothing_left(source.where, sum(block.read for block in blocks), plan)
-    x, y = _joined([block.x for block in blocks]), _joined([block.y for block in blocks])
-    test = _joined([block.test for block in blocks])
+    x, y = _whole([block.x for block in blocks]), _whole([block.y for block in blocks])
+    test = _whole([block.test for block in blocks])
     if test.all():
         raise no_training(source.where)
-    check_finite(x, y, source.where)
     if plan.data.standardise == "node":
         x = standardised(x, x[~test], source.where)
     if x.dtype == np.float64 and plan.model.kind == "keras":
@@ -76,25 +106,21 @@ def told(source: Source, progress: Progress) -> Generator[Block, None, None]:
         for block in blocks:
             read += block.read
             progress(read, source.rows)
+            if not np.isfinite(block.x).all() or not np.isfinite(block.y).all():
+                raise DataError(f"{source.where}: holds NaN or infinity; drop or fill these rows")
             yield block
 
 
-def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+def _whole(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def standardised(x: NDArray[Any], by: NDArray[Any], where: str) -> NDArray[np.float64]:
     """Shift and scale columns by the mean and sample deviation (ddof 1) of the rows `by`."""
     if len(by) < 2:
-        raise too_few(where)
+        raise DataError(f"{where}: data.standardise: a node needs at least two training rows for a deviation")
     scaled: NDArray[np.float64] = (x - by.mean(axis=0)) / (by.std(axis=0, ddof=1) + TINY)
     return scaled
-
-
-def check_finite(x: NDArray[Any], y: NDArray[Any], where: str) -> None:
-    """Raise where a value is not finite."""
-    if not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise DataError(f"{where}: holds NaN or infinity; drop or fill these rows")
 
 
 def nothing_left(where: str, read: int, plan: Plan) -> DataError:
@@ -108,8 +134,3 @@ def nothing_left(where: str, read: int, plan: Plan) -> DataError:
 def no_training(where: str) -> DataError:
     """Say that there is nothing to train on."""
     return DataError(f"{where}: no training rows: every row is for testing")
-
-
-def too_few(where: str) -> DataError:
-    """Say that there is no deviation of one row."""
-    return DataError(f"{where}: data.standardise: a node needs at least two training rows for a deviation")

@@ -76,7 +76,7 @@ def _batches(path: Path, names: Sequence[str]) -> Generator[Batch, None, None]:
     at = 1
     try:
         # Neither threads nor whole row groups read ahead: memory stays at a batch.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
             for part in file.iter_batches(rows_for(len(names)), columns=list(names), use_threads=False):
                 columns = {name: _column(part.column(name)) for name in names}
                 yield Batch(columns, range(at, at + part.num_rows), f"{path}: row")
