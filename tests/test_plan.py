@@ -43,6 +43,19 @@ def test_a_good_plan(tmp_path):
     assert Plan.load(tmp_path / "plan.json").digest == plan.digest
 
 
+def test_a_default_written_out_is_no_other_plan(tmp_path):
+    """Only what differs from the defaults is in the canonical JSON, so a later version may add keys."""
+    plan = load(tmp_path, GOOD)
+    out = Plan.of(plan.model_dump(mode="json"))
+    assert out == plan
+    assert out.digest == plan.digest
+    assert json.loads(out.to_json()).keys() == {"plan", "model", "data", "cohort"}
+    assert json.loads(plan.with_(training={"schedule": {"kind": "constant", "warmup": 2}}).to_json())["training"] == {
+        "schedule": {"warmup": 2}
+    }
+    assert Plan.from_json(plan.with_(training={"batch_size": 8}).to_json()).training.batch_size == 8
+
+
 def test_the_digest_is_of_what_is_agreed_not_of_how_it_is_written(tmp_path):
     plan = load(tmp_path, GOOD)
     head, data, cohort = GOOD.partition("[data]")[0], GOOD.partition("[data]")[2], ""

@@ -140,29 +140,28 @@ function fit(start, rows, { steps, epochs, batch_size: size, learning_rate: rate
 }
 
 // ---- The node
-// What a plan may ask of this client; [plan], [cohort] and [stopping] are the server's business.
+// What a plan may ask of this client, with its defaults; [plan], [cohort] and [stopping] are the server's business.
 const KNOWN = {
-  model: ["logistic", "inputs", "classes"],
-  data: ["features", "target", "columns", "positive", "categories", "missing", "split", "standardise"],
-  training: ["epochs", "steps", "batch_size", "optimizer", "learning_rate"],
-  aggregation: ["rule"],
-  log: ["prefix"],
+  model: { logistic: false, inputs: null, classes: [0, 1] },
+  data: { features: null, target: null, columns: null, positive: null, split: null, standardise: "no",
+          categories: {}, missing: [""] },
+  training: { epochs: null, steps: null, batch_size: 32, optimizer: "sgd", learning_rate: 0.01 },
+  aggregation: { rule: "fedavg" }, log: { prefix: null },
 };
-
-function check({ plan, cohort, stopping, ...asked }) {
-  const given = (value) => value && !(typeof value === "object" && Object.keys(value).length === 0);
-  const keys = Object.entries(asked).flatMap(([section, keys]) => Object.entries(keys).map((entry) => [section, ...entry]));
-  const unknown = keys.filter(([section, key, value]) => given(value) && !KNOWN[section]?.includes(key));
-  const { model, data, training, aggregation } = asked;
+function asked({ cohort, stopping, ...sections }) {
+  const keys = Object.entries(sections).flatMap(([section, keys]) => Object.keys(keys).map((key) => [section, key]));
+  const unknown = keys.find(([section, key]) => !(key in (KNOWN[section] ?? {})));
+  if (unknown) refuse(`this client doesn't know what the plan asks: ${unknown.join(".")}`);
+  const [model, data, training, aggregation] = Object.keys(KNOWN).map((name) => ({ ...KNOWN[name], ...sections[name] }));
   const can = model.logistic && data.features && training.optimizer === "sgd" && aggregation.rule === "fedavg";
   if (!can) refuse("this client can only take part in plans with logistic = true, data.features, sgd and fedavg");
-  if (!["no", "node"].includes(data.standardise)) unknown.push(["data", "standardise"]);
-  if (unknown.length) refuse(`this client can't do what the plan asks: ${unknown[0].slice(0, 2).join(".")}`);
+  if (!["no", "node"].includes(data.standardise)) refuse(`this client doesn't know standardise = "${data.standardise}"`);
+  return { columns: data, training, patience: cohort?.deadline ?? 600 };
 }
 
-function update(me, task, digest, plan, rows, bytes) {
+function update(me, task, digest, training, rows, bytes) {
   const { tensors, theta } = unpack(bytes, rows.train[0].x.length);
-  const fitted = fit(theta, rows.train, plan.training);
+  const fitted = fit(theta, rows.train, training);
   const metrics = JSON.stringify(evaluate(theta, rows.judge), (key, value) => (key ? hexFloat(value) : value));
   const metadata = { atoll: "1", model: task.model, weight: hexFloat(rows.train.length), metrics };
   const body = pack(tensors, metadata, fitted.map((value, k) => value - theta[k]));
@@ -177,10 +176,10 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   const { protocol, run, digest } = JSON.parse(await get(`${server}/v1/plan`));
   if (protocol !== PROTOCOL) refuse(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
   if (agreed && agreed !== digest) refuse(`${server} runs plan ${digest}, not ${agreed}`);
-  const plan = JSON.parse(await get(`${server}/v1/plans/${digest}`, digest));
-  check(plan);
-  const rows = readRows(data, plan.data);
-  console.log(`plan ${plan.plan.name}: ${plan.plan.rounds} rounds; ${rows.train.length} training rows here`);
+  const { plan: about, ...plan } = JSON.parse(await get(`${server}/v1/plans/${digest}`, digest));
+  const { columns, training, patience } = asked(plan);
+  const rows = readRows(data, columns);
+  console.log(`plan ${about.name}: ${about.rounds} rounds; ${rows.train.length} training rows here`);
 
   const name = called ?? `node-${me.node.slice(0, 8)}`;
   const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name}`).toString("hex");
@@ -193,7 +192,7 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
     const [there, body] = [`${kept(task)}.json`, `${kept(task)}.safetensors`];
     const bytes = existsSync(there) || (await get(`${server}/v1/models/${task.model}`, task.model));
     if (!existsSync(there)) { // made once: another body under the same address would be refused
-      const made = update(me, task, digest, plan, rows, bytes);
+      const made = update(me, task, digest, training, rows, bytes);
       writeFileSync(body, made.body);
       writeFileSync(there, made.header);
     }
@@ -222,7 +221,7 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   });
   const end = await new Promise((resolve, reject) => {
     let away;
-    const lost = (error) => (away ??= setTimeout(() => reject(error), 1000 * plan.cohort.deadline));
+    const lost = (error) => (away ??= setTimeout(() => reject(error), 1000 * patience));
     socket.on("connect", () => (away = clearTimeout(away)));
     socket.on("disconnect", (why) => (socket.active ? lost : reject)(new Error(`the server hung up (${why})`)));
     socket.on("connect_error", (error) => (socket.active ? lost : reject)(error)); // active: it tries again by itself

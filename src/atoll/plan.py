@@ -209,8 +209,11 @@ class Plan(Section):
         return cls.of(values if isinstance(values, dict) else {}, source)
 
     def to_json(self) -> str:
-        """Return the canonical JSON: equal plans give equal text, whatever order their files had."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the canonical JSON: equal plans give equal text, whatever order their files had.
+
+        Only what differs from the defaults is in it: a key that a later version adds changes no plan that doesn't use it.
+        """
+        return json.dumps(_written(self), sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def digest(self) -> str:
@@ -231,6 +234,16 @@ class Plan(Section):
         """
         values = self.model_dump(mode="json")
         return Plan.of({**values, **{name: {**values.get(name, {}), **changed} for name, changed in sections.items()}})
+
+
+def _written(section: BaseModel) -> dict[str, Any]:
+    """What a section says beyond its defaults, as plain values."""
+    plain, written = section.model_dump(mode="json"), {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if value != field.get_default(call_default_factory=True):
+            written[name] = _written(value) if isinstance(value, BaseModel) else plain[name]
+    return written
 
 
 def _read_json(plan: Path, name: str) -> object:

@@ -170,7 +170,7 @@ def test_it_goes_on_where_an_upload_broke_off(client, tmp_path, monkeypatch):
     ("changed", "words", "said"),
     [
         ({"aggregation": {"rule": "newton"}}, [], "only take part in plans with logistic = true, data.features, sgd and fedavg"),
-        ({"training": {"schedule": {"kind": "cosine"}}}, [], "can't do what the plan asks: training.schedule"),
+        ({"training": {"schedule": {"kind": "cosine"}}}, [], "doesn't know what the plan asks: training.schedule"),
         ({"data": {"features": ["age", "size"], "categories": {}}}, [], "has no column 'size'; there are: set, age, kind"),
         ({}, ["--plan", "0" * 64], "not 0000"),
         ({}, ["--name", "a b"], "error: no 'connect' message: name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 from collections.abc import AsyncIterator
@@ -43,7 +44,7 @@ def routes(site: Site) -> list[Route]:
             "protocol": PROTOCOL,
             "run": site.run,
             "digest": site.plan.digest,
-            "plan": site.plan.model_dump(mode="json"),
+            "plan": json.loads(site.plan.to_json()),
         }
         return JSONResponse(body)
 
