@@ -19,10 +19,10 @@ TORCH := torch==2.15.0
 TORCH_BIN := .venv-torch/bin
 TORCH_STAMP := .venv-torch/.from-lock
 
-.PHONY: help demo test test-torch lint format bench lock venv clean
+.PHONY: help demo test test-tensorflow test-torch lint format bench lock venv clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## a whole federation on this machine (ARGS="--nodes 5 --log kafka")
 	@$(BIN)/atoll demo $(ARGS)
@@ -32,6 +32,9 @@ test: $(STAMP) ## all tests (ARGS="tests/test_layers.py -x")
 
 test-torch: $(TORCH_STAMP) ## the tests of the PyTorch learner, in an environment of their own
 	@PYTHONPATH=src $(TORCH_BIN)/python -m pytest tests/learners/test_torch.py $(ARGS)
+
+test-tensorflow: .venv-tensorflow/.made ## Keras on TensorFlow, in an environment of its own (1.6 GB)
+	@KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python -m pytest tests/learners/test_keras_backends.py $(ARGS)
 
 lint: $(STAMP) ## style, types and ranks
 	@$(BIN)/ruff check
@@ -55,7 +58,7 @@ lock: $(BIN)/uv ## make requirements.lock anew from pyproject.toml (ARGS=--upgra
 venv: $(STAMP) ## only set up .venv
 
 clean: ## remove .venv, caches and builds
-	@rm -rf .venv .venv-torch .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .venv .venv-torch .venv-tensorflow .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
@@ -69,6 +72,13 @@ $(TORCH_STAMP): requirements-torch.lock | $(BIN)/uv
 	@$(UV) venv --clear --python $(or $(TORCH_PYTHON),$(BIN)/python) $(if $(TORCH_PYTHON),--system-site-packages) .venv-torch
 	@$(UV) pip sync --python $(TORCH_BIN)/python --require-hashes requirements-torch.lock
 	@$(if $(TORCH_PYTHON),,$(UV) pip install --python $(TORCH_BIN)/python $(TORCH))
+	@touch $@
+
+.venv-tensorflow/.made: requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "setting up .venv-tensorflow"
+	@$(UV) venv --clear --python $(BIN)/python .venv-tensorflow
+	@$(UV) pip install --python .venv-tensorflow/bin/python --constraint requirements.lock --editable ".[tensorflow]" \
+		hypothesis pytest pytest-timeout safetensors
 	@touch $@
 
 $(BIN)/uv:

@@ -181,7 +181,7 @@ def test_another_learning_rate_compiles_nothing_anew():
     start, table = learner.initial(0), rows("binary")
     for rate in (1.0, 0.5, 0.25):
         learner.fit(start, table, 2, 16, np.random.default_rng(0), rate=rate)
-    assert learner._step._cache_size() == 1
+    assert learner._engine._step._cache_size() == 1
 
 
 def test_a_learner_without_a_learning_rate_says_so():

@@ -1,0 +1,213 @@
+"""A Keras model as a learner: its weights as flat groups, and the sums that judge it.
+
+`parameters` are the trainable weights; `buffers` the other ones of `model.weights` (batch-norm statistics, frozen
+layers). Whole numbers (counters) and the state of Keras' random generators travel in neither: the first begin each
+fit as the model's JSON says, the second are seeded by the fit's own generator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing, regressed
+from atoll.learners.keras import engine
+from atoll.vector import Group, Groups, Layout, Metrics, Tensor
+
+_BINARY = ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge")
+_CLASSES = ("sparse_categorical_crossentropy",)
+_NUMBERS = ("mean_squared_error", "mean_absolute_error", "huber", "log_cosh", "poisson")
+LOSSES = (*_BINARY, *_CLASSES, *_NUMBERS)
+OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam", "adamax", "adadelta", "ftrl", "lion")
+_ROWS = 4096
+"""At most so many rows are judged at a time, …"""
+_NUMBERS_AT_ONCE = 1 << 26
+"""… and fewer where a layer gives more numbers than this for them (256 MB)."""
+
+
+class Keras:
+    """A Keras model and how it is fitted.
+
+    Args:
+        config: what `model.to_json()` writes, parsed and checked.
+        loss: the name of a Keras loss.
+        loss_options: its options, for instance `from_logits`.
+        optimizer: the name of a Keras optimiser; it starts anew in each fit.
+        optimizer_options: its options.
+        widest: how many numbers the largest layer gives for one row.
+    """
+
+    can = frozenset({"correct"})
+    measure: Measure = staticmethod(nothing)
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        loss: str,
+        loss_options: Mapping[str, Any],
+        optimizer: str,
+        optimizer_options: Mapping[str, Any],
+        widest: int = 1,
+    ) -> None:
+        self._config, self._loss_name = config, loss
+        self._rows = max(1, min(_ROWS, _NUMBERS_AT_ONCE // widest))
+        self.model = self._built(seed=0)
+        try:
+            kind = getattr(keras.losses, "".join(word.capitalize() for word in loss.split("_")))
+            self._loss = kind(**{**loss_options, "reduction": "sum"})
+            made = keras.optimizers.get({"class_name": optimizer, "config": dict(optimizer_options)})
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"model.options or training.options: {error}") from error
+        self._logits = bool(loss_options.get("from_logits"))
+        made.build(self.model.trainable_variables)
+        self._home = [_array(variable.value) for variable in self.model.non_trainable_variables]
+        self.layouts = self._layouts()
+        self._engine = engine.make(self.model, made, self._objective, self.layouts["parameters"])
+
+    def _built(self, seed: int) -> Any:
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(seed)
+        try:
+            model = keras.models.model_from_json(json.dumps(self._config))
+        except Exception as error:  # whatever Keras finds wrong in a config
+            raise LearnerError(f"model.keras: Keras can't build it: {error}") from error
+        if not model.built:
+            raise LearnerError("model.keras: the model has no input shape; start it with keras.Input(…)")
+        return model
+
+    def _layouts(self) -> dict[str, Layout]:
+        names = {"parameters": self.model.trainable_variables, "buffers": _buffers(self.model)}
+        for weight in (*names["parameters"], *names["buffers"]):
+            if weight.dtype != "float32":
+                mend = "for mixed precision use the dtype policy mixed_bfloat16"
+                raise LearnerError(f"model.keras: '{weight.path}' is {weight.dtype}; weights travel as float32: {mend}")
+        if not names["parameters"]:
+            raise LearnerError("model.keras: the model has no weights to train")
+        return {
+            name: Layout(tuple(Tensor(weight.path, tuple(weight.shape)) for weight in weights))
+            for name, weights in names.items()
+            if weights
+        }
+
+    def initial(self, seed: int) -> Groups:
+        """Return a freshly initialised model."""
+        return self._groups_in(self._built(seed))
+
+    def groups(self) -> Groups:
+        """Return what is in the Keras model."""
+        return self._groups_in(self.model)
+
+    def load(self, groups: Groups) -> None:
+        """Put groups into the Keras model."""
+        for name, weights in (("parameters", self.model.trainable_variables), ("buffers", _buffers(self.model))):
+            if weights:
+                for weight, array in zip(weights, groups[name].arrays.values(), strict=True):
+                    weight.assign(array)
+
+    def _groups_in(self, model: Any) -> Groups:
+        trainable, buffers = ([one.value for one in weights] for weights in (model.trainable_variables, _buffers(model)))
+        return self._groups(trainable, buffers)
+
+    def _groups(self, trainable: Sequence[Any], buffers: Sequence[Any]) -> Groups:
+        values = {"parameters": trainable, "buffers": buffers}
+        return {
+            name: Group(
+                layout, layout.flatten({t.name: _array(one) for t, one in zip(layout.tensors, values[name], strict=True)})
+            )
+            for name, layout in self.layouts.items()
+        }
+
+    def _filled(self, groups: Groups, seeds: np.random.Generator | None, rate: float = 1.0) -> Any:
+        """Begin with groups; variables that are no weights (random state) get the generator's numbers."""
+        buffers = iter(groups["buffers"].arrays.values() if "buffers" in groups else ())
+        travels, weights = {id(one) for one in _buffers(self.model)}, {id(one) for one in self.model.weights}
+        others = []
+        for variable, home in zip(self.model.non_trainable_variables, self._home, strict=True):
+            if id(variable) in travels:
+                others.append(next(buffers))
+            elif seeds is not None and id(variable) not in weights and "seed" in variable.path:
+                others.append(seeds.integers(0, 1 << 31, home.shape).astype(home.dtype))
+            else:
+                others.append(home)
+        return self._engine.begin(list(groups["parameters"].arrays.values()), others, rate)
+
+    def fit(
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
+    ) -> Fit:
+        """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only.
+
+        Rows are taken out of `x` by batches, so one that is mapped from a file never comes into memory whole.
+        """
+        self._check(rows)
+        carry = self._filled(groups, rng, rate)
+        losses, samples = [], 0
+        for batch in batches(rng, len(rows), batch_size, steps):
+            carry, loss = self._engine.step(carry, *self._arrays(rows, batch), correct)
+            losses.append(loss)
+            samples += len(batch)
+        trainable, others = self._engine.end(carry)
+        travels = {id(one) for one in _buffers(self.model)}
+        held = [value for one, value in zip(self.model.non_trainable_variables, others, strict=True) if id(one) in travels]
+        return Fit(self._groups(trainable, held), {"samples": float(samples), "loss": float(sum(map(float, losses)))})
+
+    def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
+        """See `Learner.evaluate`."""
+        self._check(rows)
+        carry = self._filled(groups, None)
+        loss, predicted = 0.0, []
+        for lo in range(0, len(rows), self._rows):
+            part, lost = self._engine.predict(carry, *self._arrays(rows, slice(lo, lo + self._rows)))
+            predicted.append(_array(part))
+            loss += float(lost)
+        scores, y = np.concatenate(predicted), np.asarray(rows.y)
+        return {**self._judged(loss, scores, y), **self.measure(scores, y)}
+
+    def _judged(self, loss: float, scores: NDArray[Any], y: NDArray[Any]) -> Metrics:
+        if self._loss_name in _NUMBERS:
+            return regressed(loss, scores.reshape(len(y), -1)[:, 0], y.astype(np.float32))
+        if self._loss_name in _CLASSES:
+            return classified(loss, scores.argmax(axis=-1).reshape(len(y)), y.astype(np.int32))
+        threshold = 0.0 if self._logits or "hinge" in self._loss_name else 0.5
+        return classified(loss, (scores.reshape(len(y)) >= threshold).astype(int), y.astype(np.float32))
+
+    def _check(self, rows: Rows) -> None:
+        wanted = tuple(self.model.input_shape[1:])
+        if len(wanted) != rows.x.ndim - 1 or any(a not in (None, b) for a, b in zip(wanted, rows.x.shape[1:], strict=True)):
+            raise LearnerError(f"rows of shape {rows.x.shape[1:]}: the plan's model takes {wanted}")
+
+    def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[NDArray[Any], NDArray[Any]]:
+        kind = np.int32 if self._loss_name in _CLASSES else np.float32
+        return np.asarray(rows.x[which], np.float32), np.asarray(rows.y[which], kind)
+
+    def _objective(self, y: Any, predicted: Any) -> tuple[Any, Any]:
+        """Return the mean loss over rows, and their sum.
+
+        Keras sums the loss over all but the last axis; a row's loss is the mean over its outputs.
+        """
+        classes = self._loss_name in _CLASSES
+        inner = predicted.shape[1:-1]
+        summed = self._loss(y if classes else keras.ops.reshape(y, predicted.shape), predicted) / float(np.prod(inner))
+        return summed / float(predicted.shape[0]), summed
+
+
+def _buffers(model: Any) -> list[Any]:
+    """The weights that travel beside the trainable ones; whole numbers stay."""
+    return [weight for weight in model.weights if not weight.trainable and "int" not in weight.dtype]
+
+
+def _array(value: Any) -> NDArray[Any]:
+    return np.asarray(keras.ops.convert_to_numpy(value))

@@ -1,0 +1,80 @@
+"""Fitting on JAX, by Keras' stateless API: one compiled step from variables to variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atoll.learner import Correct
+from atoll.learners.keras.engine import Objective
+from atoll.vector import Layout
+
+
+class Stateless:
+    """A Keras model as pure functions, its own variables stay as they are; see `Engine`."""
+
+    def __init__(self, model: Any, optimizer: Any, objective: Objective, layout: Layout) -> None:
+        self._model, self._optimizer, self._objective, self._layout = model, optimizer, objective, layout
+
+    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float) -> Any:
+        """See `Engine.begin`; the learning rate is a variable of the optimiser, so that another one compiles nothing anew."""
+        speed = self._optimizer.learning_rate
+        state = [jnp.asarray(one.value) * (rate if one is speed else 1) for one in self._optimizer.variables]
+        return [jnp.asarray(one) for one in trainable], [jnp.asarray(one) for one in others], state
+
+    def step(self, carry: Any, x: Any, y: Any, correct: Correct | None) -> Any:
+        """See `Engine.step`."""
+        if correct is None:
+            return self._step(carry, x, y)
+        trainable, others, state = carry
+        (_, (others, loss)), gradient = self._gradient_only(trainable, others, x, y)
+        flat = [np.concatenate([np.ravel(part) for part in parts]) for parts in (gradient, trainable)]
+        mended = np.asarray(correct(flat[0], flat[1]), np.float32)
+        gradient = [jnp.asarray(array) for array in self._layout.views(mended).values()]
+        trainable, state = self._optimizer.stateless_apply(state, gradient, trainable)
+        return (trainable, others, state), loss
+
+    def end(self, carry: Any) -> tuple[list[Any], list[Any]]:
+        """See `Engine.end`."""
+        return carry[0], carry[1]
+
+    def predict(self, carry: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        """See `Engine.predict`."""
+        predicted, loss = self._predict(carry[0], carry[1], x, y)
+        return predicted, loss
+
+    @cached_property
+    def _gradient(self) -> Any:
+        def loss(trainable: Any, others: Any, x: Any, y: Any) -> Any:
+            predicted, others, added = self._model.stateless_call(trainable, others, x, training=True, return_losses=True)
+            down, summed = self._objective(y, predicted)
+            return down + sum(added), (others, summed)
+
+        return jax.value_and_grad(loss, has_aux=True)
+
+    @cached_property
+    def _step(self) -> Any:
+        def step(carry: Any, x: Any, y: Any) -> Any:
+            trainable, others, state = carry
+            (_, (others, loss)), gradient = self._gradient(trainable, others, x, y)
+            trainable, state = self._optimizer.stateless_apply(state, gradient, trainable)
+            return (trainable, others, state), loss
+
+        return jax.jit(step)
+
+    @cached_property
+    def _gradient_only(self) -> Any:
+        return jax.jit(self._gradient)
+
+    @cached_property
+    def _predict(self) -> Any:
+        def predict(trainable: Any, others: Any, x: Any, y: Any) -> Any:
+            predicted, _ = self._model.stateless_call(trainable, others, x, training=False)
+            return predicted.astype(jnp.float32), self._objective(y, predicted)[1]
+
+        return jax.jit(predict)
