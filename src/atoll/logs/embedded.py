@@ -125,9 +125,8 @@ class EmbeddedLog:
             try:
                 if there is not None:
                     raise RefusedError(_TAKEN)
-                self.waiting = self._room(envelope.size - start)
-                if self.waiting:
-                    raise LogError(self.waiting)
+                if full := self._room(envelope.size - start):
+                    raise LogError(full)
                 turn.envelope = envelope
                 with _writing(path):
                     await _take_in(path, envelope, start, turn.chunks(number, chunks))
@@ -135,6 +134,10 @@ class EmbeddedLog:
             except RefusedError:
                 path.unlink(missing_ok=True)
                 raise
+            except LogError as error:
+                self.waiting = str(error)
+                raise
+            self.waiting = None
             return True
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,117 @@
+"""Models on their way: broken off and resumed, onto a disk that fills, and in little memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.federation import atoll, events, plan
+
+from atoll.cli.bench.rounds import Noise
+from atoll.node.runtime import Node
+from atoll.server.runtime import Server
+
+PARAMETERS = 2_000_000
+MODEL = 4 * PARAMETERS
+ROWS = (np.zeros((1, 4)), np.zeros(1))
+
+
+class Wire:
+    """A TCP relay that counts what passes, and breaks off the first connection that carries so many bytes in one direction."""
+
+    def __init__(self, up: int, down: int) -> None:
+        self.limits, self.passed = {"up": up, "down": down}, {"up": 0, "down": 0}
+        self.cut: list[str] = []
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        here = 0
+        while data := await reader.read(1 << 16):
+            here += len(data)
+            self.passed[way] += len(data)
+            writer.write(data)
+            await writer.drain()
+            if way not in self.cut and here > self.limits[way]:
+                self.cut.append(way)
+                raise ConnectionError
+        writer.write_eof()
+
+    @contextlib.asynccontextmanager
+    async def to(self, port: int) -> AsyncIterator[str]:
+        async def both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await asyncio.gather(self.relay(reader, back, "up"), self.relay(there, writer, "down"))
+            for end in (writer, back):
+                end.transport.abort()
+
+        relay = await asyncio.start_server(both, "127.0.0.1", 0)
+        try:
+            yield f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+        finally:
+            relay.close()
+
+
+@pytest.mark.parametrize("log", ["embedded", "kafka"])
+def test_what_broke_off_goes_on_where_it_was(tmp_path, log, request):
+    broker = request.getfixturevalue("kafka") if log == "kafka" else None
+    agreed = plan(plan={"rounds": 1}, cohort={"minimum": 1}, log={"kafka": broker, "prefix": f"{tmp_path.name}."})
+    # The larger part of the model passes before the break: sent anew from its start, it would pass one and a half times.
+    wire = Wire(up=MODEL // 4 * 3, down=MODEL // 4 * 3)
+
+    async def together() -> dict:
+        server = Server(agreed, store=tmp_path / "store", port=0, learner=Noise(PARAMETERS))
+        async with wire.to(int(server.url.rpartition(":")[2])) as url:
+            node = Node(url, ROWS, name="far", directory=tmp_path / "node", learner=Noise(PARAMETERS))
+            history, _ = await asyncio.gather(server.serve_async(), node.start_async())
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    assert history["rounds"][0]["answered"] == ["far"]
+    assert "down" in wire.cut
+    assert wire.passed["down"] < 2.3 * MODEL, "the first model and the final one, each once, and what was on its way at the break"
+    if log == "embedded":
+        assert "up" in wire.cut
+        assert wire.passed["up"] < 1.3 * MODEL
+
+
+def test_a_disk_that_fills_in_mid_upload_loses_nothing(tmp_path):
+    """The server may write no file beyond half an update: like a full disk it fails half-way, until there is room again."""
+    inputs = 200_000
+    sections = {"plan": {"rounds": 2}, "model": {"inputs": inputs}, "training": {"epochs": 1}, "cohort": {"minimum": 2}}
+    (tmp_path / "plan.json").write_text(plan(**sections).to_json())
+    x = np.random.default_rng(0).random((8, inputs), np.float32)
+    said: list[str] = []
+
+    async def join(url: str, server: int) -> None:
+        def watch(event: Mapping[str, Any]) -> None:
+            if event["what"] == "waiting":
+                said.append(event["reason"])
+                resource.prlimit(server, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+        nodes = [Node(url, (x, x[:, 0] > 0.5), name=name, directory=tmp_path / name, watch=watch) for name in ("a", "b")]
+        await asyncio.wait_for(asyncio.gather(*(node.start_async() for node in nodes)), 60)
+
+    words = ["serve", tmp_path / "plan.json", "--port", "0", "--store", tmp_path / "store", "--json"]
+    with atoll(*words, log=tmp_path / "server.log") as server:
+        for event in events(server):
+            if event["what"] == "listening":
+                resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (2 * inputs, resource.RLIM_INFINITY))
+                joined = threading.Thread(target=asyncio.run, args=(join(event["url"], server.pid),))
+                joined.start()
+        joined.join()
+    assert "can't be written (File too large); free some space on the server" in said[0]
+    assert event["what"] == "history"
+    assert [row["answered"] for row in event["rounds"]] == [["a", "b"]] * 2
+    assert not [refused for row in event["rounds"] for refused in row["refused"]]
+    told = subprocess.run(
+        [sys.executable, "-m", "atoll", "replay", "--store", tmp_path / "store"], check=False, capture_output=True, text=True
+    )
+    assert "all 2 rounds give the stored models" in told.stdout
