@@ -39,12 +39,13 @@ def rounds(
     parameters: Annotated[int, typer.Option(help="float32 numbers in the model.")] = 1_000_000,
     count: Annotated[int, typer.Option("--rounds", help="How many rounds; the first is not counted.")] = 12,
     log: Log = "embedded",
+    floor: Annotated[bool, typer.Option(help="Also run the floor, whose nodes take three models of memory each.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Time whole rounds over real processes without training, against a floor of bare parts."""
     from atoll.cli.bench.rounds import measure
 
-    _show(measure(nodes, parameters, count, log), f"rounds, {log} log", as_json=as_json)
+    _show(measure(nodes, parameters, count, log, floor=floor), f"rounds, {log} log", as_json=as_json)
 
 
 @bench.command(name="all")

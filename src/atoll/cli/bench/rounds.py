@@ -65,21 +65,40 @@ class Noise:
         return {"samples": float(len(rows)), "loss": 0.0}
 
 
-def measure(nodes: int, parameters: int, rounds: int, log: str) -> dict[str, Any]:
-    """Return the seconds a round, those of the floor, the seconds from command to first round, and the server's memory."""
+def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool = True) -> dict[str, Any]:
+    """Return the seconds a round, those of the floor, the seconds from command to first round, and the peaks of memory."""
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as place, _broker(log, Path(place)) as address:
-        floor = _floor(nodes, parameters, rounds, address, Path(place))
-        ours, start, rss = _ours(nodes, parameters, rounds, address, Path(place))
+        least = _floor(nodes, parameters, rounds, address, Path(place)) if floor else None
+        ours, start, memory = _ours(nodes, parameters, rounds, address, Path(place))
     return {
         "log": log,
         "nodes": nodes,
         "parameters": parameters,
         "s_per_round": round(ours, 4),
-        "floor_s_per_round": round(floor, 4),
-        "ratio": round(ours / floor, 2),
+        "floor_s_per_round": least and round(least, 4),
+        "ratio": least and round(ours / least, 2),
         "start_s": round(start, 2),
-        "rss_mb": round(rss / 1e6, 1),
+        "rss_mb": round(memory["server"].peak / 1e6, 1),
+        "node_rss_mb": round(memory["node"].peak / 1e6, 1),
+        "growth_models": round((memory["server"].peak - memory["server"].first) / (4 * parameters), 2),
     }
+
+
+class _Anonymous:
+    """The anonymous memory of a process, watched from now to its end.
+
+    Attributes:
+        first, peak: in bytes.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.first = self.peak = rss_anon(pid)
+        threading.Thread(target=self._watch, args=(pid,), daemon=True).start()
+
+    def _watch(self, pid: int) -> None:
+        while now := rss_anon(pid):
+            self.peak = max(self.peak, now)
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -106,28 +125,29 @@ def _plan(nodes: int, rounds: int, address: str | None) -> Plan:
     )
 
 
-def _ours(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> tuple[float, float, float]:
+def _ours(
+    nodes: int, parameters: int, rounds: int, address: str | None, place: Path
+) -> tuple[float, float, dict[str, _Anonymous]]:
     plan = place / "plan.json"
     plan.write_text(_plan(nodes, rounds, address).to_json())
-    began, peak = time.perf_counter(), 0
+    began = time.perf_counter()
     marks: list[float] = []
+    memory: dict[str, _Anonymous] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store")))
         for line in server.stdout or ():
             event = json.loads(line)
             if event["what"] == "listening":
-                for k in range(nodes):
-                    stack.enter_context(
-                        spawned(ROLE, "node", event["url"], str(parameters), f"node-{k:03}", str(place / f"node-{k}"))
-                    )
+                words = [(event["url"], str(parameters), f"node-{k:03}", str(place / f"node-{k}")) for k in range(nodes)]
+                processes = [stack.enter_context(spawned(ROLE, "node", *one)) for one in words]
+                memory = {"server": _Anonymous(server.pid), "node": _Anonymous(processes[0].pid)}
             if event["what"] == "asked" and not marks:
                 marks.append(time.perf_counter())
             if event["what"] == "round":
                 marks.append(time.perf_counter())
-                peak = max(peak, rss_anon(server.pid))
     if len(marks) != rounds + 1:
         raise RuntimeError(f"the run ended after {len(marks) - 1} of {rounds} rounds")
-    return float(np.median(np.diff(marks)[1:])), marks[0] - began, peak
+    return float(np.median(np.diff(marks)[1:])), marks[0] - began, memory
 
 
 def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> float:
