@@ -106,7 +106,9 @@ class Node:
         }
         self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._fail)
         self._training = asyncio.Lock()
-        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False)
+        quiet = logging.getLogger("atoll.node.channel")  # a connection that breaks is told as an event, not by the library
+        quiet.setLevel(logging.CRITICAL)
+        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False, engineio_logger=quiet)
         self._hear()
 
     def start(self) -> EndSession:

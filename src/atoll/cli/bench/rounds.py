@@ -23,6 +23,8 @@ from atoll.vector import Group, Groups, Layout, Metrics, Tensor
 
 ROLE = "atoll.cli.bench.rounds"
 FLOOR = "atoll.cli.bench.floor"
+_LONGEST = 3600.0
+"""Seconds after which a benchmark's process is ended, come what may."""
 _BLOCK = 1 << 20
 """The noise repeats after so many numbers: a model of any size takes no second one beside it."""
 
@@ -147,7 +149,7 @@ def _ours(
                 marks.append(time.perf_counter())
     if len(marks) != rounds + 1:
         raise RuntimeError(f"the run ended after {len(marks) - 1} of {rounds} rounds")
-    return float(np.median(np.diff(marks)[1:])), marks[0] - began, memory
+    return float(np.median(np.diff(marks)[1:] if rounds > 1 else np.diff(marks))), marks[0] - began, memory
 
 
 def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> float:
@@ -161,18 +163,18 @@ def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place:
         seconds = [float(line) for line in lines]
     if len(seconds) != rounds:
         raise RuntimeError(f"the floor ended after {len(seconds)} of {rounds} rounds")
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[1:] or seconds)
 
 
 @contextlib.contextmanager
 def spawned(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process in a role of this benchmark, ended with the block."""
     process = subprocess.Popen([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True)
-    guard = threading.Timer(300, process.kill)
+    guard = threading.Timer(_LONGEST, process.kill)
     guard.start()
     try:
         yield process
-        process.wait(timeout=60)
+        process.wait(timeout=_LONGEST)
     finally:
         guard.cancel()
         if process.poll() is None:
