@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +47,28 @@ def rounds(
     from atoll.cli.bench.rounds import measure
 
     _show(measure(nodes, parameters, count, log, floor=floor), f"rounds, {log} log", as_json=as_json)
+
+
+@bench.command()
+def growth(
+    log: Log = "embedded",
+    others: Annotated[
+        Path | None, typer.Option("--beside", help="Lines of JSON of other systems: name, nodes, parameters, s_per_round.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Draw it into this picture.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time rounds with 2 to 200 nodes and with 10⁴ to 10⁸ parameters: some ten minutes, and 10 GB of memory."""
+    from atoll.cli.bench.growth import beside, grow, plot
+
+    rows = beside(others) if others else []
+    for row in grow(log):
+        rows.append(dict(row))
+        _show(row, f"rounds, {log} log", as_json=as_json)
+        if picture:
+            plot(rows, picture)
+    if as_json:
+        print(json.dumps({"rows": rows}), flush=True)
 
 
 @bench.command(name="all")
