@@ -16,9 +16,10 @@ from starlette.applications import Starlette
 
 from atoll.errors import LogError, RefusedError, UnreachableError
 from atoll.keys import Identity
-from atoll.logs.embedded import EmbeddedLog, HttpAppender
+from atoll.logs.embedded import EmbeddedLog
 from atoll.logs.inproc import InprocLog
 from atoll.logs.kafka import KafkaAppender, KafkaReader
+from atoll.logs.upload import HttpAppender
 from atoll.server.uploads import routes
 from atoll.testing.logs import LIMIT, RUN, Ends, body_of, check_log
 from atoll.wire import Envelope

@@ -22,7 +22,7 @@ from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, Unre
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.logs import Appender
-from atoll.logs.embedded import HttpAppender
+from atoll.logs.upload import HttpAppender
 from atoll.messages import (
     NAMESPACE,
     PROTOCOL,

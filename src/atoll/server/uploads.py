@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from atoll.errors import AtollError, LogError, RefusedError, UnreachableError, WireError
-from atoll.logs.embedded import HEADER, EmbeddedLog
+from atoll.logs.embedded import EmbeddedLog
+from atoll.logs.upload import HEADER
 from atoll.wire import Address, Envelope
 
 PATH = "/v1/runs/{run}/rounds/{round:int}/{attempt:int}/updates/{node}"
