@@ -73,7 +73,7 @@ def history(
     console.print(f"run [bold]{found['run']}[/bold] of plan {found['name']}: {found['outcome']}. {found['reason']}")
     if found["rounds"]:
         console.print(rounds_table(found["rounds"], found["planned"], ""))
-        for node, judged in found["rounds"][-1]["by_node"].items():
+        for node, judged in sorted(found["rounds"][-1]["by_node"].items()):
             figures = ", ".join(f"{name} {figure(judged, name)}" for name in judged)
             console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)
     for row in found["rounds"]:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
-from atoll.cli.show import figure, rounds_table, size, size_of
+from atoll.cli.show import figure, round_line, rounds_table, size, size_of
 from atoll.plan import Plan
 
 if TYPE_CHECKING:
@@ -159,17 +159,24 @@ def _print_json(event: Mapping[str, Any]) -> None:
 
 
 def show_run(plan: Plan, live: Live) -> Watch:
-    """Show a server's events: a table of rounds that grows, and lines above it for what happens between."""
+    """Show a server's events: a table of the newest rounds, and lines above it for what happens between.
+
+    Where no terminal is, a log file or a container, each round is a line of its own as it closes.
+    """
     rounds: list[Mapping[str, Any]] = []
 
     def watch(event: Mapping[str, Any]) -> None:
         what = event["what"]
-        if what == "round":
+        if what == "round" and live.console.is_terminal:
             rounds.append(event)
             title = f"{plan.plan.name}: judged by {event['by']}"
-            live.update(rounds_table(rounds, plan.plan.rounds, title), refresh=True)
+            newest = rounds[-max(5, live.console.height - 12) :]
+            live.update(rounds_table(newest, plan.plan.rounds, title), refresh=True)
+        elif what == "round":
+            live.console.print(round_line(event, plan.plan.rounds), soft_wrap=True)
         elif what == "listening":
-            live.console.print(f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes")
+            said = f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes"
+            live.console.print(said, soft_wrap=True)
             live.console.print(f"watch it: open {event['url']} in a browser", soft_wrap=True)
             live.console.print(f"on each node: atoll join {event['url']} --data FILE", soft_wrap=True)
         elif what in ("joined", "lost", "declined", "rejected"):
@@ -185,6 +192,7 @@ def _say(event: Mapping[str, Any]) -> None:
         "ready": lambda e: f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here",
         "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
         "waiting": lambda e: str(e["reason"]),
+        "training": lambda e: f"round {e['round']}: training …",
         "trained": lambda e: (
             f"round {e['round']}: trained in {e['seconds']:.2f} s; the model as received: {_figures(e['received'])}"
         ),

@@ -63,6 +63,13 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) ->
     return table
 
 
+def round_line(row: Mapping[str, Any], total: int) -> str:
+    """Return a round as one line, for where no table can grow."""
+    figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in ("loss", "accuracy") if name in row["judged"])
+    answered = f"{len(row['answered'])} of {row['cohort']} answered"
+    return f"round {row['round']}/{total}: {answered}; {figures or 'not judged'}; {size(row['bytes'])}, {row['seconds']:.2f} s"
+
+
 def can_plot() -> bool:
     """Say whether plots can be drawn here."""
     return importlib.util.find_spec("matplotlib") is not None

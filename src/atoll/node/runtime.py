@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -217,7 +218,9 @@ class Node:
                 if response.status == 200:
                     return content
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise UnreachableError(f"{self.url}: no server answers there ({str(error) or type(error).__name__})") from error
+            number = (error.errno if isinstance(error, OSError) else None) or 0
+            why = os.strerror(number) if number > 0 else str(error) or type(error).__name__
+            raise UnreachableError(f"{self.url}: no server answers there ({why})") from error
         raise UnreachableError(f"{self.url}{path}: HTTP {response.status}")
 
     # What the server says.
@@ -261,7 +264,8 @@ class Node:
 
     async def _lost(self, *reason: object) -> None:
         del reason
-        self._tell("waiting", reason="the server is away; reconnecting")
+        if self.drive.state.end is None and not self._over.done():
+            self._tell("waiting", reason="the server is away; reconnecting")
         await self.drive.happen(machine.Disconnected(self.drive.now()))
 
     # What the machine decides.
@@ -314,7 +318,11 @@ class Node:
 
     async def _train(self, task: StartTraining) -> str:
         body = await self._model(task.model)
-        return await asyncio.to_thread(self._work, task, body)
+        slow = asyncio.get_running_loop().call_later(2, lambda: self._tell("training", round=task.round))
+        try:
+            return await asyncio.to_thread(self._work, task, body)
+        finally:
+            slow.cancel()
 
     def _work(self, task: StartTraining, body: Buffer) -> str:
         began = time.monotonic()
