@@ -108,6 +108,8 @@ class Curved(Protocol):
         ...
 
 
+FIGURES = ("loss", "accuracy", "precision", "recall", "mean_squared_error", "mean_absolute_error", "r2")
+"""What `summary` knows of itself."""
 OWN = "metric."
 """What the names of the sums of a plan's own metrics begin with."""
 

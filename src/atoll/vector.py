@@ -148,14 +148,24 @@ def check(groups: Groups, layouts: Layouts) -> None:
     Raises:
         LayoutError: naming the group, and the array where there is one.
     """
+    check_layouts(groups, layouts)
+    for name, group in groups.items():
+        if not finite(group.values):
+            bad = next(tensor for tensor, array in group.arrays.items() if not finite(array.reshape(-1)))
+            raise LayoutError(f"'{bad}' in group '{name}' holds NaN or infinity; lower the learning rate or look at the data")
+
+
+def check_layouts(groups: Groups, layouts: Layouts) -> None:
+    """Check that groups have just these layouts.
+
+    Raises:
+        LayoutError: naming the group, and the array where there is one.
+    """
     if groups.keys() != layouts.keys():
         raise LayoutError(f"groups {sorted(groups)} are not the agreed ones: {sorted(layouts)}")
     for name, group in groups.items():
         if group.layout != layouts[name]:
             raise LayoutError(f"group '{name}' has another layout than the agreed one: {difference(group.layout, layouts[name])}")
-        if not finite(group.values):
-            bad = next(tensor for tensor, array in group.arrays.items() if not finite(array.reshape(-1)))
-            raise LayoutError(f"'{bad}' in group '{name}' holds NaN or infinity; lower the learning rate or look at the data")
 
 
 def finite(values: Flat, block: int = 1 << 16) -> bool:

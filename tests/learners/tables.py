@@ -21,3 +21,8 @@ def rows(kind: str) -> Rows:
         return Rows(x, (x[:, :4].sum(axis=(1, 2, 3)) > 0).astype(float))
     y = {"binary": score > 0, "three": np.digitize(score, [-1, 1]), "number": score}[kind]
     return Rows(x, np.asarray(y, float))
+
+
+def wrong(predictions: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """A metric of one's own, for chances."""
+    return {"wrong": float(np.sum((predictions >= 0.5) != y))}

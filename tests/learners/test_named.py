@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-from tests.federation import atoll, clients, plan, rows
+from rich.console import Console
+from tests.federation import atoll, clients, plan, rows, run_processes
 
 from atoll import learners
+from atoll.cli.show import rounds_table
 from atoll.errors import AtollError, PlanError
 from atoll.learner import Rows, summary
 from atoll.learners import named
@@ -22,6 +25,7 @@ Path(__file__).with_name("ran").touch()
 def model(**options): raise OSError("never")
 def halves(predictions, y): return {"half": 0.5 * len(y)}
 def nan(predictions, y): return {"odd": float("nan")}
+def taken(predictions, y): return {"accuracy": 1.0}
 def no_dict(predictions, y): return 3.0
 """
 
@@ -69,6 +73,7 @@ def test_what_an_installed_package_registers_is_allowed(trap, monkeypatch):
     ("name", "said"),
     [
         ("atoll_trap:nan", "'atoll_trap:nan': the sum 'odd' is nan"),
+        ("atoll_trap:taken", "'atoll_trap:taken': the name 'accuracy' is taken: give it another"),
         ("atoll_trap:no_dict", "'atoll_trap:no_dict' failed: AttributeError"),
         ("atoll_trap:missing", "'atoll_trap:missing' can't be imported"),
         ("atoll_no_such:thing", "put its folder on PYTHONPATH"),
@@ -101,6 +106,16 @@ def test_every_learner_measures_what_a_plan_names(trap):
         assert learner.evaluate(learner.initial(0), table)["metric.half"] == 15.0
 
 
+def test_own_metrics_have_a_column():
+    judged = {"loss": 0.5, "accuracy": 0.75, "precision": 1.0, "brier": 0.125}
+    row = {"round": 1, "answered": ["a"], "cohort": 1, "judged": judged, "bytes": 10, "seconds": 1.0}
+    console = Console(width=200, file=io.StringIO())
+    console.print(rounds_table([row], 3, ""))
+    assert "brier" in console.file.getvalue()
+    assert "0.1250" in console.file.getvalue()
+    assert "precision" not in console.file.getvalue()
+
+
 def test_the_commands_say_how_to_allow(tmp_path):
     agreed = plan(model={"logistic": False, "jax": "tests.learners.jax_models:linear", "inputs": None, "loss": "squared_error"})
     (tmp_path / "plan.json").write_text(agreed.to_json())
@@ -109,3 +124,25 @@ def test_the_commands_say_how_to_allow(tmp_path):
     said = (tmp_path / "log").read_text()
     assert "`--allow tests.learners.jax_models:linear`" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_real_processes_that_were_allowed_to(tmp_path, monkeypatch):
+    """A server by its flag, nodes by their variable; history shows the figure, and replay needs the same word."""
+    name = "tests.learners.tables:wrong"
+    agreed = plan(model={"inputs": None, "metrics": [name]}, data={"features": [*"abcd"], "target": "y"}, plan={"rounds": 2})
+    (tmp_path / "plan.json").write_text(agreed.to_json())
+    files = {}
+    for one, (x, y) in clients().items():
+        files[one] = tmp_path / f"{one}.csv"
+        np.savetxt(files[one], np.column_stack([x, y]), delimiter=",", header="a,b,c,d,y", comments="")
+    monkeypatch.setenv("ATOLL_JOIN_ALLOW", name)
+    history = run_processes(tmp_path / "plan.json", files, tmp_path, ["--allow", name])
+    judged = history["rounds"][-1]["nodes"]
+    assert judged["wrong"] == pytest.approx(1 - judged["accuracy"])
+    store = ["--store", tmp_path / "store"]
+    with atoll("history", *store, log=tmp_path / "log") as shown:
+        assert "wrong" in shown.stdout.read()
+    for allow, code in (([], 2), (["--allow", name], 0)):
+        with atoll("replay", *store, *allow, log=tmp_path / "log") as again:
+            assert again.wait(60) == code
+    assert not (tmp_path / "log").read_text()

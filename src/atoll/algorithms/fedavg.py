@@ -8,7 +8,7 @@ from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.folds import mean
 from atoll.learner import Learner, Rows
 from atoll.training import Pace
-from atoll.vector import Flat, Groups, Layouts, Total, Update
+from atoll.vector import Flat, Groups, Layouts, Total, Update, check_layouts, layouts_of
 
 
 def fedavg() -> Algorithm:
@@ -32,6 +32,7 @@ def _local(
     learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
 ) -> tuple[Memory, Update]:
     fit = learner.fit(brief, rows, pace.steps, pace.batch_size, rng, rate=pace.rate)
+    check_layouts(fit.groups, layouts_of(brief))
     moved = {name: group.with_values(_moved(group.values, brief[name].values)) for name, group in fit.groups.items()}
     return memory, Update(moved, float(len(rows)), fit.metrics)
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from atoll.errors import AtollError
+from atoll.learner import FIGURES
 
 
 def size(count: float) -> str:
@@ -48,17 +49,21 @@ def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) -> Table:
-    """Return the table of a run's rounds so far; each has `answered`, `cohort`, `judged`, `bytes`, `seconds`."""
+    """Return the table of a run's rounds so far; each has `answered`, `cohort`, `judged`, `bytes`, `seconds`.
+
+    The plan's own metrics have columns beside loss and accuracy.
+    """
+    figures = ["loss", "accuracy", *dict.fromkeys(name for row in rounds for name in row["judged"] if name not in FIGURES)]
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("round", "who answered"):
         table.add_column(name, overflow="fold")
-    for name in ("loss", "accuracy", "bytes", "seconds"):
+    for name in (*figures, "bytes", "seconds"):
         table.add_column(name, justify="right")
     for row in rounds:
         judged = row["judged"]
         table.add_row(
             f"{row['round']}/{total}", f"{len(row['answered'])} of {row['cohort']}: {', '.join(row['answered'][:6])}",
-            figure(judged, "loss"), figure(judged, "accuracy"), size(row["bytes"]), f"{row['seconds']:.2f}",
+            *(figure(judged, name) for name in figures), size(row["bytes"]), f"{row['seconds']:.2f}",
         )  # fmt: skip
     return table
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from numpy.typing import NDArray
 
 from atoll.errors import AtollError, LearnerError, PlanError
-from atoll.learner import OWN, Measure, Rows, classified, regressed
+from atoll.learner import FIGURES, OWN, Measure, Rows, classified, regressed
 from atoll.vector import Dtype, Kind, Layout, Layouts, Metrics, Tensor, difference
 
 ENTRY_POINTS = "atoll.models"
@@ -84,9 +84,10 @@ def measure(functions: Mapping[str, Callable[..., Any]]) -> Measure:
             except Exception as error:  # whatever a foreign function raises
                 raise LearnerError(f"model.metrics: '{named}' failed: {type(error).__name__}: {error}") from error
             for name, value in found.items():
-                if not math.isfinite(value) or name in sums:
-                    said = "is given twice" if name in sums else f"is {value}"
-                    raise LearnerError(f"model.metrics: '{named}': the sum '{name.removeprefix(OWN)}' {said}")
+                if name in sums or name.removeprefix(OWN) in FIGURES:
+                    raise LearnerError(f"model.metrics: '{named}': the name '{name.removeprefix(OWN)}' is taken: give it another")
+                if not math.isfinite(value):
+                    raise LearnerError(f"model.metrics: '{named}': the sum '{name.removeprefix(OWN)}' is {value}")
             sums |= found
         return sums
 
