@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from tests.federation import atoll, events, plan
 
-from atoll.cli.bench.rounds import Noise
+from atoll.cli.bench.rounds import ROLE, Anonymous, Noise, spawned
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 
@@ -115,3 +116,27 @@ def test_a_disk_that_fills_in_mid_upload_loses_nothing(tmp_path):
         [sys.executable, "-m", "atoll", "replay", "--store", tmp_path / "store"], check=False, capture_output=True, text=True
     )
     assert "all 2 rounds give the stored models" in told.stdout
+
+
+def test_the_server_holds_two_models_whatever_the_number_of_nodes(tmp_path):
+    nodes, parameters = 6, 10_000_000
+    (tmp_path / "plan.json").write_text(plan(plan={"rounds": 2}, cohort={"minimum": nodes, "deadline": 60}).to_json())
+
+    async def join(url: str) -> None:
+        learner = Noise(parameters)
+        mine = [Node(url, ROWS, name=f"n{k}", directory=tmp_path / f"n{k}", learner=learner) for k in range(nodes)]
+        await asyncio.wait_for(asyncio.gather(*(node.start_async() for node in mine)), 90)
+
+    closed = 0
+    with spawned(ROLE, "server", str(tmp_path / "plan.json"), str(parameters), str(tmp_path / "store")) as server:
+        for line in server.stdout:
+            event = json.loads(line)
+            if event["what"] == "listening":
+                joined = threading.Thread(target=asyncio.run, args=(join(event["url"]),))
+                joined.start()
+            if event["what"] == "asked" and not closed:
+                memory = Anonymous(server.pid)
+            closed += event["what"] == "round"
+        joined.join()
+    assert closed == 2
+    assert memory.peak - memory.first < 4 * 4 * parameters, "an accumulator, the next model, and what is on its way"

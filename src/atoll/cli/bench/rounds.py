@@ -86,7 +86,7 @@ def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool =
     }
 
 
-class _Anonymous:
+class Anonymous:
     """The anonymous memory of a process, watched from now to its end.
 
     Attributes:
@@ -129,12 +129,12 @@ def _plan(nodes: int, rounds: int, address: str | None) -> Plan:
 
 def _ours(
     nodes: int, parameters: int, rounds: int, address: str | None, place: Path
-) -> tuple[float, float, dict[str, _Anonymous]]:
+) -> tuple[float, float, dict[str, Anonymous]]:
     plan = place / "plan.json"
     plan.write_text(_plan(nodes, rounds, address).to_json())
     began = time.perf_counter()
     marks: list[float] = []
-    memory: dict[str, _Anonymous] = {}
+    memory: dict[str, Anonymous] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store")))
         for line in server.stdout or ():
@@ -142,7 +142,7 @@ def _ours(
             if event["what"] == "listening":
                 words = [(event["url"], str(parameters), f"node-{k:03}", str(place / f"node-{k}")) for k in range(nodes)]
                 processes = [stack.enter_context(spawned(ROLE, "node", *one)) for one in words]
-                memory = {"server": _Anonymous(server.pid), "node": _Anonymous(processes[0].pid)}
+                memory = {"server": Anonymous(server.pid), "node": Anonymous(processes[0].pid)}
             if event["what"] == "asked" and not marks:
                 marks.append(time.perf_counter())
             if event["what"] == "round":
