@@ -22,11 +22,13 @@ class Backend(NamedTuple):
         gradient: (loss, values) → the gradient of `loss()[0]` by the values, and `loss()[1]`.
         compiled: makes a function of arrays faster.
         asking: the same for one that is never differentiated.
+        seed: seeds the framework's own generator, from which some layers draw whatever seeds Keras keeps for them.
     """
 
     gradient: Callable[[Function, Callable[[], Sequence[Any]]], tuple[Sequence[Any], Any]]
     compiled: Callable[[Function], Function]
     asking: Callable[[Function], Function]
+    seed: Callable[[int], Any]
 
 
 def _tensorflow() -> Backend:
@@ -37,7 +39,7 @@ def _tensorflow() -> Backend:
             down, summed = loss()
         return tape.gradient(down, values(), unconnected_gradients="zero"), summed
 
-    return Backend(gradient, tf.function, tf.function)
+    return Backend(gradient, tf.function, tf.function, tf.random.set_seed)
 
 
 def _torch() -> Backend:
@@ -49,7 +51,7 @@ def _torch() -> Backend:
         zeros = (torch.zeros_like(value) if part is None else part for part, value in zip(found, values(), strict=True))
         return list(zeros), summed.detach()
 
-    return Backend(gradient, lambda act: act, torch.no_grad())
+    return Backend(gradient, lambda act: act, torch.no_grad(), torch.manual_seed)
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"tensorflow": _tensorflow, "torch": _torch}
@@ -64,8 +66,9 @@ class Eager:
         self._gradient, self._step = backend.compiled(self._differentiate), backend.compiled(self._go)
         self._predict = backend.asking(self._judge)
 
-    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float) -> None:
+    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float, seed: int) -> None:
         """See `Engine.begin`."""
+        self._backend.seed(seed)
         speed = self._optimizer.learning_rate
         for variables, values in (
             (self._model.trainable_variables, trainable),

@@ -18,8 +18,11 @@ Objective = Callable[[Any, Any], tuple[Any, Any]]
 class Engine(Protocol):
     """A model that can be filled, stepped, asked and read."""
 
-    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float) -> Any:
-        """Fill the model and make the optimiser fresh, at `rate` times its learning rate; return what is carried on."""
+    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float, seed: int) -> Any:
+        """Fill the model and make the optimiser fresh, at `rate` times its learning rate; return what is carried on.
+
+        `seed` is for a backend's own generator; random state among `others` is seeded already.
+        """
         ...
 
     def step(self, carry: Any, x: Any, y: Any, correct: Correct | None) -> tuple[Any, Any]:

@@ -135,7 +135,8 @@ class Keras:
                 others.append(seeds.integers(0, 1 << 31, home.shape).astype(home.dtype))
             else:
                 others.append(home)
-        return self._engine.begin(list(groups["parameters"].arrays.values()), others, rate)
+        seed = int(seeds.spawn(1)[0].integers(1 << 31)) if seeds is not None else 0
+        return self._engine.begin(list(groups["parameters"].arrays.values()), others, rate, seed)
 
     def fit(
         self,

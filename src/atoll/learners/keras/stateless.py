@@ -21,8 +21,9 @@ class Stateless:
     def __init__(self, model: Any, optimizer: Any, objective: Objective, layout: Layout) -> None:
         self._model, self._optimizer, self._objective, self._layout = model, optimizer, objective, layout
 
-    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float) -> Any:
+    def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float, seed: int) -> Any:
         """See `Engine.begin`; the learning rate is a variable of the optimiser, so that another one compiles nothing anew."""
+        del seed  # all that is random here is among the variables
         speed = self._optimizer.learning_rate
         state = [jnp.asarray(one.value) * (rate if one is speed else 1) for one in self._optimizer.variables]
         return [jnp.asarray(one) for one in trainable], [jnp.asarray(one) for one in others], state
