@@ -62,7 +62,7 @@ def _everywhere(
 
 def main() -> None:
     """Run the command line; a person's mistake ends in one line, not in a traceback."""
-    from atoll.cli import bench, demo, kafka, keep, look, run, start  # noqa: F401  each adds its commands to `app`
+    from atoll.cli import bench, demo, doctor, kafka, keep, look, run, start  # noqa: F401  each adds its commands to `app`
 
     try:
         app(standalone_mode=False)

@@ -313,6 +313,19 @@ class KafkaReader:
         log.info(self.waiting)
 
 
+def brokers(servers: str, patience: float) -> int:
+    """Return how many brokers there are, as one of these tells.
+
+    Raises:
+        LogError: none answers within so many seconds.
+    """
+    try:
+        return len(AdminClient({"bootstrap.servers": servers, "log_level": 0}).list_topics(timeout=patience).brokers)
+    except KafkaException as error:
+        said = error.args[0].str()
+        raise LogError(f"Kafka at {servers} doesn't answer ({said}); is it running? `atoll kafka start`") from error
+
+
 def let_go(servers: str, topic: str, positions: str) -> None:
     """Have Kafka drop every message of a topic that lies before these positions (-1: the end), of whichever run or server.
 
