@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from atoll import learners
 from atoll.cli.show import rounds_table
 from atoll.errors import AtollError, PlanError
 from atoll.learner import Rows, summary
-from atoll.learners import named
 from atoll.plan import Plan
 from atoll.simulate import simulate
 
@@ -56,9 +54,11 @@ def test_a_name_that_nobody_allowed_is_not_even_imported(trap):
         learners.build(plan(model={"logistic": False, "jax": "os:system", "options": {"command": "true"}}))
 
 
-def test_what_an_installed_package_registers_is_allowed(trap, monkeypatch):
-    mine = EntryPoint("halves", "atoll_trap:halves", named.ENTRY_POINTS)
-    monkeypatch.setattr(named, "entry_points", lambda group: [mine] if group == "atoll.models" else [])
+def test_what_an_installed_package_registers_is_allowed(trap):
+    installed = trap.with_name("atoll_trap-1.dist-info")
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: atoll-trap\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[atoll.models]\nhalves = atoll_trap:halves\n[other]\nnan = atoll_trap:nan\n")
     learner = learners.build(plan(model={"metrics": ["atoll_trap:halves"]}))
     assert trap.exists()
     table = Rows(*rows(1))

@@ -19,7 +19,7 @@ from atoll.learners.torch import OPTIMIZERS
 from atoll.plan import Plan
 from atoll.simulate import simulate
 from atoll.testing import check_learner
-from atoll.wire import unpack
+from atoll.wire import pack, unpack
 
 MODELS = "tests.learners.torch_models:"
 BINARY, CLASSES, NUMBERS = "binary_cross_entropy_with_logits", "cross_entropy", "mse_loss"
@@ -231,10 +231,32 @@ def test_a_module_that_does_not_do_its_part_is_one_line():
 
 def test_the_how_to_is_true(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "torch.md").read_text()
-    code, plan = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL).group(1) for kind in ("python", "toml"))
+    code, away = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (plan,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "models.py").write_text(code)
     (tmp_path / "plan.toml").write_text(plan)
     monkeypatch.syspath_prepend(tmp_path)
     data = {"a": federation.rows(1), "b": federation.rows(2)}
-    run = simulate(Plan.load(tmp_path / "plan.toml"), data, allow=["models:network"])
+    learner = learners.build(agreed := Plan.load(tmp_path / "plan.toml"), allow=["models:network"])
+    run = simulate(agreed, data, learner=learner)
     assert run.rounds[-1]["nodes"]["loss"] < run.rounds[0]["nodes"]["loss"]
+    (tmp_path / "model.safetensors").write_bytes(b"".join(pack(run.model)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(away, "docs/how-to/torch.md", "exec"), {})
+    start = learners.first(agreed, learner, tmp_path / "start.safetensors")
+    assert start == dict(run.model)
+
+
+def test_real_processes_give_the_simulated_runs_bits(tmp_path, monkeypatch):
+    """Dropout and all: `atoll serve` and `atoll join` end with the model of a simulation in this process."""
+    name = MODELS + "normed"
+    sections = {"model": {"options": {"inputs": 4}}, "data": {"features": [*"abcd"], "target": "y"}}
+    agreed = torch_plan("normed").with_(**sections)
+    (tmp_path / "plan.json").write_text(agreed.to_json())
+    files = {}
+    for one, (x, y) in federation.clients().items():
+        files[one] = tmp_path / f"{one}.csv"
+        np.savetxt(files[one], np.column_stack([x, y]), delimiter=",", header="a,b,c,d,y", comments="")
+    monkeypatch.setenv("ATOLL_JOIN_ALLOW", name)
+    history = federation.run_processes(tmp_path / "plan.json", files, tmp_path, ["--allow", name])
+    assert history["last"] == simulate(agreed, files, allow=[name]).digest

@@ -113,7 +113,7 @@ class Torch:
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
         """Have PyTorch's generator to oneself, in a known state; it is put back."""
-        with _ONE_AT_A_TIME, torch.random.fork_rng():
+        with _ONE_AT_A_TIME, torch.random.fork_rng(range(self._device == "cuda")):
             torch.manual_seed(seed)
             yield
 
