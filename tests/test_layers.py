@@ -42,6 +42,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "confluent_kafka": ("atoll.logs.kafka", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),
     "pyarrow": ("atoll.preprocess.parquet",),
+    "PIL": ("atoll.preprocess.images",),
     "socketio": ("atoll.server.runtime", "atoll.server.channel", "atoll.node.runtime"),
     "starlette": SERVING,
     "jinja2": ("atoll.server.page",),

@@ -77,6 +77,8 @@ class Columns(Section):
     value of each left out. Rows with a word of `missing` in a used column are left out. `positive` turns
     the target into 1 where it has one of these values and 0 elsewhere. `split` names a column with
     `train` or `test` in each row. `standardise` takes each node's own training mean and deviation.
+    For folders of pictures, `image` is height, width and channels, and `classes` are the folders' names in
+    the order of their labels.
     """
 
     features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -87,6 +89,8 @@ class Columns(Section):
     missing: tuple[str, ...] = ("",)
     split: str | None = None
     standardise: Literal["no", "node"] = "no"
+    image: tuple[PositiveInt, PositiveInt, Literal[1, 3, 4]] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
 
     @property
     def width(self) -> int | None:
@@ -99,6 +103,8 @@ class Columns(Section):
     def _fits(self) -> Self:
         if (self.features is None) != (self.target is None):
             raise ValueError("features and target go together: name both, or neither and give arrays from Python")
+        if (self.image is None) != (self.classes is None) or (self.image and self.features):
+            raise ValueError("image and classes go together, and without features: rows are pictures, or of columns")
         features = self.features or ()
         for name in self.categories:
             if name not in features:

@@ -110,13 +110,13 @@ def same(one: Data, other: Data) -> None:
 def test_every_kind_gives_the_bits_of_the_csv_file(tmp_path, monkeypatch, kind, step):
     monkeypatch.setattr(batch, "_VALUES", step * 5)
     source = KINDS[kind](tmp_path)
-    seen: list[tuple[int, int | None]] = []
+    seen: list[tuple[str, int, int | None]] = []
     found = prepare(source, plan(**COLUMNS), progress=lambda *at: seen.append(at))
     assert len(found.train) == 30
     assert len(found.test) == 8
     same(found, prepare(as_csv(tmp_path), plan(**COLUMNS)))
-    assert seen[0][0] == 0
-    assert seen[-1][0] == 40
+    assert seen[0][:2] == ("reading", 0)
+    assert seen[-1][:2] == ("reading", 40)
     assert (len(seen) > 5) == (step == 6)
 
 

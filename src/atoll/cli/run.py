@@ -72,8 +72,8 @@ def join(
     data: Annotated[
         str,
         typer.Option(
-            help="This node's rows, which stay here: a CSV, Parquet or .npz file, a folder of CSV or "
-            "Parquet files, or a database's URL, such as postgresql+psycopg://user@host/base."
+            help="This node's rows, which stay here: a CSV, Parquet or .npz file, a folder of CSV or Parquet files or of "
+            "pictures, a database's URL such as postgresql+psycopg://user@host/base, or python:package.module:function."
         ),
     ],
     query: Annotated[str | None, typer.Option(help="What to ask the database for: one SELECT.")] = None,
@@ -133,7 +133,7 @@ def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
         return
     console = Console(stderr=True)
     with Progress(
-        TextColumn("reading"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f} rows"),
         TimeElapsedColumn(),
@@ -144,8 +144,8 @@ def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
         task = bar.add_task("reading", total=None, visible=False)
 
         def watch(event: Mapping[str, Any]) -> None:
-            if event["what"] == "reading":
-                bar.update(task, completed=event["rows"], total=event["of"], visible=True)
+            if event["what"] in ("reading", "standardising"):
+                bar.update(task, description=event["what"], completed=event["rows"], total=event["of"], visible=True)
                 return
             if event["what"] == "ready":
                 bar.stop()

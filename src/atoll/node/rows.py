@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from atoll.errors import GaveUpError
 from atoll.learner import Data
 from atoll.plan import Plan
-from atoll.preprocess import prepare
+from atoll.preprocess import Given, prepare
 from atoll.preprocess.spool import remove
 
 _QUIET, _EVERY = 2.0, 0.25
@@ -25,10 +24,10 @@ class Holding:
     Args:
         source: a file, a folder, a database's address, or arrays, as `prepare` takes them.
         spool: a directory for rows that are too many for memory; it is there only while the node is.
-        tell: told `reading` with `rows` and `of`, and `waiting` with a reason.
+        tell: told `reading` and `standardising` with `rows` and `of`, and `waiting` with a reason.
     """
 
-    def __init__(self, source: str | Path | Sequence[Any], spool: Path, tell: Callable[..., None]) -> None:
+    def __init__(self, source: Given, spool: Path, tell: Callable[..., None]) -> None:
         self._source, self._spool, self._tell = source, spool, tell
         remove(spool)  # what a crash may have left
         self._stopped = threading.Event()
@@ -54,12 +53,13 @@ class Holding:
         self.stop()
         remove(self._spool)
 
-    def _progress(self, read: int, rows: int | None) -> None:
+    def _progress(self, what: str, through: int, rows: int | None) -> None:
         self._unless_stopped()
-        self.read = read
+        if what == "reading":
+            self.read = through
         if (now := time.monotonic()) - self._shown >= _EVERY:
             self._shown = now
-            self._tell("reading", rows=read, of=rows)
+            self._tell(what, rows=through, of=rows)
 
     def _pause(self, seconds: float, why: str) -> None:
         self._tell("waiting", reason=why)

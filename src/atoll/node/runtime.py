@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from atoll.node.download import Downloads
 from atoll.node.outbox import Outbox
 from atoll.node.rows import Holding
 from atoll.plan import Plan
+from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
 from atoll.vector import layouts_of
@@ -58,7 +59,7 @@ class Node:
 
     Args:
         url: the server's, for instance `http://127.0.0.1:8740`.
-        data: a file, a folder, a database's address, or arrays `(x, y)` or `(x, y, x_test, y_test)`: see `atoll.preprocess`.
+        data: a file, a folder, a database, arrays `(x, y)` or `(x, y, x_test, y_test)`, a function: see `preprocess.prepare`.
         name: what people call this node; by default it is named after its key.
         directory: where key, ledger, unsent updates and the final model are kept.
         watch: told of each thing that a person would like to see.
@@ -73,7 +74,7 @@ class Node:
     def __init__(
         self,
         url: str,
-        data: str | Path | Sequence[Any],
+        data: Given,
         *,
         name: str | None = None,
         directory: str | Path = "atoll-node",

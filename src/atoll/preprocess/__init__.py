@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from atoll.errors import DataError
 from atoll.learner import Data
 from atoll.plan import Plan
-from atoll.preprocess import arrays
+from atoll.preprocess import arrays, function
 from atoll.preprocess.batch import DroppedError, Source
 from atoll.preprocess.gather import Progress, described, gathered
 
-__all__ = ["Pause", "Progress", "Query", "described", "prepare"]
+__all__ = ["Given", "Pause", "Progress", "Query", "described", "prepare"]
 
+Given = str | Path | Sequence[Any] | Callable[[], Any]
+"""What `prepare` takes, and so a node."""
 Pause = Callable[[float, str], None]
 """Called with seconds to wait, and why."""
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -41,8 +43,8 @@ class Query(NamedTuple):
     select: str
 
 
-def _silent(read: int, rows: int | None) -> None:
-    del read, rows
+def _silent(what: str, through: int, rows: int | None) -> None:
+    del what, through, rows
 
 
 def _sleep(seconds: float, why: str) -> None:
@@ -51,7 +53,7 @@ def _sleep(seconds: float, why: str) -> None:
 
 
 def prepare(
-    source: str | Path | Sequence[Any],
+    source: Given,
     plan: Plan,
     *,
     spool: Path | None = None,
@@ -61,8 +63,9 @@ def prepare(
     """Return the rows behind a node's source of data.
 
     Args:
-        source: a CSV, Parquet or `.npz` file, a folder of CSV or Parquet files, a `Query` of a database, arrays `(x, y)` or
-            `(x, y, x_test, y_test)`, or `Data`, which is taken as it is.
+        source: a CSV, Parquet or `.npz` file; a folder of CSV or Parquet files, or of pictures where the plan has
+            `data.image`; a `Query` of a database; arrays `(x, y)` or `(x, y, x_test, y_test)`; `Data`, which is taken as it
+            is; or a function, or "python:package.module:function", that gives one of these or yields batches.
         plan: whose `[data]` says what to make of it.
         spool: a directory of its own, made anew, for rows of more than 128 MB: they are float32 there, and mapped. The
             caller removes it.
@@ -72,9 +75,10 @@ def prepare(
     Raises:
         DataError: one line with the place and the mend.
     """
-    if isinstance(source, Data):
-        return source
-    opened = _open(source, plan)
+    given, where = function.called(source) if _is_function(source) else (source, "")
+    if isinstance(given, Data):
+        return given
+    opened = function.source(given, plan, where) if where and not _is_plain(given) else _open(given, plan)
     for seconds in _PAUSES:
         try:
             return gathered(opened, plan, progress, spool)
@@ -86,7 +90,16 @@ def prepare(
         raise DataError(f"{error}; it was tried {len(_PAUSES) + 1} times") from None
 
 
-def _open(source: str | Path | Sequence[Any], plan: Plan) -> Source:
+def _is_function(source: Given) -> TypeGuard[str | Callable[[], Any]]:
+    return callable(source) or (isinstance(source, str) and source.startswith(function.PREFIX))
+
+
+def _is_plain(given: Any) -> bool:
+    """Say whether a function gave a source of its own, and not batches."""
+    return isinstance(given, (str, Path)) or (isinstance(given, tuple) and len(tuple(given)) in (2, 4))
+
+
+def _open(source: Any, plan: Plan) -> Source:
     if isinstance(source, str) and "://" in source:
         source = Query(source, "")
     if isinstance(source, Query) and "://" in source.address:
@@ -98,6 +111,9 @@ def _open(source: str | Path | Sequence[Any], plan: Plan) -> Source:
     if not isinstance(source, (str, Path)):
         return arrays.source(source, plan)
     path = Path(source)
+    if plan.data.image and path.is_dir():
+        pictures: Source = _extra("images", "PIL", path).source(path, plan)
+        return pictures
     kind, files = _files(path)
     if kind == "npz":
         from atoll.preprocess import npz
@@ -118,7 +134,11 @@ def _files(path: Path) -> tuple[str, list[Path]]:
     found = {kind: sorted(path.rglob(f"*.{kind}")) for kind in ("parquet", "csv")}
     kinds = [kind for kind, files in found.items() if files]
     if len(kinds) != 1:
-        what = "both .parquet and .csv files: keep one kind" if kinds else "neither .parquet nor .csv files"
+        what = (
+            "both .parquet and .csv files: keep one kind"
+            if kinds
+            else "neither .parquet nor .csv files (pictures need data.image in the plan)"
+        )
         raise DataError(f"{path}: this folder holds {what}")
     return kinds[0], found[kinds[0]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ _ROWS = 1 << 20
 _CLASSES = 100
 """More different targets than this are no classes."""
 
-Progress = Callable[[int, int | None], None]
-"""Called with how many rows have been read, and how many there are, where that is known."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with `reading` or `standardising`, through how many rows that is, and how many there are, where that is known."""
 
 
 def gathered(source: Source, plan: Plan, progress: Progress, spool: Path | None = None) -> Data:
@@ -48,8 +49,8 @@ def gathered(source: Source, plan: Plan, progress: Progress, spool: Path | None 
             size += block.x.nbytes
             expected = size if len(blocks) > 1 or not source.rows else size // max(1, len(block.y)) * source.rows
             if spool and expected > MEMORY:
-                standardise = plan.data.standardise == "node"
-                data = spooled(_popped(blocks, coming), source, spool, standardise=standardise)
+                standardising = partial(progress, "standardising") if plan.data.standardise == "node" else None
+                data = spooled(_popped(blocks, coming), source, spool, standardising)
                 if not len(data.train):
                     raise no_training(source.where)
                 return data
@@ -101,11 +102,11 @@ def _shape(data: Data, classes: dict[str, int]) -> dict[str, Any]:
 def told(source: Source, progress: Progress) -> Generator[Block, None, None]:
     """Yield a source's blocks, and say after each how far it is read."""
     read = 0
-    progress(0, source.rows)
+    progress("reading", 0, source.rows)
     with contextlib.closing(source.blocks()) as blocks:
         for block in blocks:
             read += block.read
-            progress(read, source.rows)
+            progress("reading", read, source.rows)
             if not np.isfinite(block.x).all() or not np.isfinite(block.y).all():
                 raise DataError(f"{source.where}: holds NaN or infinity; drop or fill these rows")
             yield block

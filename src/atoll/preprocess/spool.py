@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,14 +27,15 @@ _RESERVE = 64 << 20
 """Bytes that are left free on the disk."""
 
 
-def spooled(blocks: Iterable[Block], source: Source, directory: Path, *, standardise: bool) -> Data:
+def spooled(blocks: Iterable[Block], source: Source, directory: Path, standardising: Callable[[int, int], None] | None) -> Data:
     """Return rows as read-only maps of files: floating-point numbers as float32, whole ones as they are.
 
     Args:
         blocks: of one shape and kind.
         source: where they come from, and how many there are, where that is known.
         directory: made anew; removed when this fails, otherwise the caller's to remove.
-        standardise: shift and scale by the mean and sample deviation (ddof 1) of the training rows.
+        standardising: None, or told how far it is to shift and scale all rows by the mean and sample deviation (ddof 1) of the
+            training rows.
 
     Raises:
         DataError: the disk is too small or can't be written.
@@ -44,15 +45,14 @@ def spooled(blocks: Iterable[Block], source: Source, directory: Path, *, standar
         directory.mkdir(parents=True)
         with contextlib.ExitStack() as files:
             train, test = (files.enter_context(_Side(directory, name)) for name in ("train", "test"))
-            moments = _Moments() if standardise else None
+            moments = _Moments() if standardising else None
             for block in blocks:
                 _room(directory, block, source.rows if train.empty and test.empty else None)
                 x = moments.shifted(block) if moments else block.x
                 train.add(x[~block.test], block.y[~block.test])
                 test.add(x[block.test], block.y[block.test])
-        if moments:
-            for side in (train, test):
-                moments.standardise(side)
+        if moments and standardising:
+            moments.standardise([side.x.mapped("r+") for side in (train, test)], standardising)
         return Data(train.rows(), test.rows())
     except OSError as error:
         remove(directory)
@@ -161,11 +161,13 @@ class _Moments:
             self._count = total
         return x
 
-    def standardise(self, side: _Side) -> None:
+    def standardise(self, arrays: Sequence[NDArray[Any]], progress: Callable[[int, int], None]) -> None:
         if self._count < 2:
             raise DataError("data.standardise: a node needs at least two training rows for a deviation")
         scale = np.sqrt(self._squares / (self._count - 1)) + TINY
-        x = side.x.mapped("r+")
-        step = rows_for(math.prod(x.shape[1:]) or 1)
-        for lo in range(0, len(x), step):
-            x[lo : lo + step] = (x[lo : lo + step] - self._mean) / scale
+        done, rows = 0, sum(map(len, arrays))
+        for x in arrays:
+            step = rows_for(math.prod(x.shape[1:]) or 1)
+            for lo in range(0, len(x), step):
+                x[lo : lo + step] = (x[lo : lo + step] - self._mean) / scale
+                progress(done := done + len(x[lo : lo + step]), rows)
