@@ -6,10 +6,11 @@ and an exit code: 0 done, 2 a mistake that the one line on stderr explains, 3 a 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -60,8 +61,20 @@ def _everywhere(
     logging.getLogger("atoll").setLevel(level)
 
 
+def buffered(out: TextIO) -> TextIO:
+    """Give a stream without a buffer one, flushed at each line: of an unbuffered write Python drops what a pipe doesn't take.
+
+    So it is under PYTHONUNBUFFERED=1, where a pipe was seen to take the first 64 KiB only once a uvloop had run.
+    """
+    raw = getattr(out, "buffer", None)
+    if not isinstance(raw, io.RawIOBase):
+        return out
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=out.encoding, errors=out.errors, line_buffering=True)
+
+
 def main() -> None:
     """Run the command line; a person's mistake ends in one line, not in a traceback."""
+    sys.stdout = buffered(sys.stdout)
     from atoll.cli import bench, demo, doctor, kafka, keep, look, run, start  # noqa: F401  each adds its commands to `app`
 
     try:
