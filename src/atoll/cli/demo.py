@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.table import Table
 
 from atoll.cli import app, demo_data
+from atoll.cli.plot import can_plot, curves, plot
 from atoll.cli.run import show_run
-from atoll.cli.show import can_plot, figure, plot
+from atoll.cli.show import figure, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -54,7 +55,8 @@ def demo(
         history = _federate(plan, data, directory, console)
     federated = [row["holdout"] for row in history["rounds"]]
     console.print("the same plan for each hospital alone, and for all rows in one place …")
-    local, centralized = compare(plan, nodes, seed)
+    with working("training them", quiet=as_json):
+        local, centralized = compare(plan, nodes, seed)
     result = {
         "run": history["run"],
         "rounds": len(federated),
@@ -66,7 +68,7 @@ def demo(
         "seconds": round(time.monotonic() - began, 2),
     }
     console.print(_compared(federated[-1], local, centralized))
-    _say_where(console, directory, history, federated, local, centralized)
+    _say_where(console, directory, history, local, centralized)
     console.print(f"{result['seconds']} s in all")
     if as_json:
         print(json.dumps(result))
@@ -193,7 +195,6 @@ def _say_where(
     console: Console,
     directory: Path,
     history: Mapping[str, Any],
-    federated: list[Figures],
     local: Mapping[str, Figures],
     centralized: Figures,
 ) -> None:
@@ -201,7 +202,8 @@ def _say_where(
     if can_plot():
         mean = sum(one["accuracy"] for one in local.values()) / len(local)
         lines = {"centralized": centralized["accuracy"], "local-only (mean)": mean}
-        plot({"federated": federated}, directory / "history.png", lines)
+        shown = {"federated": curves([history])["holdout"]}
+        plot(shown, directory / "history.png", "on the server's holdout", lines)
         say(f"plot:  {directory / 'history.png'}")
     say(f"store: {directory / 'store'}   (atoll history --store {directory / 'store'})")
     say(f"model: {directory / 'store' / 'models' / history['best']}.safetensors, the best of the run")

@@ -26,7 +26,7 @@ from rich.text import Text
 from atoll import __version__, memory
 from atoll.cli import app
 from atoll.cli.look import HERE
-from atoll.cli.show import size
+from atoll.cli.show import size, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -57,7 +57,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look at this machine: versions, optional parts, port, broker, disk, clock, processors and memory. No data, no secrets."""
-    findings = list(_findings(plan, server, kafka, store, port))
+    with working("looking", quiet=as_json):
+        findings = list(_findings(plan, server, kafka, store, port))
     problems = sum(one.state == "problem" for one in findings)
     if as_json:
         print(json.dumps({"problems": problems, "findings": [one._asdict() for one in findings]}))

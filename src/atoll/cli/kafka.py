@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import app
+from atoll.cli.show import working
 
 kafka = typer.Typer(help="A real single-node Kafka (KRaft) on loopback, for development and tests.", no_args_is_help=True)
 app.add_typer(kafka, name="kafka")
@@ -25,7 +26,8 @@ def start(
     """Start the broker, or find it running; the first time its jars are fetched with Maven."""
     from atoll.logs import broker
 
-    running = broker.start(directory, port, report=lambda line: None if as_json else print(line, flush=True))
+    with working("a broker needs some 15 seconds", quiet=as_json):
+        running = broker.start(directory, port, report=lambda line: None if as_json else print(line, flush=True))
     if as_json:
         print(json.dumps({"address": running.address, "pid": running.pid, "directory": str(running.directory)}))
         return

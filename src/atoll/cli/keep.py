@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.cli import app
-from atoll.cli.look import HERE, Allow, AsJson, Store, open_store
+from atoll.cli.look import HERE, Allow, AsJson, Run, Store, open_store, stored_runs
 from atoll.cli.show import size
 from atoll.errors import AtollError, StoreError
 from atoll.plan import Plan
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def prune(
-    runs: Annotated[list[str] | None, typer.Argument(help="Runs to let go, by id or its start.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Runs to let go, by id or its start.", autocompletion=stored_runs)
+    ] = None,
     keep: Annotated[int | None, typer.Option(min=0, help="Let go of all runs that ended but the newest so many.")] = None,
     older: Annotated[float | None, typer.Option("--older-than", min=0, help="Also of those that ended so many days ago.")] = None,
     models: Annotated[
@@ -115,7 +117,7 @@ def _table(before: Sequence[Use], gone: Sequence[str], thinned: Sequence[str]) -
 
 @app.command()
 def replay(
-    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    run: Run = None,
     store: Store = HERE,
     allow: Allow = None,
     as_json: AsJson = False,

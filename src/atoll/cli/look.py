@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import urllib.request
@@ -12,7 +13,8 @@ import typer
 from rich.console import Console
 
 from atoll.cli import app
-from atoll.cli.show import figure, plot, rounds_table
+from atoll.cli.plot import curves, plot
+from atoll.cli.show import figure, rounds_table, working
 from atoll.errors import AtollError, UnreachableError
 from atoll.plan import Plan
 
@@ -26,6 +28,18 @@ Allow = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 HERE = Path("atoll-store")
+
+
+def stored_runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of the stored runs, the newest first, for a shell's completion."""
+    with contextlib.suppress(AtollError):
+        runs = open_store(Path(context.params.get("store") or HERE)).runs()
+        return [row.run for row in runs if row.run.startswith(incomplete)]
+    return []
+
+
+_ONE = "A run's id, or the start of it; the newest by default."
+Run = Annotated[str | None, typer.Argument(help=_ONE, autocompletion=stored_runs)]
 
 
 @app.command()
@@ -55,20 +69,38 @@ def status(
 
 @app.command()
 def history(
-    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Runs' ids, or the start of them; the newest by default.", autocompletion=stored_runs
+        ),
+    ] = None,
     store: Store = HERE,
     as_json: AsJson = False,
-    picture: Annotated[Path | None, typer.Option("--plot", help="Draw loss and accuracy into this picture.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the curves of the runs into this picture: .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
-    """Show what is stored of a run: each round, who answered, how its model does."""
-    found = open_store(store).history(run)
-    for row in found["rounds"]:
-        row["judged"] = row["holdout"] or row["nodes"]
+    """Show what is stored of a run, or of several: each round, who answered, how its model does."""
+    base = open_store(store)
+    found = [base.history(run) for run in runs or [base.find().run]]
     if picture:
-        plot({found["name"]: [row["judged"] for row in found["rounds"]]}, picture)
+        with working("drawing", quiet=as_json):
+            title = f"{found[0]['name']}, run {found[0]['run']}" if len(found) == 1 else ""
+            plot(curves(found), picture, title)
+    for one in found:
+        for row in one["rounds"]:
+            row["judged"] = row["holdout"] or row["nodes"]
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found[0] if len(found) == 1 else {"runs": found}))
         return
+    for one in found:
+        _show(one)
+    if picture:
+        print(f"plot: {picture}")
+
+
+def _show(found: dict[str, Any]) -> None:
     console = Console()
     console.print(f"run [bold]{found['run']}[/bold] of plan {found['name']}: {found['outcome']}. {found['reason']}")
     if found["rounds"]:
@@ -86,7 +118,7 @@ def history(
 @app.command()
 def export(
     to: Annotated[Path, typer.Option(help="The file: its ending says which kind, .safetensors or .keras.")],
-    run: Annotated[str | None, typer.Argument(help="A run's id, or the start of it; the newest by default.")] = None,
+    run: Run = None,
     store: Store = HERE,
     which: Annotated[str, typer.Option(help="best, last, or the number of a round.")] = "best",
 ) -> None:
@@ -106,7 +138,8 @@ def export(
         except OSError as error:
             raise AtollError(f"{to}: can't be written ({error.strerror})") from error
     elif to.suffix == ".keras":
-        _export_keras(Plan.from_json(base.find(found["run"]).plan), path, to)
+        with working("writing a Keras model"):
+            _export_keras(Plan.from_json(base.find(found["run"]).plan), path, to)
     else:
         raise AtollError(f"{to}: the ending says the kind, and '{to.suffix}' is none: use .safetensors or .keras")
     print(f"{to}: model {digest[:12]} of run {found['run']}")

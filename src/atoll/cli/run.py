@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
-from atoll.cli.show import figure, round_line, rounds_table, size, size_of
+from atoll.cli.show import figure, round_line, rounds_table, size, size_of, working
 from atoll.plan import Plan
 
 if TYPE_CHECKING:
@@ -50,16 +50,19 @@ def serve(
     from atoll.server.runtime import Server
 
     agreed = Plan.load(plan)
-    rows = prepare(holdout, agreed).judge if holdout else None
     limit = size_of(quota) if quota else None
+    with working("reading the holdout", quiet=as_json):
+        rows = prepare(holdout, agreed).judge if holdout else None
     options: Any = {"holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or ()}
     if as_json:
         server = Server(agreed, host=host, port=port, watch=_print_json, **options)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
         return
     console = Console()
-    with Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False) as live:
+    live = Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False)
+    with working("building the model"):
         server = Server(agreed, host=host, port=port, watch=show_run(agreed, live), **options)
+    with live:
         history = server.serve()
     console.print(f"{history['reason']}; run [bold]{server.run}[/bold]")
     console.print(f"history: atoll history {server.run} --store {store}", soft_wrap=True)

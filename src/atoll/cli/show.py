@@ -1,13 +1,12 @@
-"""How runs look to a person: tables by rich, a plot by matplotlib where it is installed."""
+"""How runs look to a person: tables, lines, and a sign that something is going on."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from atoll.errors import AtollError
@@ -75,37 +74,12 @@ def round_line(row: Mapping[str, Any], total: int) -> str:
     return f"round {row['round']}/{total}: {answered}; {figures or 'not judged'}; {size(row['bytes'])}, {row['seconds']:.2f} s"
 
 
-def can_plot() -> bool:
-    """Say whether plots can be drawn here."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def plot(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, lines: Mapping[str, float] | None = None) -> None:
-    """Draw loss and accuracy by round into a picture.
-
-    Args:
-        histories: label → the figures of each round, from round 1 on.
-        path: the picture's file.
-        lines: label → an accuracy to compare with, drawn across.
-
-    Raises:
-        AtollError: matplotlib isn't installed, or the file can't be written.
-    """
-    if not can_plot():
-        raise AtollError("plots need matplotlib: pip install 'atoll-fl[plot]'")
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, name in zip(drawn.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for label, rounds in histories.items():
-            shown = [(number, row[name]) for number, row in enumerate(rounds, 1) if name in row]
-            axes.plot(*zip(*shown, strict=True) if shown else ([], []), marker="o", markersize=3, label=label)
-        for shade, (label, value) in enumerate(lines.items() if lines and name == "accuracy" else ()):
-            axes.axhline(value, linestyle="--", linewidth=1, color=f"C{shade + len(histories)}", label=label)
-        axes.set(xlabel="round", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    try:
-        drawn.savefig(path, dpi=150)
-    except OSError as error:
-        raise AtollError(f"{path}: the plot can't be written ({error.strerror})") from error
+@contextlib.contextmanager
+def working(said: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show a spinner on stderr for as long as the block takes, where a person watches; nothing for programs."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(f"{said} …"):
+        yield

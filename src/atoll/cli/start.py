@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import app, demo_data
+from atoll.cli.show import working
 from atoll.errors import AtollError
 
 
@@ -28,7 +29,8 @@ def new(
         raise AtollError(f"{directory}: can't be written ({error.strerror}); name another directory") from error
     print(f"{directory}: plan.toml, model.json, README.md")
     try:
-        demo_data.write(directory / "data", 3, 7)
+        with working("writing rows"):
+            demo_data.write(directory / "data", 3, 7)
     except AtollError as error:
         print(f"no rows to try them on: {error}")
     else:

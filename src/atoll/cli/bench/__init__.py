@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atoll.cli import app
+from atoll.cli.show import working
 
 bench = typer.Typer(help="The field's workloads on this machine, beside floors in the same run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -31,7 +32,9 @@ def aggregate(
     """Time the weighted mean of large updates, against numpy in place."""
     from atoll.cli.bench.aggregate import measure
 
-    _show(measure(updates, parameters), "aggregate", as_json=as_json)
+    with working("adding up", quiet=as_json):
+        row = measure(updates, parameters)
+    _show(row, "aggregate", as_json=as_json)
 
 
 @bench.command()
@@ -46,7 +49,9 @@ def rounds(
     """Time whole rounds over real processes without training, against a floor of bare parts."""
     from atoll.cli.bench.rounds import measure
 
-    _show(measure(nodes, parameters, count, log, floor=floor), f"rounds, {log} log", as_json=as_json)
+    with working("running rounds", quiet=as_json):
+        row = measure(nodes, parameters, count, log, floor=floor)
+    _show(row, f"rounds, {log} log", as_json=as_json)
 
 
 @bench.command()
@@ -62,7 +67,7 @@ def growth(
     from atoll.cli.bench.growth import beside, grow, plot
 
     rows = beside(others) if others else []
-    for row in grow(log):
+    for row in grow(log):  # each is shown as it comes
         rows.append(dict(row))
         _show(row, f"rounds, {log} log", as_json=as_json)
         if picture:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.cli.bench.rounds import measure
-from atoll.cli.show import can_plot
+from atoll.cli.plot import can_plot
 from atoll.errors import AtollError
 
 NODES = (2, 5, 10, 20, 50, 100, 200)
