@@ -233,7 +233,7 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   if (bytes) writeFileSync(join(dir, "final.safetensors"), bytes);
   await say("session_ended", { metrics });
   socket.disconnect();
-  console.log(`${end.outcome}: ${end.reason}`, bytes ? `; ${metrics.correct} of ${metrics.samples} rows here are right` : "");
+  console.log(`${end.outcome}: ${end.reason}${bytes ? `; ${metrics.correct} of ${metrics.samples} rows here are right` : ""}`);
   return end.outcome === "gave_up" ? 3 : 0;
 }
 

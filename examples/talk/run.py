@@ -54,6 +54,8 @@ def federate(plan: atoll.Plan, tables: dict[str, Path], place: Path) -> dict[str
             event = json.loads(line)
             if event["what"] == "history":
                 return dict(event)
+            if event["what"] == "round":
+                print(".", end="", flush=True)
             if event["what"] == "listening":
                 for name in ("node-1", "node-2"):
                     join = ["join", event["url"], "--data", tables[name], "--name", name, "--dir", place / name]
@@ -104,6 +106,7 @@ def process(*words: str | Path, log: Path) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def broker(place: Path) -> Iterator[str]:
     """A Kafka for as long as this block runs."""
+    print("starting Kafka", flush=True)
     start = [*ATOLL, "kafka", "start", "--dir", str(place), "--json"]
     started = subprocess.run(start, stdout=subprocess.PIPE, text=True, check=False)
     if started.returncode:
@@ -135,9 +138,10 @@ def main() -> None:
         for seed in range(given.seeds):
             place = given.dir / f"seed-{seed}"
             agreed = plan.with_(plan={"seed": seed}, log={"kafka": address})
+            print(f"seed {seed} ", end="", flush=True)
             runs.append(federate(agreed, split(given.table, seed, place), place))
             last = runs[-1]["rounds"][-1]["holdout"]
-            print(f"seed {seed}: accuracy {last['accuracy']:.4f}, loss {last['loss']:.4f} on the server's rows", flush=True)
+            print(f" accuracy {last['accuracy']:.4f}, loss {last['loss']:.4f} on the server's rows", flush=True)
     accuracy = [run["rounds"][-1]["holdout"]["accuracy"] for run in runs]
     print(f"accuracy over {given.seeds} seeds: {mean(accuracy)}")
     if given.json:
