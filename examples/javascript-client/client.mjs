@@ -1,5 +1,4 @@
 // An Atoll node in JavaScript, written from docs/protocol.md (version 1) and docs/plan.md: logistic regression on a CSV file.
-//
 //     node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]
 
 import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, sign } from "node:crypto";
@@ -21,16 +20,24 @@ const hexFloat = (value) => (value < 0 ? "-0x" : "0x") + Math.abs(value).toStrin
 function identity(directory) {
   const path = join(directory, "node.pem");
   mkdirSync(directory, { recursive: true });
-  if (!existsSync(path)) {
-    const { privateKey } = generateKeyPairSync("ed25519");
-    writeFileSync(path, privateKey.export({ type: "pkcs8", format: "pem" }), { mode: 0o600 });
-  }
+  const made = () => generateKeyPairSync("ed25519").privateKey.export({ type: "pkcs8", format: "pem" });
+  if (!existsSync(path)) writeFileSync(path, made(), { mode: 0o600 });
   const secret = createPrivateKey(readFileSync(path));
   const key = Buffer.from(createPublicKey(secret).export({ format: "jwk" }).x, "base64url");
   return { key, node: sha256(key).slice(0, 32), sign: (text) => sign(null, Buffer.from(text), secret) };
 }
 
 // ---- HTTP
+async function patiently(act, seconds, until = Date.now() + 1000 * seconds) {
+  for (let wait = 250; ; wait = Math.min(2 * wait, 30000)) {
+    try { return await act(); } catch (error) {
+      if (error instanceof Refused || Date.now() + wait > until) throw error;
+      console.error(`${error.cause?.message ?? error.message}; trying again`);
+      await pause(wait);
+    }
+  }
+}
+
 async function get(url, digest) {
   const answer = await fetch(url);
   if (!answer.ok) throw new (answer.status < 500 ? Refused : Error)(`${url}: HTTP ${answer.status}`);
@@ -39,16 +46,16 @@ async function get(url, digest) {
   return bytes;
 }
 
-async function append(server, envelope, header, body) {
-  const { run, round, attempt, node } = envelope;
-  const url = `${server}/v1/runs/${run}/rounds/${round}/${attempt}/updates/${node}`;
+async function append(server, header, body) {
+  const envelope = JSON.parse(header);
+  const url = `${server}/v1/runs/${envelope.run}/rounds/${envelope.round}/${envelope.attempt}/updates/${envelope.node}`;
   const there = await fetch(url, { method: "HEAD", headers: { "Atoll-Envelope": header } });
   const start = Number(there.headers.get("Upload-Offset") ?? 0);
-  if (start >= body.length) return;
+  if (start >= body.length) return envelope;
   const range = start ? { "Content-Range": `bytes ${start}-${body.length - 1}/${body.length}` } : {};
   const headers = { "Atoll-Envelope": header, "Content-Type": "application/octet-stream", ...range };
   const answer = await fetch(url, { method: "PUT", headers, body: body.subarray(start) });
-  if (answer.ok) return;
+  if (answer.ok) return envelope;
   const said = (await answer.json().catch(() => ({}))).error ?? `HTTP ${answer.status}`;
   throw new (answer.status >= 500 || AGAIN.includes(answer.status) ? Error : Refused)(said);
 }
@@ -113,15 +120,15 @@ const logit = (theta, x) => x.reduce((sum, value, k) => sum + value * theta[k], 
 const crossEntropy = (z, y) => Math.max(z, 0) + Math.log1p(Math.exp(-Math.abs(z))) - y * z;
 
 function evaluate(theta, rows) {
-  const judged = rows.map(({ x, y }) => ({ y, z: logit(theta, x), said: Number(logit(theta, x) >= 0) }));
-  const count = (wanted) => judged.filter(wanted).length;
+  const z = rows.map(({ x }) => logit(theta, x));
+  const count = (wanted) => rows.filter(({ y }, k) => wanted(y === 1, z[k] >= 0)).length;
   return {
-    samples: judged.length,
-    loss: judged.reduce((sum, { y, z }) => sum + crossEntropy(z, y), 0),
-    correct: count(({ y, said }) => said === y),
-    true_positive: count(({ y, said }) => said && y),
-    false_positive: count(({ y, said }) => said && !y),
-    false_negative: count(({ y, said }) => !said && y),
+    samples: rows.length,
+    loss: rows.reduce((sum, { y }, k) => sum + crossEntropy(z[k], y), 0),
+    correct: count((y, said) => y === said),
+    true_positive: count((y, said) => y && said),
+    false_positive: count((y, said) => !y && said),
+    false_negative: count((y, said) => y && !said),
   };
 }
 
@@ -163,8 +170,8 @@ function update(me, task, digest, training, rows, bytes) {
   const { tensors, theta } = unpack(bytes, rows.train[0].x.length);
   const fitted = fit(theta, rows.train, training);
   const metrics = JSON.stringify(evaluate(theta, rows.judge), (key, value) => (key ? hexFloat(value) : value));
-  const metadata = { atoll: "1", model: task.model, weight: hexFloat(rows.train.length), metrics };
-  const body = pack(tensors, metadata, fitted.map((value, k) => value - theta[k]));
+  const said = { atoll: "1", model: task.model, weight: hexFloat(rows.train.length), metrics };
+  const body = pack(tensors, said, fitted.map((value, k) => value - theta[k]));
   const address = { run: task.run, round: task.round, attempt: task.attempt, node: me.node };
   const envelope = { v: 1, ...address, plan: digest, digest: sha256(body), size: body.length };
   const seal = { key: me.key.toString("base64"), signature: me.sign(canonical(envelope)).toString("base64") };
@@ -173,14 +180,13 @@ function update(me, task, digest, training, rows, bytes) {
 
 async function main({ values: { data, name: called, dir, plan: agreed }, positionals: [server] }) {
   const me = identity(dir);
-  const { protocol, run, digest } = JSON.parse(await get(`${server}/v1/plan`));
+  const { protocol, run, digest } = JSON.parse(await patiently(() => get(`${server}/v1/plan`), 300));
   if (protocol !== PROTOCOL) refuse(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
   if (agreed && agreed !== digest) refuse(`${server} runs plan ${digest}, not ${agreed}`);
   const { plan: about, ...plan } = JSON.parse(await get(`${server}/v1/plans/${digest}`, digest));
   const { columns, training, patience } = asked(plan);
   const rows = readRows(data, columns);
   console.log(`plan ${about.name}: ${about.rounds} rounds; ${rows.train.length} training rows here`);
-
   const name = called ?? `node-${me.node.slice(0, 8)}`;
   const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name}`).toString("hex");
   const auth = { v: PROTOCOL, name, key: me.key.toString("hex"), plan: digest, signature };
@@ -188,32 +194,26 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   const say = (event, fields) => socket.timeout(10000).emitWithAck(event, { v: PROTOCOL, run, ...fields }).catch(() => null);
   const kept = ({ run, round, attempt }) => join(dir, `update-${run}-${round}-${attempt}`);
   let current = null;
-  async function makeOrTake(task) {
-    const [there, body] = [`${kept(task)}.json`, `${kept(task)}.safetensors`];
-    const bytes = existsSync(there) || (await get(`${server}/v1/models/${task.model}`, task.model));
-    if (!existsSync(there)) { // made once: another body under the same address would be refused
-      const made = update(me, task, digest, training, rows, bytes);
-      writeFileSync(body, made.body);
-      writeFileSync(there, made.header);
-    }
-    return { header: readFileSync(there, "utf8"), envelope: JSON.parse(readFileSync(there)), body: readFileSync(body) };
-  }
   socket.on("connection_received", (said) => console.log(`connected: run ${said.run}, round ${said.round}`));
   socket.on("start_training", async (task) => {
     const { round, attempt } = (current = task);
-    const until = Date.now() + 1000 * task.deadline;
-    for (let wait = 250; current === task && Date.now() < until; wait = Math.min(2 * wait, 30000)) {
-      try {
-        const { envelope, header, body } = await makeOrTake(task);
-        await append(server, envelope, header, body);
-        console.log(`round ${round}: sent ${body.length} bytes`);
-        return say("fl_update", { round, attempt, digest: envelope.digest });
-      } catch (error) {
-        console.error(`round ${round}: ${error.message}`);
-        if (error instanceof Refused) return say("decline", { round, attempt, reason: error.message });
-        await pause(wait);
+    const send = async () => {
+      const [note, file] = [`${kept(task)}.json`, `${kept(task)}.safetensors`];
+      const bytes = existsSync(note) || (await get(`${server}/v1/models/${task.model}`, task.model));
+      if (current !== task) return; // another task has taken its place
+      if (!existsSync(note)) { // made once: another body under the same address would be refused
+        const made = update(me, task, digest, training, rows, bytes);
+        writeFileSync(file, made.body);
+        writeFileSync(note, made.header);
       }
-    }
+      const sent = await append(server, readFileSync(note, "utf8"), readFileSync(file));
+      console.log(`round ${round}: sent ${sent.size} bytes`);
+      say("fl_update", { round, attempt, digest: sent.digest });
+    };
+    await patiently(send, task.deadline).catch(({ message }) => {
+      console.error(`round ${round}: ${message}`);
+      say("decline", { round, attempt, reason: message });
+    });
   });
   socket.on("verdict", (verdict) => {
     ["json", "safetensors"].forEach((ending) => rmSync(`${kept(verdict)}.${ending}`, { force: true }));
@@ -223,16 +223,15 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
     let away;
     const lost = (error) => (away ??= setTimeout(() => reject(error), 1000 * patience));
     socket.on("connect", () => (away = clearTimeout(away)));
-    socket.on("disconnect", (why) => (socket.active ? lost : reject)(new Error(`the server hung up (${why})`)));
-    socket.on("connect_error", (error) => (socket.active ? lost : reject)(error)); // active: it tries again by itself
+    socket.on("connect_error", (error) => (socket.active ? lost : reject)(error)); // active: the library tries again
+    socket.on("disconnect", (why) => lost(new Error(`the server stayed away (${why})`)));
+    socket.on("disconnect", () => socket.active || setTimeout(() => socket.connect(), 1000)); // not active: it hung up
     socket.once("end_session", resolve);
   });
-  current = null;
-  const bytes = end.model && (await get(`${server}/v1/models/${end.model}`, end.model));
+  const bytes = end.model && (await patiently(() => get(`${server}/v1/models/${end.model}`, end.model), 60));
   const metrics = bytes ? evaluate(unpack(bytes, rows.train[0].x.length).theta, rows.judge) : {};
   if (bytes) writeFileSync(join(dir, "final.safetensors"), bytes);
   await say("session_ended", { metrics });
-  socket.disconnect();
   console.log(`${end.outcome}: ${end.reason}${bytes ? `; ${metrics.correct} of ${metrics.samples} rows here are right` : ""}`);
   return end.outcome === "gave_up" ? 3 : 0;
 }

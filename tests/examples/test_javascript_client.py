@@ -7,8 +7,9 @@ import collections
 import contextlib
 import hashlib
 import shutil
+import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.federation import plan
 from atoll import learners
 from atoll.errors import UnreachableError
 from atoll.logs.embedded import EmbeddedLog
+from atoll.messages import NAMESPACE
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server.runtime import Server
@@ -84,11 +86,14 @@ async def started(client: Path, *words: str | Path) -> AsyncIterator[asyncio.sub
             await process.wait()
 
 
-def federation(client: Path, place: Path, **options: Any) -> tuple[dict[str, Any], str, int | None]:
+def federation(
+    client: Path, place: Path, made: Callable[[Server], Any] = id, **options: Any
+) -> tuple[dict[str, Any], str, int | None]:
     """Two Python nodes and a JavaScript one; returns the history, and what the latter said and returned."""
 
     async def together() -> tuple[dict[str, Any], str, int | None]:
         server = Server(AGREED, store=place / "store", port=0, **options)
+        made(server)
         tables = {name: table(place / f"{name}.csv", seed) for name, seed in PYTHON.items()}
         nodes = [Node(server.url, path, name=name, directory=place / name) for name, path in tables.items()]
         mine = table(place / "script.csv", 3)
@@ -146,6 +151,26 @@ def test_it_judges_as_a_python_node_does(client, tmp_path):
     assert (tmp_path / "script" / "node.pem").stat().st_mode & 0o777 == 0o600
 
 
+def test_it_may_be_started_before_the_server(client, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    async def together() -> tuple[dict[str, Any], int | None]:
+        mine = table(tmp_path / "script.csv", 3)
+        words = [f"http://127.0.0.1:{port}", "--data", mine, "--dir", tmp_path / "script"]
+        async with started(client, *words) as process:
+            assert process.stdout
+            assert b"trying again" in await process.stdout.readline()
+            server = Server(AGREED.with_(cohort={"minimum": 1}), store=tmp_path / "store", port=port)
+            history, _ = await asyncio.gather(server.serve_async(), process.communicate())
+            return history, process.returncode
+
+    history, code = asyncio.run(asyncio.wait_for(together(), 60))
+    assert code == 0
+    assert history["outcome"] == "completed"
+
+
 def test_it_goes_on_where_an_upload_broke_off(client, tmp_path, monkeypatch):
     """Everybody's first upload breaks off after 100 bytes: each asks how much is there, and sends the rest of the same body."""
     receive, starts = EmbeddedLog.receive, collections.defaultdict(list)
@@ -164,6 +189,22 @@ def test_it_goes_on_where_an_upload_broke_off(client, tmp_path, monkeypatch):
     assert code == 0, said
     assert list(starts.values()) == [[0, 100, 0, 0, 0]] * 3
     assert history["rounds"][0]["answered"] == ["east", "north", "script"]
+
+
+def test_connections_cut_in_every_round_lose_nothing(client, tmp_path):
+    """The server hangs up on everybody as soon as they were asked: each comes back, is asked again, and sends one body."""
+    servers: list[Server] = []
+
+    def cut(event: Mapping[str, Any]) -> None:
+        if event["what"] == "asked" and len(event["nodes"]) == 3:
+            channel = servers[0].channel
+            for sid in list(channel._nodes):
+                asyncio.get_running_loop().create_task(channel.sio.disconnect(sid, namespace=NAMESPACE))
+
+    history, said, code = federation(client, tmp_path, watch=cut, made=servers.append)
+    assert code == 0, said
+    assert [row["answered"] for row in history["rounds"]] == [["east", "north", "script"]] * 4
+    assert not any(row["refused"] for row in history["rounds"])
 
 
 @pytest.mark.parametrize(
