@@ -112,6 +112,7 @@ def test_a_live_run_shows_its_rounds_its_nodes_and_its_models(tmp_path: Path):
 
     history, pages, model, headers = asyncio.run(asyncio.wait_for(together(), 60))
     page = pages[-1]
+    assert "· fedavg ·" in page
     losses = {0: history["initial_evaluation"]["holdout"]["loss"]} | {
         row["round"]: row["holdout"]["loss"] for row in history["rounds"][:2]
     }
@@ -200,6 +201,41 @@ def test_losses_that_are_no_number_break_the_curve_and_are_counted(tmp_path: Pat
     assert site.store.history("r1")["best"] == f"{3:064x}"
 
 
+def test_what_a_plan_judges_by_has_a_curve_of_its_own(tmp_path: Path):
+    site = Stored(tmp_path)
+    agreed = plan(stopping={"metric": "recall"})
+    site.store.begin_run(RunRow("r1", "heart", "d" * 64, agreed.to_json(), 1.0, "m0"))
+    counts = {"true_positive": 3.0, "false_positive": 1.0, "false_negative": 1.0, "metric.brier": 2.0}
+    for number in (1, 2):
+        found = {**sums(0.5 / number), **counts, "false_negative": 2.0 - number}
+        site.store.close_round(*closed(number, [EvaluationRow("r1", number, "holdout", found)]))
+    page = site.page()
+    assert re.findall(r'data-figure="(\w+)"', page) == ["loss", "accuracy", "recall", "brier"]
+    assert dots(page, "recall")["server&#39;s holdout"] == {1: 0.75, 2: 1.0}
+    assert dots(page, "brier")["server&#39;s holdout"] == {1: 0.2, 2: 0.2}
+    assert re.findall(r'id="model-best" href="/v1/models/(\w+)"', page) == [f"{2:064x}"]
+
+
+def test_the_judgement_of_a_run_that_was_stopped_is_its_last_models(tmp_path: Path):
+    async def together() -> dict[str, Any]:
+        def watch(event: Mapping[str, Any]) -> None:
+            if event["what"] == "round" and event["round"] == 2:
+                server.stop()
+
+        server = Server(plan(plan={"rounds": 9}), store=tmp_path / "store", port=0, watch=watch)
+        nodes = [Node(server.url, data, name=name, directory=tmp_path / name) for name, data in clients().items()]
+        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    store = SqlStore(tmp_path / "store")
+    rounds = len(history["rounds"])
+    assert history["outcome"] == "stopped"
+    assert {row.round for row in store.evaluations(history["run"], places=("nodes",))} == set(range(rounds + 1))
+    assert history["rounds"][-1]["nodes"]["accuracy"] > 0.8
+    assert "Stopped" in Stored(tmp_path / "store").page(history["run"])
+
+
 def test_a_run_without_rounds_and_one_with_a_single_point(tmp_path: Path):
     site = Stored(tmp_path)
     site.begin()
@@ -213,7 +249,7 @@ def test_a_run_without_rounds_and_one_with_a_single_point(tmp_path: Path):
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.just(0.5), max_size=30))
 def test_every_number_has_a_place_in_the_picture(values: list[float]):
-    drawn = chart("loss", "loss", {"a": list(enumerate(values)), "b": []})
+    drawn = chart("loss", {"a": list(enumerate(values)), "b": []})
     numbers = [(at, value) for at, value in enumerate(values) if math.isfinite(value) and abs(value) < 1e100]
     if drawn is None:
         assert not numbers
@@ -299,6 +335,7 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path):
     site.store.record_update(UpdateRow("r1", 1, 1, "n1", "declined", reason=HOSTILE))
     site.store.close_round(*closed(1, [EvaluationRow("r1", 1, "holdout", sums(math.nan, 9.0))]))
     site.store.close_round(*closed(2, [EvaluationRow("r1", 1, "nodes", sums(0.5))]))
+    site.store.record_evaluation(EvaluationRow("r1", 2, "nodes", {**sums(0.5), 'metric.a"b\\': 5.0}))
     text = asyncio.run(Pages(site).metrics())
     families = {one.name: one for one in text_string_to_metric_families(text)}
     assert all(one.documentation and one.type != "unknown" for one in families.values())
@@ -313,6 +350,7 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path):
         ("atoll_updates_total", "rejected"): 0, ("atoll_updates_total", "late"): 0, ("atoll_nodes",): 2,
         ("atoll_nodes_connected",): 2, ("atoll_nodes_waited_for",): 1, ("atoll_log_waiting",): 1,
         ("atoll_loss", "nodes"): 0.5, ("atoll_accuracy", "holdout"): 0.9, ("atoll_accuracy", "nodes"): 0.5,
+        ("atoll_figure", 'a"b\\', "nodes"): 0.5,
     }  # fmt: skip
     assert "script" not in text
 

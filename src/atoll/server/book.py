@@ -50,6 +50,7 @@ class Book:
         self._arrivals: dict[str, _Arrival] = {}
         self._verdicts: dict[tuple[Address, str], Verdict] = {}
         self._farewells: dict[str, Metrics] = {}
+        self._closed = 0
         self._opened = self._asked = 0.0
         self._worker = ThreadPoolExecutor(1, "store")
         row = RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model, log_start=log_start)
@@ -126,6 +127,7 @@ class Book:
         if holdout is not None:
             evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
         await self._write(self._store.close_round, row, rows, evaluations)
+        self._closed = command.round
         return {
             "round": command.round,
             "answered": [self.names[one.node] for one in rows],
@@ -141,13 +143,13 @@ class Book:
         """Store how the initial model does on the holdout."""
         await self._write(self._store.record_evaluation, EvaluationRow(self._run, 0, "holdout", metrics))
 
-    async def farewell(self, round_: int, node: str, metrics: Metrics) -> None:
-        """Store how the final model does on a node's rows, and on all nodes' rows so far."""
+    async def farewell(self, node: str, metrics: Metrics) -> None:
+        """Store how the final model, which the last closed round made, does on a node's rows, and on all nodes' rows so far."""
         self._farewells[node] = metrics
         everywhere = pooled(self._farewells[one] for one in sorted(self._farewells, key=self.names.__getitem__))
         rows: Sequence[EvaluationRow] = (
-            EvaluationRow(self._run, round_, node, dict(metrics)),
-            EvaluationRow(self._run, round_, "nodes", everywhere),
+            EvaluationRow(self._run, self._closed, node, dict(metrics)),
+            EvaluationRow(self._run, self._closed, "nodes", everywhere),
         )
         for row in rows:
             await self._write(self._store.record_evaluation, row)

@@ -183,7 +183,7 @@ class Server:
 
     async def session_ended(self, node: str, message: SessionEnded) -> None:
         """Hear how the final model does on a node's rows, and let it go."""
-        await self.book.farewell(self.drive.state.round, node, message.metrics)
+        await self.book.farewell(node, message.metrics)
         await self.drive.happen(events.Left(self.drive.now(), node))
 
     # What the log brings.

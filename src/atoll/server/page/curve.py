@@ -12,12 +12,11 @@ _LARGEST = 1e100
 Points = Sequence[tuple[int, float]]
 
 
-def chart(key: str, name: str, series: Mapping[str, Points]) -> dict[str, Any] | None:
+def chart(name: str, series: Mapping[str, Points]) -> dict[str, Any] | None:
     """Return a chart of one figure by round, or None where there is no number to show.
 
     Args:
-        key: the figure's name in metrics.
-        name: what people call it.
+        name: of the figure.
         series: label → (round, value), by round; a value that is no number breaks the line and is counted in `odd`.
     """
     drawn = {label: [(x, y) for x, y in points if _is_number(y)] for label, points in series.items()}
@@ -27,7 +26,6 @@ def chart(key: str, name: str, series: Mapping[str, Points]) -> dict[str, Any] |
     across = _Axis([x for x, _ in shown], (_LEFT, WIDTH - _RIGHT), whole=True)
     up = _Axis([y for _, y in shown], (HEIGHT - _BOTTOM, _TOP))
     return {
-        "key": key,
         "name": name,
         "width": WIDTH,
         "height": HEIGHT,

@@ -1,6 +1,6 @@
 """The current run's figures in Prometheus' text format 0.0.4.
 
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/. No label holds free text or a node's name: a
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/. No label holds a reason or a node's name: a
 time series lives for ever, and a label that anybody can fill makes any number of them.
 """
 
@@ -63,8 +63,19 @@ def _families(status: Mapping[str, Any], past: Past) -> Iterator[tuple[str, str,
     for figure, said in (("loss", "Mean loss of the newest judged model."), ("accuracy", "Accuracy of the newest judged model.")):
         judged = {f'{{on="{place}"}}': newest[place][figure] for place in PLACES if figure in newest.get(place, {})}
         yield f"atoll_{figure}", "gauge", said, judged
+    others = {
+        f'{{name="{_escaped(name)}",on="{place}"}}': value
+        for place in PLACES
+        for name, value in newest.get(place, {}).items()
+        if name not in ("loss", "accuracy")
+    }
+    yield "atoll_figure", "gauge", "What else the newest judged model is judged by.", others
     # Under the name that every Prometheus client gives it, so that dashboards find it.
     yield "process_resident_memory_bytes", "gauge", "Resident memory of the server process.", _resident()
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _resident() -> Samples:

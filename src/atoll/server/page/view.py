@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atoll.learner import summary
+from atoll.plan import Aggregation
 from atoll.server.page.curve import chart
 from atoll.server.page.past import PLACES, Past
 from atoll.store import RunRow
@@ -17,7 +19,10 @@ ROWS = 20
 """A table has at most this many rows a page."""
 NODES = 60
 """So many nodes are listed, those first that need a person's eye; all are counted."""
+CHARTS = 4
 _REFUSED = 60
+_OTHERS = {"precision", "recall", "mean_squared_error", "mean_absolute_error"}
+"""Figures that get a chart only where the plan judges models by them."""
 _ORDER = ("lost", "declined", "sending", "training", "idle", "answered")
 _LABELS = {"holdout": "server's holdout", "nodes": "nodes' own rows"}
 
@@ -48,7 +53,7 @@ def view(
     return {
         "run": row,
         "planned": past.plan["plan"]["rounds"],
-        "rule": past.plan.get("aggregation", {}).get("rule", ""),
+        "rule": past.plan.get("aggregation", {}).get("rule", Aggregation().rule),
         "status": status,
         "running": status is not None and status["outcome"] is None,
         "zone": time.strftime("%Z"),
@@ -71,12 +76,11 @@ def _counts(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _charts(past: Past) -> list[dict[str, Any]]:
-    """Loss, and accuracy where the model is judged by one, else R²."""
-    found = [
-        chart(figure, name, {_LABELS[place]: past.curve(place, figure) for place in PLACES})
-        for figure, name in (("loss", "loss"), ("accuracy", "accuracy"), ("r2", "R²"))
-    ]
-    return [drawn for drawn in found if drawn][:2]
+    """Loss, accuracy or R², what the plan judges models by, and the plan's own metrics: as many as there is room for."""
+    measured = {name for figures in past.newest.values() for name in figures}
+    names = dict.fromkeys(("loss", "accuracy", "r2", past.metric, *sorted(measured - _OTHERS)))
+    found = (chart(name, {_LABELS[place]: past.curve(place, name) for place in PLACES}) for name in names)
+    return list(itertools.islice(filter(None, found), CHARTS))
 
 
 def _models(store: SqlStore, past: Past) -> list[dict[str, Any]]:
