@@ -41,6 +41,9 @@ def serve(
         Path | None, typer.Option(help="A model to begin with, .safetensors or .keras; without: a new one by the plan's seed.")
     ] = None,
     allow: Allow = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with this plan's newest run, where a server that died or was stopped left it.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -53,7 +56,7 @@ def serve(
     limit = size_of(quota) if quota else None
     with working("reading the holdout", quiet=as_json):
         rows = prepare(holdout, agreed).judge if holdout else None
-    options: Any = {"holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or ()}
+    options: Any = {"holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or (), "resume": resume}
     if as_json:
         server = Server(agreed, host=host, port=port, watch=_print_json, **options)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)

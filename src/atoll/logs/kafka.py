@@ -168,6 +168,7 @@ class KafkaReader:
         limit: the longest body, in bytes.
         positions: where the run begins in the topic, as an earlier reader's `positions` said; without it the run is
             new, and begins where the topic ends now.
+        closed: the rounds up to this one are over, and left out.
 
     Attributes:
         positions: for the server to keep with the run, so that another reader can take up all of its updates.
@@ -178,10 +179,12 @@ class KafkaReader:
         LogError: the broker doesn't answer, it has lost a part of the run, or the directory can't be used.
     """
 
-    def __init__(self, servers: str, topic: str, run: str, directory: Path, limit: int, positions: str | None = None) -> None:
+    def __init__(
+        self, servers: str, topic: str, run: str, directory: Path, limit: int, positions: str | None = None, closed: int = 0
+    ) -> None:
         self.waiting: str | None = None
         self.skipped = 0
-        self._servers, self._topic, self._run = servers, topic, run
+        self._servers, self._topic, self._run, self._closed = servers, topic, run, closed
         self._bodies = Spool(directory / run, limit)
         _make_topic(servers, topic)
         self._consumer = Consumer(
@@ -262,7 +265,7 @@ class KafkaReader:
         headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
         position = f"{message.partition()}:{message.offset()}"
         try:
-            if headers["run"] != self._run.encode():
+            if headers["run"] != self._run.encode() or int(headers["round"]) <= self._closed:
                 return
             envelope, part = Envelope.from_header(headers["envelope"]), int(headers["part"])
             if envelope.address.run != self._run:

@@ -12,9 +12,9 @@ from typing import Any
 from atoll.learner import pooled, summary
 from atoll.logs import Record
 from atoll.messages import Verdict
-from atoll.plan import Plan
 from atoll.server.events import Close
-from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
+from atoll.server.resume import Unfinished, address_of
+from atoll.store import EvaluationRow, NodeRow, RoundRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
 from atoll.wire import Address, Envelope
@@ -33,18 +33,16 @@ class Book:
 
     Args:
         store: where history goes.
-        plan: what is run.
         run: its id.
-        model: digest of the initial model.
-        log_start: where the run begins in a log that runs share.
+        left: what another server left of the run, if that is so.
 
     Attributes:
         names: node → name.
         lost: node → since when, in seconds since the epoch, of those that were there and are away.
     """
 
-    def __init__(self, store: SqlStore, plan: Plan, run: str, model: str, log_start: str | None) -> None:
-        self.names: dict[str, str] = {}
+    def __init__(self, store: SqlStore, run: str, left: Unfinished | None = None) -> None:
+        self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
         self._store, self._run = store, run
         self._arrivals: dict[str, _Arrival] = {}
@@ -53,8 +51,9 @@ class Book:
         self._closed = 0
         self._opened = self._asked = 0.0
         self._worker = ThreadPoolExecutor(1, "store")
-        row = RunRow(run, plan.plan.name, plan.digest, plan.to_json(), time.time(), model, log_start=log_start)
-        store.begin_run(row)
+        for one in left.accepted if left else ():  # who was not told any more will ask
+            self.judged(address_of(one), one.digest, accepted=True, reason="")
+        self._refused = set(left.refused) if left else set[tuple[Address, str]]()
 
     async def _write(self, act: Callable[..., None], *rows: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
@@ -70,11 +69,15 @@ class Book:
         now = time.time()
         await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now))
 
-    def asked(self, now: float, again: bool) -> None:
-        """A round has begun; or nodes that were lost are asked again."""
-        if not again:
-            self._asked, self._opened = now, time.time()
-            self._arrivals, self._verdicts = {}, {}
+    def opens(self, round_: int, now: float) -> None:
+        """A round begins, or goes on after another server left it."""
+        self._asked, self._opened = now, time.time()
+        self._arrivals = {}
+        self._verdicts = {key: verdict for key, verdict in self._verdicts.items() if verdict.round >= round_ - 1}
+
+    async def opened(self, round_: int, attempt: int, cohort: Sequence[str]) -> None:
+        """Store who was asked in a round, so that another server can go on with it."""
+        await self._write(self._store.open_round, self._run, round_, attempt, cohort)
 
     def arrived(self, record: Record, weight: float, metrics: Metrics, now: float) -> None:
         """A verified update is in the log."""
@@ -92,6 +95,9 @@ class Book:
 
     async def refused(self, address: Address, digest: str, size: int, status: Status, reason: str) -> None:
         """Something came that doesn't count."""
+        if digest and (address, digest) in self._refused:  # it comes again
+            return
+        self._refused.add((address, digest))
         row = UpdateRow(address.run, address.round, address.attempt, address.node, status, digest, size, reason=reason)
         await self._write(self._store.record_update, row)
 

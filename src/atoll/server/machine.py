@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.plan import Cohort, Plan
 from atoll.server.events import (
@@ -115,6 +115,27 @@ class State:
         return max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
 
 
+class Past(NamedTuple):
+    """A run so far, as another server left it.
+
+    Args:
+        closed: how many rounds are.
+        attempt, cohort: of the next round, as far as it had begun.
+        names: every node that ever joined: id → name.
+        model: digest of the newest global model.
+        course: how models have done.
+        answered: the nodes whose updates made that model.
+    """
+
+    closed: int
+    attempt: int
+    cohort: tuple[str, ...]
+    names: Mapping[str, str]
+    model: str
+    course: Course
+    answered: tuple[str, ...]
+
+
 Result = tuple[State, tuple[Command, ...]]
 
 
@@ -122,6 +143,20 @@ def begin(run: str, plan: Plan, model: str, now: float) -> Result:
     """Return the first state of a run, which waits for nodes, and its first commands."""
     until = now + plan.cohort.deadline
     return State(run, plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, model, until), (Wake(until),)
+
+
+def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
+    """Return the state of a run that another server left, and its first commands.
+
+    A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
+    """
+    state, commands = begin(run, plan, past.model, now)
+    done = replace(state, names=past.names, course=past.course, round=min(past.closed + 1, state.rounds))
+    over = past.course.over(plan.stopping) or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
+    if over:
+        return _farewell(done, "completed", over, now, past.answered)
+    phase = Phase.TRAINING if past.cohort else Phase.WAITING
+    return replace(done, phase=phase, attempt=past.attempt, cohort=past.cohort), commands
 
 
 def transition(state: State, event: Event) -> Result:

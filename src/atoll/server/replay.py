@@ -18,6 +18,7 @@ from atoll.logs import Reader, Record
 from atoll.logs.embedded import Stored
 from atoll.plan import Plan
 from atoll.server.close import Accepted, close
+from atoll.server.resume import address_of
 from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
@@ -67,9 +68,7 @@ async def replay(
     model, seen, records = run.initial, dict[tuple[Address, str], Record](), log.records()
     try:
         for row in store.rounds(run.run):
-            wanted = [
-                (Address(run.run, one.round, one.attempt, one.node), one.digest) for one in updates if one.round == row.round
-            ]
+            wanted = [(address_of(one), one.digest) for one in updates if one.round == row.round]
             while missing := [key for key in wanted if key not in seen]:
                 if (record := await _next(records)) is None:
                     raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")

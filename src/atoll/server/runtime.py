@@ -29,8 +29,10 @@ from atoll.server import events, http, machine, page, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.close import Accepted, close
+from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
 from atoll.server.status import status
+from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics, Update, check, layouts_of
@@ -55,6 +57,7 @@ class Server:
         quota: the most bytes that the store may take.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
         allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
+        resume: go on with the newest run of this plan that isn't done, where a server that died or was stopped left it.
 
     Raises:
         AtollError: the plan can't be carried out, or the store or the port can't be had.
@@ -73,6 +76,7 @@ class Server:
         quota: int | None = None,
         start: learners.Start | None = None,
         allow: Collection[str] = (),
+        resume: bool = False,
     ) -> None:
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan, allow)
@@ -81,11 +85,12 @@ class Server:
         self._size = sum(layout.nbytes for layout in self.layouts.values())
         first = learners.first(plan, self.learner, start)
         self.directory = Path(store)
-        self.run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
             self._listener = opened.enter_context(web.bind(host, port))
             self.store = SqlStore(self.directory)
             opened.callback(self.store.close)
+            self._left = unfinished(self.store, plan) if resume else None
+            self.run = self._left.row.run if self._left else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             self.models = Models(self.directory / "models")
             self.quota = Quota(self.directory, self.store, quota)
             self.log = self._open_log()
@@ -93,8 +98,8 @@ class Server:
         self.channel = Channel(self, self.run)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
-        self._first, _ = self._keep(self.algorithm.init(first))
-        self.book = Book(self.store, plan, self.run, self._first, self.log.positions)
+        self._begin(self.algorithm.init(first))
+        self.book = Book(self.store, self.run, self._left)
         self._make_room(plan.cohort.minimum)
         self._ended = asyncio.Event()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
@@ -107,6 +112,16 @@ class Server:
         }
         self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._failed)
 
+    def _begin(self, state: State) -> None:
+        """Store the run and its first state; or take up the last one that another server left."""
+        if self._left:
+            self.state = self.models.get(self._left.state, layouts_of(state))
+            self._kept = self._left.past.model, self._left.state
+            return
+        model, _ = self._keep(state)
+        about = self.plan.plan.name, self.plan.digest, self.plan.to_json()
+        self.store.begin_run(RunRow(self.run, *about, time.time(), model, log_start=self.log.positions))
+
     def serve(self) -> dict[str, Any]:
         """Serve the run to its end, and return its history.
 
@@ -118,7 +133,12 @@ class Server:
 
     async def serve_async(self) -> dict[str, Any]:
         """Do as `serve`, inside a running event loop."""
-        self.drive.state, commands = machine.begin(self.run, self.plan, self._first, self.drive.now())
+        now, model = self.drive.now(), self._kept[0]
+        if self._left:
+            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now)
+            self.book.opens(self.drive.state.round, now)
+        else:
+            self.drive.state, commands = machine.begin(self.run, self.plan, model, now)
         site = web.Web(self._app())
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
@@ -126,7 +146,7 @@ class Server:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
                 self._tell("listening", url=self.url, run=self.run, minimum=self.plan.cohort.minimum)
-                if (first := await asyncio.to_thread(self.evaluate)) is not None:
+                if not self._left and (first := await asyncio.to_thread(self.evaluate)) is not None:
                     await self.book.judged_first(first)
                 await self.drive.begin(self.drive.state, commands)
                 await self._ended.wait()
@@ -192,6 +212,8 @@ class Server:
         """Read the log, verify each update on arrival, and hand it to the machine."""
         async for record in self.log.records():
             envelope = record.envelope
+            if self._left and envelope.address.round <= self._left.past.closed:
+                continue  # what counts, or doesn't, was decided
             try:
                 envelope.verify()
             except WireError as error:  # anybody may have written this: the named node isn't to blame
@@ -224,13 +246,16 @@ class Server:
 
     async def start_round(self, command: events.Train) -> None:
         """Ask nodes to train the present model."""
-        self.book.asked(self.drive.now(), command.again)
         self._tell("asked", round=command.round, nodes=command.nodes)
         task = StartTraining(
             run=self.run, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
+        if not command.again:
+            self.book.opens(command.round, self.drive.now())
         for node in command.nodes:
             await self.channel.tell(node, task)
+        if not command.again:  # while they train
+            await self.book.opened(command.round, command.attempt, command.nodes)
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""
@@ -330,7 +355,9 @@ class Server:
             return EmbeddedLog(self.directory / "log", self.run, limit, self.quota.room)
         from atoll.logs.kafka import KafkaReader  # an optional part
 
-        return KafkaReader(self.plan.log.kafka, f"{self.plan.log.prefix}updates", self.run, self.directory / "log", limit)
+        start, closed = (self._left.row.log_start, self._left.past.closed) if self._left else (None, 0)
+        topic, directory = f"{self.plan.log.prefix}updates", self.directory / "log"
+        return KafkaReader(self.plan.log.kafka, topic, self.run, directory, limit, start, closed)
 
     def _app(self) -> socketio.ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from atoll.vector import Metrics
 
@@ -17,7 +17,10 @@ Status = Literal["accepted", "rejected", "declined", "late"]
 
 @dataclass(frozen=True)
 class RunRow:
-    """One execution of a plan; times are seconds since the epoch. `log_start` is where it begins in a log that runs share."""
+    """One execution of a plan; times are seconds since the epoch. `log_start` is where it begins in a log that runs share.
+
+    `opened` is the round that was last begun: `round`, `attempt` and `cohort`, a list of nodes.
+    """
 
     run: str
     name: str
@@ -29,6 +32,7 @@ class RunRow:
     outcome: str = "running"
     reason: str = ""
     log_start: str | None = None
+    opened: Mapping[str, Any] | None = None
     pruned: float | None = None
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 
 from atoll.errors import StoreError
 
-SCHEMA = 2
+SCHEMA = 3
 """The version of the tables: an older store gets the columns it lacks, one of a newer version is not touched."""
 MEMORY = "sqlite://"
 

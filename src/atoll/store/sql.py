@@ -38,7 +38,7 @@ def _fact(name: str, kind: Any = String) -> Column[Any]:
 _RUNS = _table(
     "runs", _key("run"), _fact("name"), _fact("plan_digest"), _fact("plan", Text), _fact("started", Float),
     _fact("initial"), _fact("ended", Float), _fact("outcome"), _fact("reason", Text),
-    _fact("log_start"), _fact("pruned", Float),
+    _fact("log_start"), _fact("opened", JSON), _fact("pruned", Float),
 )  # fmt: skip
 _NODES = _table(
     "nodes", _key("run"), _key("node"), _fact("name"), _fact("key"), _fact("first_seen", Float), _fact("last_seen", Float)
@@ -78,6 +78,13 @@ class SqlStore:
         """Store that a run has begun."""
         with self._base.begin() as base:
             base.execute(insert(_RUNS).values(asdict(row)))
+
+    def open_round(self, run: str, round_: int, attempt: int, cohort: Sequence[str]) -> None:
+        """Store that a round has begun, and that the run goes on."""
+        opened = {"round": round_, "attempt": attempt, "cohort": list(cohort)}
+        with self._base.begin() as base:
+            going = {"opened": opened, "outcome": "running", "ended": None, "reason": ""}
+            base.execute(update(_RUNS).where(_RUNS.c.run == run).values(**going))
 
     def end_run(self, run: str, outcome: str, reason: str, now: float) -> None:
         """Store how a run ended."""

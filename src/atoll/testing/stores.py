@@ -34,6 +34,8 @@ def check_store(store: SqlStore) -> None:
         with pytest.raises(StoreError, match=said):
             store.find(wrong)
     _rounds(store)
+    store.open_round("r1", 3, 1, ["n1", "n2"])
+    assert store.find("r1").opened == {"round": 3, "attempt": 1, "cohort": ["n1", "n2"]}
     store.end_run("r1", "completed", "all rounds are done", 300.0)
     _history(store)
 

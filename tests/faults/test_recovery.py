@@ -1,0 +1,148 @@
+"""Servers killed at any instant: another one goes on where it was, nothing is lost or counted twice, and no bit changes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.federation import atoll, clients, events, plan, run
+
+from atoll.errors import GaveUpError, StoreError
+from atoll.messages import StartTraining
+from atoll.node.runtime import Node
+from atoll.plan import Plan
+from atoll.server.runtime import Server
+from atoll.simulate import simulate
+from atoll.store.sql import SqlStore
+
+
+class Counting(Node):
+    """A node that counts how often it trains."""
+
+    trained = 0
+
+    def _work(self, task: StartTraining, body: bytes) -> str:
+        self.trained += 1
+        return super()._work(task, body)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def killed(agreed: Plan, place: Path, at: Sequence[tuple[str, int]]) -> tuple[dict[str, Any], list[Counting]]:
+    """Run with servers of which each is killed when it has told of an event so many times; the last one ends the run."""
+    (place / "plan.json").write_text(agreed.to_json())
+    port = free_port()
+    nodes: list[Counting] = []
+
+    async def join(url: str) -> None:
+        nodes.extend(Counting(url, data, name=name, directory=place / name) for name, data in clients().items())
+        await asyncio.wait_for(asyncio.gather(*(node.start_async() for node in nodes)), 90)
+
+    joined = None
+    for number, (what, times) in enumerate([*at, ("history", 1)]):
+        words = ["serve", place / "plan.json", "--port", str(port), "--store", place / "store", "--json"]
+        told = 0
+        with atoll(*words, *(["--resume"] if number else []), log=place / f"server-{number}.log") as server:
+            for event in events(server):
+                if event["what"] == "listening" and joined is None:
+                    joined = threading.Thread(target=asyncio.run, args=(join(event["url"]),))
+                    joined.start()
+                told += event["what"] == what
+                if told == times:
+                    server.kill()
+                    break
+            else:
+                raise AssertionError((place / f"server-{number}.log").read_text())
+    assert joined
+    joined.join()
+    return event, nodes
+
+
+@pytest.mark.parametrize("log", ["embedded", "kafka"])
+def test_killed_and_resumed_a_run_ends_with_the_same_bits(tmp_path, log, request):
+    broker = request.getfixturevalue("kafka") if log == "kafka" else None
+    agreed = plan(
+        plan={"rounds": 5}, cohort={"quorum": 1.0, "deadline": 60}, log={"kafka": broker, "prefix": f"{tmp_path.name}."}
+    )
+    # As soon as nodes are asked; right after a round is closed; after two more; before anybody is back.
+    history, nodes = killed(agreed, tmp_path, [("asked", 1), ("round", 1), ("round", 2), ("listening", 1)])
+    assert history["outcome"] == "completed"
+    assert [row["round"] for row in history["rounds"]] == [1, 2, 3, 4, 5]
+    assert all(len(row["answered"]) == 3 for row in history["rounds"])
+    assert history["last"] == simulate(agreed, clients()).digest
+    assert [node.trained for node in nodes] == [5, 5, 5], "what was trained is sent again, not trained again"
+    replayed = subprocess.run(
+        [sys.executable, "-m", "atoll", "replay", "--store", tmp_path / "store"], check=False, capture_output=True, text=True
+    )
+    assert "all 5 rounds give the stored models" in replayed.stdout, replayed.stderr
+
+
+def test_updates_that_are_in_the_log_are_not_asked_for_again(tmp_path):
+    """The server dies when two of three updates are in: the next one waits for the third only."""
+    agreed = plan(plan={"rounds": 1}, cohort={"quorum": 1.0, "deadline": 60})
+
+    class Late(Counting):
+        go: asyncio.Event
+
+        async def send_updates(self, command: Any) -> None:
+            await self.go.wait()
+            await super().send_updates(command)
+
+    async def two_are_in(server: Server, serving: asyncio.Task[Any]) -> None:
+        while not serving.done() and not (hasattr(server.drive, "state") and len(server.drive.state.accepted) >= 2):
+            await asyncio.sleep(0.01)
+
+    async def together() -> tuple[dict[str, Any], list[Counting]]:
+        first = Server(agreed, store=tmp_path / "store", port=0)
+        data = clients()
+        nodes = [Counting(first.url, data[name], name=name, directory=tmp_path / name) for name in ("node-0", "node-1")]
+        late = Late(first.url, data["node-2"], name="node-2", directory=tmp_path / "node-2")
+        late.go = asyncio.Event()
+        serving = asyncio.create_task(first.serve_async())
+        work = [asyncio.create_task(node.start_async()) for node in (*nodes, late)]
+        await two_are_in(first, serving)
+        serving.cancel()  # no goodbye
+        await asyncio.wait([serving])
+        second = Server(agreed, store=tmp_path / "store", port=int(first.url.rpartition(":")[2]), resume=True)
+        serving = asyncio.create_task(second.serve_async())
+        await two_are_in(second, serving)
+        late.go.set()
+        history = await serving
+        await asyncio.gather(*work)
+        return history, [*nodes, late]
+
+    history, nodes = asyncio.run(asyncio.wait_for(together(), 60))
+    assert history["rounds"][0]["answered"] == ["node-0", "node-1", "node-2"]
+    assert [node.trained for node in nodes] == [1, 1, 1]
+
+
+def test_a_run_that_gave_up_goes_on_where_it_stopped(tmp_path):
+    agreed = plan(plan={"rounds": 4}, cohort={"minimum": 3, "deadline": 2})
+
+    async def alone() -> None:
+        await Server(agreed, store=tmp_path / "store", port=0).serve_async()
+
+    with pytest.raises(GaveUpError, match="0 of at least 3 nodes were there"):
+        asyncio.run(alone())
+    history = run(agreed, clients(), tmp_path, resume=True)
+    assert (history["outcome"], len(history["rounds"])) == ("completed", 4)
+    assert len(SqlStore(tmp_path / "store").runs()) == 1
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(StoreError, match="no run of this plan can go on"):
+        Server(plan(), store=tmp_path, port=0, resume=True)
+    run(plan(), clients(), tmp_path)
+    with pytest.raises(StoreError, match=r"the newest, .*, is completed\); without --resume a new one begins"):
+        Server(plan(), store=tmp_path / "store", port=0, resume=True)
