@@ -147,7 +147,7 @@ def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task("reading", total=None, visible=False)
+        task = bar.add_task("getting ready", total=None)
 
         def watch(event: Mapping[str, Any]) -> None:
             if event["what"] in ("reading", "standardising"):

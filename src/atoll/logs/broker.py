@@ -241,7 +241,9 @@ def _configure(directory: Path, port: int, controller: int) -> Path:
 
 
 def _cluster() -> str:
-    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    """Return a random id, as Kafka makes them: none begins with a dash, which would read as an option."""
+    made = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    return _cluster() if made.startswith("-") else made
 
 
 def _format(words: list[str]) -> None:
