@@ -16,9 +16,11 @@ from starlette.applications import Starlette
 
 from atoll.errors import LogError, RefusedError, UnreachableError
 from atoll.keys import Identity
+from atoll.logs import PIECE
 from atoll.logs.embedded import EmbeddedLog
 from atoll.logs.inproc import InprocLog
 from atoll.logs.kafka import KafkaAppender, KafkaReader
+from atoll.logs.spool import Spool
 from atoll.logs.upload import HttpAppender
 from atoll.server.uploads import routes
 from atoll.testing.logs import LIMIT, RUN, Ends, body_of, check_log
@@ -212,3 +214,12 @@ def test_a_log_that_cannot_be_kept_says_where(tmp_path):
     with pytest.raises(LogError, match="the update log can't be kept there"):
         EmbeddedLog(tmp_path / "file", RUN, LIMIT)
     assert issubclass(RefusedError, Exception)
+
+
+def test_what_is_spooled_in_part_is_arriving(tmp_path):
+    envelope, body = body_of(Identity.new(), 1, b"x" * (2 * PIECE - 5))
+    spool, content = Spool(tmp_path, LIMIT), b"".join(body)
+    assert spool.take(envelope, 1, content[PIECE:], "0:1") is None
+    assert spool.arriving() == {envelope.address: (PIECE, envelope.size)}
+    assert spool.take(envelope, 0, content[:PIECE], "0:0")
+    assert spool.arriving() == {}

@@ -138,7 +138,7 @@ def _runs(store: SqlStore, current: str, page: int) -> dict[str, Any]:
 
 
 def clock(seconds: float | None) -> str:
-    """A moment as people read it: the time, with the date where it isn't today.
+    """A moment as people read it: the time to the second; the date and the minute where it isn't today.
 
     >>> clock(None)
     ''
@@ -146,17 +146,17 @@ def clock(seconds: float | None) -> str:
     if seconds is None:
         return ""
     when, today = time.localtime(seconds), time.localtime()
-    return time.strftime("%H:%M:%S" if when[:3] == today[:3] else "%Y-%m-%d %H:%M:%S", when)
+    return time.strftime("%H:%M:%S" if when[:3] == today[:3] else "%Y-%m-%d %H:%M", when)
 
 
 def span(seconds: float) -> str:
     """A length of time in the units that fit.
 
-    >>> span(0.25), span(12.3), span(75), span(7260)
-    ('0.25 s', '12.3 s', '1 min 15 s', '2 h 1 min')
+    >>> span(0.25), span(2.34), span(75), span(7260)
+    ('0.25 s', '2.3 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
