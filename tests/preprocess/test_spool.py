@@ -117,6 +117,53 @@ def test_learners_read_maps_and_judge_in_blocks(tmp_path, monkeypatch, name):
         assert np.isclose(parts[key], whole[key], rtol=1e-9), key
 
 
+class Large:
+    """An array that is never given whole."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        part = self._array[which]
+        self.most = max(self.most, len(part))
+        return part
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise AssertionError("all rows at once")
+
+
+def all_plans() -> dict[str, tuple[Plan, list[str]]]:
+    base: dict[str, Any] = {"plan": {"name": "t", "rounds": 1}, "training": {"learning_rate": 0.1}}
+    layer = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 1, "activation": "sigmoid"}}
+    given = {"module": "keras.layers", "class_name": "InputLayer", "config": {"batch_shape": [None, 6]}}
+    stack = {"module": "keras", "class_name": "Sequential", "config": {"name": "s", "layers": [given, layer]}}
+    jax = "tests.learners.jax_models:linear"
+    return {
+        **{name: (one, []) for name, one in learner_plans().items()},
+        "keras": (Plan.of({**base, "model": {"keras": stack, "loss": "binary_crossentropy"}}), []),
+        "jax": (Plan.of({**base, "model": {"jax": jax, "loss": "sigmoid_binary_cross_entropy"}}), [jax]),
+    }
+
+
+@pytest.mark.parametrize("name", all_plans())
+def test_no_learner_takes_more_than_a_block_of_rows_at_a_time(monkeypatch, name):
+    monkeypatch.setattr("atoll.learner._VALUES", 4096 * 6)
+    agreed, allow = all_plans()[name]
+    x = np.random.default_rng(0).normal(size=(6000, 6)).astype(np.float32)
+    large = Large(x)
+    rows = Rows(large, (x[:, 0] > 0).astype(np.float32))  # type: ignore[arg-type]
+    learner = learners.build(agreed, allow)
+    fitted = learner.fit(learner.initial(1), rows, 5, 16, np.random.default_rng(0))
+    if name not in ("SGDClassifier", "MLPClassifier"):  # scikit-learn tells no loss but by judging
+        assert large.most == 16
+    learner.evaluate(fitted.groups, rows)
+    assert 16 < large.most <= 4096
+
+
 def test_a_node_keeps_rows_on_disk_only_while_it_runs(tmp_path, small):
     for name, (x, y) in clients().items():
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)

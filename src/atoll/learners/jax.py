@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
@@ -175,8 +176,8 @@ class Jax:
 
     @cached_property
     def _step(self) -> Any:
-        def step(carry: Any, batch: Any, x: Any, y: Any, key: Any, learning_rate: Any) -> Any:
-            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x[batch], y[batch], key)
+        def step(carry: Any, x: Any, y: Any, key: Any, learning_rate: Any) -> Any:
+            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x, y, key)
             return (*self._move(carry, gradient, learning_rate), state, loss)
 
         return jax.jit(step)
@@ -187,7 +188,7 @@ class Jax:
 
     @cached_property
     def _gradient_only(self) -> Any:
-        return jax.jit(lambda carry, batch, x, y, key: self._gradient(carry[0], carry[1], x[batch], y[batch], key))
+        return jax.jit(lambda carry, x, y, key: self._gradient(carry[0], carry[1], x, y, key))
 
     @cached_property
     def _moved(self) -> Any:
@@ -205,7 +206,6 @@ class Jax:
         rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only."""
-        x, y = self._arrays(rows)
         parameters, state = self._trees(groups)
         learning_rate = jnp.float32(self._learning_rate * rate)
         carry = (parameters, state, self._optimizer(self._learning_rate).init(parameters))
@@ -213,10 +213,11 @@ class Jax:
         losses, samples = [], 0
         with named.said("model.jax", rows):
             for key, batch in zip(keys, batches(rng, len(rows), batch_size, steps), strict=True):
+                x, y = self._arrays(rows, batch)
                 if correct is None:
-                    parameters, memory, state, loss = self._step(carry, batch, x, y, key, learning_rate)
+                    parameters, memory, state, loss = self._step(carry, x, y, key, learning_rate)
                 else:
-                    (_, (state, loss)), gradient = self._gradient_only(carry, batch, x, y, key)
+                    (_, (state, loss)), gradient = self._gradient_only(carry, x, y, key)
                     parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
                 carry = (parameters, state, memory)
                 losses.append(loss)
@@ -240,22 +241,21 @@ class Jax:
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; always in float32. Without a known task the sums are `samples`, `loss` and the plan's own."""
-        x, y = self._arrays(rows)
         parameters, state = self._trees(groups)
         loss, outputs = 0.0, []
         with named.said("model.jax", rows):
             for lo in range(0, len(rows), _ROWS):
-                part, lost = self._judge(parameters, state, x[lo : lo + _ROWS], y[lo : lo + _ROWS])
+                part, lost = self._judge(parameters, state, *self._arrays(rows, slice(lo, lo + _ROWS)))
                 outputs.append(np.asarray(part))
                 loss += float(lost)
         predictions = np.concatenate(outputs)
         return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
 
-    def _arrays(self, rows: Rows) -> tuple[Any, Any]:
-        """Return rows as JAX takes them: whole numbers as int32, all others as float32; class labels are whole."""
-        x = jnp.asarray(rows.x, np.int32 if rows.x.dtype.kind in "iu" else np.float32)
+    def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
+        """Return some rows as JAX takes them: whole numbers as int32, all others as float32; class labels are whole."""
+        x = np.asarray(rows.x[which], np.int32 if rows.x.dtype.kind in "iu" else np.float32)
         whole = self._task == "classes" or (self._task is None and rows.y.dtype.kind in "iu")
-        y = jnp.asarray(rows.y, np.int32 if whole else np.float32)
+        y = np.asarray(rows.y[which], np.int32 if whole else np.float32)
         return x, y
 
 

@@ -143,18 +143,17 @@ class Torch:
         rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; dropout and the like draw from a generator that `rng` seeds."""
-        x, y = self._arrays(rows)
         losses, samples = [], 0
         with self._seeded(int(rng.integers(1 << 31))), named.said("model.torch", rows):
             self._load(groups)
             self._module.train()
             optimizer = self._optimizer(self._trained, rate)
             for batch in batches(rng, len(rows), batch_size, steps):
-                picked = torch.from_numpy(batch).to(self._device)
+                x, y = self._arrays(rows, batch)
                 optimizer.zero_grad()
                 with torch.autocast(self._device, torch.bfloat16) if self._autocast else nullcontext():
-                    outputs = self._module(x[picked])
-                loss = self._losses(outputs, y[picked])
+                    outputs = self._module(x)
+                loss = self._losses(outputs, y)
                 loss.mean().backward()
                 if correct is not None:
                     self._correct(correct)
@@ -182,25 +181,25 @@ class Torch:
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; always in float32."""
-        x, y = self._arrays(rows)
         loss, parts = 0.0, []
         with self._seeded(0), named.said("model.torch", rows), torch.no_grad():
             self._load(groups)
             self._module.eval()
             for lo in range(0, len(rows), _ROWS):
-                outputs = self._module(x[lo : lo + _ROWS])
-                loss += float(self._losses(outputs, y[lo : lo + _ROWS]).double().sum())
+                x, y = self._arrays(rows, slice(lo, lo + _ROWS))
+                outputs = self._module(x)
+                loss += float(self._losses(outputs, y).double().sum())
                 parts.append(outputs.cpu().numpy())
         predictions = np.concatenate(parts)
         return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
 
-    def _arrays(self, rows: Rows) -> tuple[Any, Any]:
-        """Return rows as PyTorch takes them: whole numbers as int64, all others as float32; class labels are whole."""
+    def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
+        """Return some rows as PyTorch takes them: whole numbers as int64, all others as float32; class labels are whole."""
 
         def tensor(array: NDArray[Any], *, whole: bool) -> Any:
             return torch.tensor(np.asarray(array, np.int64 if whole else np.float32), device=self._device)
 
-        return tensor(rows.x, whole=rows.x.dtype.kind in "iu"), tensor(rows.y, whole=self._task == "classes")
+        return tensor(rows.x[which], whole=rows.x.dtype.kind in "iu"), tensor(rows.y[which], whole=self._task == "classes")
 
 
 def _tensors(module: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, CursorResult, Engine, make_url
@@ -117,5 +118,6 @@ def _asked(engine: Engine, query: str, step: int) -> Iterator[CursorResult[tuple
 def _said(error: Exception, url: URL) -> str:
     """Say what a driver said, in one line, without the statement, and without the password whatever it said."""
     said = " ".join(str(getattr(error, "orig", None) or error).split())
-    secret = url.password
-    return said.replace(str(secret), "***") if secret else said
+    for secret in (str(url.password), quote(str(url.password), ""), quote_plus(str(url.password))) if url.password else ():
+        said = said.replace(secret, "***")
+    return said
