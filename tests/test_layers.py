@@ -38,7 +38,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "torch": ("atoll.learners.torch", "atoll.learners.keras"),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),
-    "aiohttp": ("atoll.logs", "atoll.node.runtime", "atoll.node.download", FLOOR),
+    "aiohttp": ("atoll.logs", "atoll.node.runtime", "atoll.node.download", "atoll.node.offer", FLOOR),
     "confluent_kafka": ("atoll.logs.kafka", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),
     "pyarrow": ("atoll.preprocess.parquet",),

@@ -145,6 +145,11 @@ def test_checking_sends_nothing(place, url):
     assert not list((place / "quiet" / "outbox").iterdir())
 
 
+def test_an_address_that_is_none_is_said_at_once(place):
+    line = one_line(atoll("join", "somewhere", "--data", "data/rows.csv", cwd=place))
+    assert "'somewhere' is no address of a server; write it as http://host:port" in line
+
+
 def test_mistakes_as_a_person_sees_them(place, url):
     cases = {
         ("--data", "data"): "data: this folder holds both .parquet and .csv files",

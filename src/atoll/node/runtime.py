@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
@@ -19,14 +16,13 @@ import socketio
 from atoll import algorithms, learners
 from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, WireError
+from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.logs import Appender
 from atoll.logs.upload import HttpAppender
 from atoll.messages import (
     NAMESPACE,
-    PROTOCOL,
     Connect,
     ConnectionReceived,
     Decline,
@@ -38,6 +34,7 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads
+from atoll.node.offer import first_offer, offered
 from atoll.node.outbox import Outbox
 from atoll.node.rows import Holding
 from atoll.plan import Plan
@@ -50,8 +47,6 @@ from atoll.wire import Address, Buffer, encode, seal, unpack
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
 _STOPPED = "stopped by its owner; an unsent update is kept and goes out when the node joins again"
-FIRST_TRIES = 60
-"""How often a node looks for its server before it gives up: about five minutes."""
 
 
 class Node:
@@ -173,7 +168,7 @@ class Node:
 
     async def _agree(self) -> None:
         """Read the plan, and make ready what it needs, before anything is promised to the server."""
-        offer = await self._first_offer()
+        offer = await first_offer(self.session, self.url, lambda why: self._tell("waiting", reason=why))
         self.plan = Plan.of(offer["plan"], source=f"{self.url}: plan")
         if self._agreed not in (None, self.plan.digest):
             raise RefusedError(f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only")
@@ -183,46 +178,8 @@ class Node:
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         self.appender = self._appender()
-        self._tell(
-            "ready",
-            plan=self.plan.plan.name,
-            rounds=self.plan.plan.rounds,
-            train=len(self.data.train.x),
-            test=len(self.data.test.x),
-        )
-
-    async def _first_offer(self) -> dict[str, Any]:
-        """Wait, for some minutes, until a server answers: it may be started after its nodes."""
-        for tries in itertools.count(1):
-            try:
-                return await self._offer()
-            except UnreachableError as error:
-                if tries > FIRST_TRIES:
-                    raise
-                self._tell("waiting", reason=f"{error}; trying again")
-                await asyncio.sleep(min(tries, 5))
-        raise AssertionError
-
-    async def _offer(self) -> dict[str, Any]:
-        try:
-            body = dict(json.loads(await self._get("/v1/plan")))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise WireError(f"{self.url}/v1/plan is no plan: is it another program's address?") from error
-        if body.get("protocol") != PROTOCOL:
-            raise WireError(f"{self.url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one")
-        return body
-
-    async def _get(self, path: str) -> bytes:
-        try:
-            async with self.session.get(self.url + path) as response:
-                content = await response.read()
-                if response.status == 200:
-                    return content
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            number = (error.errno if isinstance(error, OSError) else None) or 0
-            why = os.strerror(number) if number > 0 else str(error) or type(error).__name__
-            raise UnreachableError(f"{self.url}: no server answers there ({why})") from error
-        raise UnreachableError(f"{self.url}{path}: HTTP {response.status}")
+        train, test = len(self.data.train), len(self.data.test)
+        self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 
     # What the server says.
 
@@ -278,7 +235,7 @@ class Node:
 
     async def _dial(self) -> None:
         try:
-            offer = await self._offer()
+            offer = await offered(self.session, self.url)
             if offer["digest"] != self.plan.digest:
                 raise RefusedError(f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it")
             self.run = str(offer["run"])

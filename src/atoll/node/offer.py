@@ -1,0 +1,67 @@
+"""What a server offers: its plan and its run, read over HTTP before anything is promised."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from atoll.errors import AtollError, UnreachableError, WireError
+from atoll.messages import PROTOCOL
+
+_TRIES = 60
+"""How often a node looks for its server before it gives up: about five minutes."""
+
+
+async def first_offer(session: aiohttp.ClientSession, url: str, waiting: Callable[[str], None]) -> dict[str, Any]:
+    """Wait, for some minutes, until a server answers: it may be started after its nodes.
+
+    Raises:
+        AtollError: this is no address, or what answers there is no server of this protocol.
+        UnreachableError: nothing answered.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise AtollError(f"'{url}' is no address of a server; write it as http://host:port")
+    for tries in itertools.count(1):
+        try:
+            return await offered(session, url)
+        except UnreachableError as error:
+            if tries > _TRIES:
+                raise
+            waiting(f"{error}; trying again")
+            await asyncio.sleep(min(tries, 5))
+    raise AssertionError
+
+
+async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """Return `plan`, `digest` and `run` of a server.
+
+    Raises:
+        UnreachableError: it doesn't answer now.
+        WireError: it is none of this protocol.
+    """
+    try:
+        body = dict(json.loads(await _get(session, url, "/v1/plan")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WireError(f"{url}/v1/plan is no plan: is it another program's address?") from error
+    if body.get("protocol") != PROTOCOL:
+        raise WireError(f"{url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one")
+    return body
+
+
+async def _get(session: aiohttp.ClientSession, url: str, path: str) -> bytes:
+    try:
+        async with session.get(url + path) as response:
+            content = await response.read()
+            if response.status == 200:
+                return content
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        number = (error.errno if isinstance(error, OSError) else None) or 0
+        why = os.strerror(number) if number > 0 else str(error) or type(error).__name__
+        raise UnreachableError(f"{url}: no server answers there ({why})") from error
+    raise UnreachableError(f"{url}{path}: HTTP {response.status}")
