@@ -65,7 +65,7 @@ class Learner(Protocol):
 
     @property
     def layouts(self) -> Layouts:
-        """The layouts of the model's groups: `parameters`, and `buffers` where it has any."""
+        """The layouts of the model's groups: `parameters`, and where it has any `buffers` (averaged) and `counts` (added up)."""
         ...
 
     @property

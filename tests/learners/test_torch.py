@@ -250,7 +250,7 @@ def test_the_how_to_is_true(tmp_path, monkeypatch):
 def test_real_processes_give_the_simulated_runs_bits(tmp_path, monkeypatch):
     """Dropout and all: `atoll serve` and `atoll join` end with the model of a simulation in this process."""
     name = MODELS + "normed"
-    sections = {"model": {"options": {"inputs": 4}}, "data": {"features": [*"abcd"], "target": "y"}}
+    sections = {"model": {"options": {"inputs": 4}}, "data": {"features": [*"abcd"], "target": "y"}, "cohort": {"deadline": 90}}
     agreed = torch_plan("normed").with_(**sections)
     (tmp_path / "plan.json").write_text(agreed.to_json())
     files = {}

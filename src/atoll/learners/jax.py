@@ -165,7 +165,8 @@ class Jax:
 
     @cached_property
     def _gradient(self) -> Any:
-        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any) -> Any:
+        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any) -> Any:
+            key = jax.random.fold_in(key, step)
             low = jax.tree.map(lambda leaf: leaf.astype(self._dtype), parameters)
             x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
             outputs, state = self._apply(low, state, x, key, True)
@@ -176,8 +177,8 @@ class Jax:
 
     @cached_property
     def _step(self) -> Any:
-        def step(carry: Any, x: Any, y: Any, key: Any, learning_rate: Any) -> Any:
-            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x, y, key)
+        def step(carry: Any, x: Any, y: Any, key: Any, step: Any, learning_rate: Any) -> Any:
+            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x, y, key, step)
             return (*self._move(carry, gradient, learning_rate), state, loss)
 
         return jax.jit(step)
@@ -188,7 +189,7 @@ class Jax:
 
     @cached_property
     def _gradient_only(self) -> Any:
-        return jax.jit(lambda carry, x, y, key: self._gradient(carry[0], carry[1], x, y, key))
+        return jax.jit(lambda carry, x, y, *seed: self._gradient(carry[0], carry[1], x, y, *seed))
 
     @cached_property
     def _moved(self) -> Any:
@@ -209,15 +210,15 @@ class Jax:
         parameters, state = self._trees(groups)
         learning_rate = jnp.float32(self._learning_rate * rate)
         carry = (parameters, state, self._optimizer(self._learning_rate).init(parameters))
-        keys = jax.random.split(jax.random.key(int(rng.integers(1 << 31))), steps)
+        key = jax.random.key(int(rng.integers(1 << 31)))
         losses, samples = [], 0
         with named.said("model.jax", rows):
-            for key, batch in zip(keys, batches(rng, len(rows), batch_size, steps), strict=True):
+            for step, batch in enumerate(batches(rng, len(rows), batch_size, steps)):
                 x, y = self._arrays(rows, batch)
                 if correct is None:
-                    parameters, memory, state, loss = self._step(carry, x, y, key, learning_rate)
+                    parameters, memory, state, loss = self._step(carry, x, y, key, step, learning_rate)
                 else:
-                    (_, (state, loss)), gradient = self._gradient_only(carry, x, y, key)
+                    (_, (state, loss)), gradient = self._gradient_only(carry, x, y, key, step)
                     parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
                 carry = (parameters, state, memory)
                 losses.append(loss)
