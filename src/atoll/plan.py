@@ -54,6 +54,11 @@ class Model(Section):
         """Which learner it is: one of `MODEL_KINDS`."""
         return next(kind for kind in MODEL_KINDS if getattr(self, kind))
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions that it names, each as "package.module:function"."""
+        return tuple(name for name in (self.torch, self.jax, *self.metrics) if name)
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         given = [kind for kind in MODEL_KINDS if getattr(self, kind)]
@@ -62,7 +67,7 @@ class Model(Section):
             raise ValueError(f"exactly one of {', '.join(MODEL_KINDS)} names the model; {said}")
         if self.keras and not self.loss:
             raise ValueError('a Keras model needs loss, for instance loss = "binary_crossentropy"')
-        for name in filter(None, (self.torch, self.jax, *self.metrics)):
+        for name in self.functions:
             if not _NAMED.fullmatch(name):
                 raise ValueError(f"'{name}' names no function; it looks like \"package.module:function\"")
         if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 2:

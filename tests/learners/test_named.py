@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.federation import atoll, clients, plan, rows, run_processes
 
 from atoll import learners
-from atoll.cli.show import rounds_table
+from atoll.cli.show import round_line, rounds_table
 from atoll.errors import AtollError, PlanError
 from atoll.learner import Rows, summary
 from atoll.plan import Plan
@@ -106,6 +106,12 @@ def test_every_learner_measures_what_a_plan_names(trap):
         assert learner.evaluate(learner.initial(0), table)["metric.half"] == 15.0
 
 
+def test_all_that_is_missing_is_said_at_once():
+    asked = plan(model={"logistic": False, "jax": "one:model", "metrics": ["two:a", "two:b"]})
+    with pytest.raises(PlanError, match=r"run 'one:model' and 'two:b', .*`--allow one:model --allow two:b`"):
+        learners.build(asked, allow=["two:a"])
+
+
 def test_own_metrics_have_a_column():
     judged = {"loss": 0.5, "accuracy": 0.75, "precision": 1.0, "brier": 0.125}
     row = {"round": 1, "answered": ["a"], "cohort": 1, "judged": judged, "bytes": 10, "seconds": 1.0}
@@ -114,6 +120,7 @@ def test_own_metrics_have_a_column():
     assert "brier" in console.file.getvalue()
     assert "0.1250" in console.file.getvalue()
     assert "precision" not in console.file.getvalue()
+    assert "loss 0.5000, accuracy 0.7500, brier 0.1250" in round_line(row, 3)
 
 
 def test_the_commands_say_how_to_allow(tmp_path):

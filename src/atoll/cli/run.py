@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
-from atoll.cli.show import figure, round_line, rounds_table, size, size_of, working
+from atoll.cli.show import figure, round_line, rounds_table, size, size_of, told, working
 from atoll.plan import Plan
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ def show_run(plan: Plan, live: Live) -> Watch:
             said = f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes"
             live.console.print(said, soft_wrap=True)
             live.console.print(f"watch it: open {event['url']} in a browser", soft_wrap=True)
-            live.console.print(f"on each node: atoll join {event['url']} --data FILE", soft_wrap=True)
+            allow = "".join(f" --allow {name}" for name in plan.model.functions)
+            live.console.print(f"on each node: atoll join {event['url']} --data FILE{allow}", soft_wrap=True)
         elif what in ("joined", "lost", "declined", "rejected"):
             why = f": {event['reason']}" if event.get("reason") else ""
             live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)
@@ -211,4 +212,4 @@ def _say(event: Mapping[str, Any]) -> None:
 
 
 def _figures(judged: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in judged.items() if name in ("loss", "accuracy"))
+    return ", ".join(f"{name} {figure(judged, name)}" for name in told(judged))

@@ -47,12 +47,17 @@ def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
     return f"{figures[name]:.{digits}f}" if name in figures else "–"
 
 
+def told(judged: Mapping[str, float]) -> list[str]:
+    """Return the names of the figures that have room in one line: loss, accuracy and the plan's own metrics."""
+    return [name for name in judged if name in ("loss", "accuracy") or name not in FIGURES]
+
+
 def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) -> Table:
     """Return the table of a run's rounds so far; each has `answered`, `cohort`, `judged`, `bytes`, `seconds`.
 
     The plan's own metrics have columns beside loss and accuracy.
     """
-    figures = ["loss", "accuracy", *dict.fromkeys(name for row in rounds for name in row["judged"] if name not in FIGURES)]
+    figures = list(dict.fromkeys(["loss", "accuracy", *(name for row in rounds for name in told(row["judged"]))]))
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("round", "who answered"):
         table.add_column(name, overflow="fold")
@@ -69,7 +74,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) ->
 
 def round_line(row: Mapping[str, Any], total: int) -> str:
     """Return a round as one line, for where no table can grow."""
-    figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in ("loss", "accuracy") if name in row["judged"])
+    figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"]))
     answered = f"{len(row['answered'])} of {row['cohort']} answered"
     return f"round {row['round']}/{total}: {answered}; {figures or 'not judged'}; {size(row['bytes'])}, {row['seconds']:.2f} s"
 

@@ -48,8 +48,9 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
         LearnerError: its framework is not installed, or a function can't be imported.
     """
     kind = plan.model.kind
-    metrics = {name: named.load("model.metrics", name, allow) for name in plan.model.metrics}
-    function = [named.load(f"model.{kind}", getattr(plan.model, kind), allow)] if kind in _NAMED else []
+    named.permit(plan.model.functions, allow)
+    metrics = {name: named.load("model.metrics", name) for name in plan.model.metrics}
+    function = [named.load(f"model.{kind}", getattr(plan.model, kind))] if kind in _NAMED else []
     if plan.training.precision != "float32" and kind not in _NAMED:
         raise PlanError(f"training.precision: {kind} trains in float32 only; {' and '.join(_NAMED)} know more")
     try:

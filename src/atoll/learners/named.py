@@ -7,7 +7,7 @@ are data: nothing is imported unless an installed package registers it, or the o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -23,23 +23,31 @@ ENTRY_POINTS = "atoll.models"
 """The group in which an installed package registers what plans may name."""
 
 
-def load(key: str, name: str, allow: Collection[str]) -> Callable[..., Any]:
-    """Return the function that a key of the plan names.
+def permit(names: Sequence[str], allow: Collection[str]) -> None:
+    """Check that all functions which a plan names may run here; nothing is imported.
 
     Args:
-        key: the plan's key, for errors.
-        name: "package.module:function".
-        allow: the names that the owner of this machine allows, beside those that installed packages register.
+        names: each "package.module:function".
+        allow: those that the owner of this machine allows, beside those that installed packages register.
 
     Raises:
-        PlanError: nobody allowed it here; nothing of it was imported.
-        LearnerError: it is allowed and can't be imported.
+        PlanError: naming all that nobody allowed.
     """
-    if name not in allow and all(found.value != name for found in entry_points(group=ENTRY_POINTS)):
+    known = {*allow, *(found.value for found in entry_points(group=ENTRY_POINTS))} if names else set()
+    if missing := [name for name in dict.fromkeys(names) if name not in known]:
         raise PlanError(
-            f"{key}: the plan asks to run '{name}', which this machine's owner has not allowed: read that code, then "
-            f"`--allow {name}` (in Python allow=[\"{name}\"]), or install a package that registers it under '{ENTRY_POINTS}'"
+            f"the plan asks to run {' and '.join(map(repr, missing))}, which this machine's owner has not allowed: read that, "
+            f"then `{' '.join(f'--allow {name}' for name in missing)}` (in Python allow={missing}), "
+            f"or install a package that registers it under '{ENTRY_POINTS}'"
         )
+
+
+def load(key: str, name: str) -> Callable[..., Any]:
+    """Return the function that a key of the plan names, once it is permitted.
+
+    Raises:
+        LearnerError: it can't be imported.
+    """
     module, _, attribute = name.partition(":")
     try:
         function = getattr(import_module(module), attribute)
