@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +86,15 @@ def test_a_model_without_a_learning_rate_takes_no_schedule():
     )
     with pytest.raises(PlanError, match=r"training\.schedule: LogisticRegression has no learning rate"):
         learners.build(solver)
+
+
+def test_the_how_tos_example_runs_and_its_tables_are_plans():
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "steer.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    tables = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(tables) == 2
+    for text in tables:
+        assert plan(**tomllib.loads(text)).digest != plan().digest
+    others = re.findall(r"^# (schedule = \{.*?\})", tables[0], re.MULTILINE)
+    assert [plan(training=tomllib.loads(one)).training.schedule.kind for one in others] == ["step", "exponential"]

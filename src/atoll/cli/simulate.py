@@ -1,0 +1,131 @@
+"""`atoll simulate`: a plan over clients in this process, with the bits of the deployed run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+
+from atoll.cli import app
+from atoll.cli.look import Allow
+from atoll.cli.run import Watch, show_run
+from atoll.cli.show import figure, working
+from atoll.errors import AtollError
+from atoll.plan import Plan
+
+if TYPE_CHECKING:
+    from atoll.learner import Data
+    from atoll.simulate import Simulated
+
+_ENDINGS = (".csv", ".parquet", ".pq", ".npz")
+
+
+@app.command()
+def simulate(
+    plan: Annotated[Path, typer.Argument(help="The plan, a TOML file (`atoll new DIR` writes one).")],
+    data: Annotated[
+        Path, typer.Option(help="A folder, each table in it a client's; with --clients: one source, whose rows are spread.")
+    ],
+    clients: Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")] = None,
+    partition: Annotated[str, typer.Option(help="How: iid, dirichlet:ALPHA or shards:NUMBER.")] = "iid",
+    holdout: Annotated[Path | None, typer.Option(help="Test rows; without: the clients' pooled metrics.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A model to begin with, .safetensors or .keras.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write the final model there, a .safetensors file.")] = None,
+    allow: Allow = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Try a plan without a network: clients train one after the other, and give the bits of the deployed run."""
+    from atoll import learners
+    from atoll.preprocess import prepare
+    from atoll.simulate import simulate as run
+
+    if to and to.suffix != ".safetensors":
+        raise AtollError(f"--to: '{to.suffix}' is no ending of a model here: use .safetensors")
+    agreed = Plan.load(plan)
+    with working("getting ready", quiet=as_json):
+        learner = learners.build(agreed, allow or ())
+        rows = prepare(holdout, agreed).judge if holdout else None
+        parts = _spread(data, agreed, clients, partition) if clients else _each(data, agreed, holdout)
+    began = time.monotonic()
+    console = Console(quiet=as_json)
+    training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
+    with Live(training, console=console, refresh_per_second=8) as live:
+        watch = _timed(show_run(agreed, live))
+        done = run(agreed, parts, holdout=rows, learner=learner, watch=watch, start=start)
+    if to:
+        _write(done, to)
+    _tell(agreed, done, round(time.monotonic() - began, 2), as_json=as_json)
+
+
+def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
+    """Every table of a folder is a client's, named after its file; the holdout's is none."""
+    from atoll.preprocess import prepare
+
+    if not folder.is_dir():
+        raise AtollError(f"--data: {folder} is no folder of the clients' tables; --clients spreads the rows of one")
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _ENDINGS]
+    mine = [path for path in tables if not (holdout and holdout.exists() and path.samefile(holdout))]
+    if not mine:
+        raise AtollError(f"--data: {folder} holds no tables ({', '.join(_ENDINGS)})")
+    return {path.stem: prepare(path, plan) for path in mine}
+
+
+def _spread(source: Path, plan: Plan, clients: int, how: str) -> dict[str, Data]:
+    """Rows are spread as they are read; what each client does with its own (standardising) comes after."""
+    from atoll.preprocess import prepare
+    from atoll.simulate.partition import partition
+
+    whole = prepare(source, plan.with_(data={"standardise": "no"}))
+    seed, width = plan.plan.seed, len(str(clients))
+    parts = partition(whole.train.y, clients, how, seed)
+    tests = partition(whole.test.y, clients, "iid", seed) if len(whole.test) >= clients else []
+    found = {}
+    for number, part in enumerate(parts):
+        arrays = [whole.train.x[part], whole.train.y[part]]
+        if tests:
+            arrays += [whole.test.x[tests[number]], whole.test.y[tests[number]]]
+        found[f"client-{number + 1:0{width}}"] = prepare(arrays, plan)
+    return found
+
+
+def _timed(watch: Watch) -> Watch:
+    """A simulation tells of rounds as a server does, but for the seconds and what they are judged by."""
+    last = time.monotonic()
+
+    def timed(event: Mapping[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        by = "holdout" if event["holdout"] else "nodes"
+        watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last})
+        last = now
+
+    return timed
+
+
+def _write(done: Simulated, to: Path) -> None:
+    from atoll.wire import pack
+
+    try:
+        to.write_bytes(b"".join(pack(done.model)))
+    except OSError as error:
+        raise AtollError(f"{to}: can't be written ({error.strerror})") from error
+
+
+def _tell(plan: Plan, done: Simulated, seconds: float, *, as_json: bool) -> None:
+    facts = {"plan": plan.plan.name, "reason": done.reason, "rounds": done.rounds, "model": done.digest}
+    if as_json:
+        print(json.dumps({**facts, "holdout": done.holdout, "by_node": done.by_node, "seconds": seconds}))
+        return
+    print(f"{done.reason}, in {seconds} s: model {done.digest[:12]}")
+    shown = {"the holdout": done.holdout} if done.holdout else dict(list(done.by_node.items())[:20])
+    for name, judged in shown.items():
+        print(f"  on {name}: {', '.join(f'{one} {figure(judged, one)}' for one in judged)}")
+    if not done.holdout and len(done.by_node) > len(shown):
+        print(f"  and on {len(done.by_node) - len(shown)} more (--json has all)")

@@ -1,0 +1,65 @@
+"""`atoll simulate`: the deployed run's bits from files, and one table spread over clients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.cli.test_commands import atoll, one_line
+from tests.federation import clients, plan, rows, run_processes
+
+
+def table(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
+    np.savetxt(path, np.column_stack([x, y]), "%.17g", ",", header="a,b,c,d,y", comments="")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A plan, a folder with a table for each client, and the holdout among them."""
+    features = {"features": ["a", "b", "c", "d"], "target": "y", "standardise": "node"}
+    agreed = plan(model={"inputs": None}, data=features)
+    (tmp_path / "plan.json").write_text(agreed.to_json())
+    (tmp_path / "data").mkdir()
+    for name, data in {**clients(), "holdout": rows(9)}.items():
+        table(tmp_path / "data" / f"{name}.csv", *data)
+    return tmp_path
+
+
+def test_a_folder_of_tables_gives_the_bits_of_the_deployed_run(folder):
+    data = folder / "data"
+    out = folder / "model.safetensors"
+    done = atoll("simulate", folder / "plan.json", "--data", data, "--holdout", data / "holdout.csv", "--to", out, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [row["answered"] for row in found["rounds"]] == [list(clients())] * 3
+    assert found["holdout"]["accuracy"] > 0.8
+    assert found["reason"] == "all 3 rounds are done"
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == found["model"]
+    deployed = run_processes(folder / "plan.json", {name: data / f"{name}.csv" for name in clients()}, folder)
+    assert deployed["last"] == found["model"]
+
+
+def test_one_table_is_spread_and_a_start_is_taken(folder):
+    words = ("simulate", folder / "plan.json", "--data", folder / "data" / "holdout.csv", "--clients", "5")
+    done = atoll(*words, "--partition", "dirichlet:0.3", "--to", folder / "one.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 answered" in done.stdout
+    assert "on client-1: loss" in done.stdout
+    again = json.loads(atoll(*words, "--start", folder / "one.safetensors", "--json").stdout.splitlines()[-1])
+    fresh = json.loads(atoll(*words, "--json").stdout.splitlines()[-1])
+    assert again["rounds"][0]["nodes"]["loss"] < fresh["rounds"][0]["nodes"]["loss"]
+
+
+def test_mistakes_are_one_line(folder):
+    words = ("simulate", folder / "plan.json", "--data")
+    assert "is no folder of the clients' tables; --clients spreads" in one_line(atoll(*words, folder / "data" / "node-0.csv"))
+    assert "holds no tables" in one_line(atoll(*words, folder))
+    assert "it is iid, dirichlet:ALPHA" in one_line(
+        atoll(*words, folder / "data" / "node-0.csv", "--clients", "4", "--partition", "even")
+    )
+    assert "use .safetensors" in one_line(atoll(*words, folder / "data", "--to", "model.keras"))
+    assert "cohort.minimum is 3" in one_line(atoll(*words, folder / "data" / "node-0.csv", "--clients", "2"), code=3)
