@@ -319,6 +319,38 @@ def test_what_was_read_once_is_followed():
     assert (tally.rounds, tally.bytes, tally.updates) == (150, 12_000, {"accepted": 150, "declined": 150})
 
 
+def test_many_viewers_cost_what_one_does_and_many_nodes_are_counted(tmp_path: Path):
+    count = 10_000
+    state, _ = machine.begin("r1", plan(), "0" * 64, 0.0)
+    state, _ = machine.transition(state, events.Joined(0.0, {f"{k:032x}": f"node-{k}" for k in range(count)}))
+    state, _ = machine.transition(state, events.Lost(1.0, f"{7777:032x}"))
+    asked: list[float] = []
+
+    class Busy(Stored):
+        def status(self) -> dict[str, Any]:
+            began = time.perf_counter()
+            found = {"plan": "heart", **status(state, 1.0, 1000.0, {}, {}, None)}
+            asked.append(time.perf_counter() - began)
+            return found
+
+    site = Busy(tmp_path, {"is": "live"})
+    site.begin()
+    pages = Pages(site)
+
+    async def look() -> list[str | None]:
+        return await asyncio.gather(*(pages.page("r1", view.Which()) for _ in range(100)))
+
+    page, *same = asyncio.run(look())
+    assert page
+    assert set(same) == {page}
+    assert len(asked) == 1
+    assert asked[0] < 0.5
+    assert "1 lost · 9999 training" in page
+    assert page.count('<li class="') == view.NODES
+    assert page.index("node-7777</b>") < page.index("node-0</b>")
+    assert f"and {count - view.NODES} more" in page
+
+
 def test_many_runs_are_paged(tmp_path: Path):
     site = Stored(tmp_path)
     for number in range(view.ROWS + 1):

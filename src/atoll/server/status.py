@@ -27,15 +27,16 @@ def status(
         arriving: node → bytes that are here of the update it is sending, and bytes expected.
         troubles: why the log can't be read at present, or None.
     """
+    asked = frozenset(run.cohort)
     waits = run.phase not in (Phase.CLOSING, Phase.ENDED)
     nodes = [
         {
             "node": node,
             "name": name,
             "connected": node in run.present,
-            "asked": node in run.cohort,
+            "asked": node in asked,
             "answered": node in run.answers,
-            **_doing(run, node, lost, arriving),
+            **_doing(run, node, node in asked, lost, arriving),
         }
         for node, name in sorted(run.names.items(), key=lambda item: item[1])
     ]
@@ -58,12 +59,12 @@ def status(
 
 
 def _doing(
-    run: State, node: str, lost: Mapping[str, float], arriving: Mapping[str, tuple[int, int]]
+    run: State, node: str, asked: bool, lost: Mapping[str, float], arriving: Mapping[str, tuple[int, int]]
 ) -> dict[str, str | float | int]:
     """One word for what a node does, and the facts that go with it."""
-    asked = node in run.cohort and node not in run.answers
     if node not in run.present:
-        return {"doing": "lost", "waited_for": asked, **({"since": lost[node]} if node in lost else {})}
+        since = {"since": lost[node]} if node in lost else {}
+        return {"doing": "lost", "waited_for": asked and node not in run.answers, **since}
     if node in run.declines:
         return {"doing": "declined", "reason": run.declines[node]}
     if node in run.answers:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Pages:
         self._site = site
         self._worker = ThreadPoolExecutor(1, "page")
         self._pasts: OrderedDict[str, Past] = OrderedDict()
-        self._rendered: OrderedDict[Any, tuple[float, str | None]] = OrderedDict()
+        self._made: OrderedDict[Any, tuple[float, asyncio.Future[str | None]]] = OrderedDict()
         words = Environment(
             loader=FileSystemLoader(_HERE),
             autoescape=True,
@@ -90,8 +90,7 @@ class Pages:
         Raises:
             StoreError: it can't be read.
         """
-        status = self._site.status() if run == self._site.run else None
-        return await self._once((run, which), lambda: self.render(run, which, status))
+        return await self._once((run, which), run, lambda status: self.render(run, which, status))
 
     async def metrics(self) -> str:
         """Return the current run's figures as Prometheus reads them.
@@ -99,29 +98,25 @@ class Pages:
         Raises:
             StoreError: they can't be read.
         """
-        status = self._site.status()
 
-        def make() -> str:
+        def make(status: Mapping[str, Any] | None) -> str | None:
             row = self._site.store.get(self._site.run)
-            return metrics.exposition(status, self.past(row)) if row else ""
+            return metrics.exposition(status, self.past(row)) if status and row else None
 
-        return await self._once("metrics", make) or ""
+        return await self._once("metrics", self._site.run, make) or ""
 
-    async def _once(self, key: Any, make: Callable[[], str | None]) -> str | None:
-        """Give what was made just now, or make it."""
+    async def _once(self, key: Any, run: str, make: Callable[[Mapping[str, Any] | None], str | None]) -> str | None:
+        """Give what is being made or was made just now, or have it made from the run's present state."""
+        began, text = self._made.pop(key, (-math.inf, None))
+        if text is None or (text.done() and time.monotonic() - began > _FRESH):
+            status = self._site.status() if run == self._site.run else None
+            began, text = time.monotonic(), asyncio.get_running_loop().run_in_executor(self._worker, make, status)
+        self._made[key] = began, text
+        if len(self._made) > _KEPT:
+            self._made.popitem(last=False)
+        return await asyncio.shield(text)
 
-        def once() -> str | None:
-            made, text = self._rendered.pop(key, (-math.inf, None))
-            if time.monotonic() - made > _FRESH:
-                made, text = time.monotonic(), make()
-            self._rendered[key] = made, text
-            if len(self._rendered) > _KEPT:
-                self._rendered.popitem(last=False)
-            return text
-
-        return await asyncio.get_running_loop().run_in_executor(self._worker, once)
-
-    def render(self, run: str, which: view.Which, status: dict[str, Any] | None) -> str | None:
+    def render(self, run: str, which: view.Which, status: Mapping[str, Any] | None) -> str | None:
         """Make a page."""
         row = self._site.store.get(run)
         if row is None:

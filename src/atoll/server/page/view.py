@@ -47,8 +47,8 @@ def view(
         which: the pages of its tables.
         status: the present state, where the run shown is the current one.
     """
-    known = store.nodes(past.run)
-    nodes = status["nodes"] if status else [{"node": one.node, "name": one.name, "doing": ""} for one in known]
+    stored = () if status else store.nodes(past.run)
+    nodes = status["nodes"] if status else [{"node": one.node, "name": one.name, "doing": ""} for one in stored]
     listed = sorted(nodes, key=lambda one: (_ORDER.index(one["doing"] or "idle"), one["name"]))[:NODES]
     return {
         "run": row,
@@ -64,7 +64,7 @@ def view(
         "counts": _counts(nodes),
         "charts": _charts(past),
         "models": _models(store, past),
-        "rounds": _rounds(store, past, {one.node: one.name for one in known}, which.rounds),
+        "rounds": _rounds(store, past, {one["node"]: one["name"] for one in nodes}, which.rounds),
         "runs": _runs(store, current, which.runs),
         "which": which,
     }
