@@ -199,7 +199,7 @@ def short_archive(place: Path) -> Path:
         (parquet(a=[1], bb=[2], y=[0]), "a.parquet: has no column 'b'; did you mean 'bb'?"),
         (parquet(a=[1], b=[[2]], y=[0]), "a.parquet: column 'b' is list<element: int64>: a feature or target is a number"),
         (parquet(a=[1], b=["x"], y=[0]), "a.parquet: row 1, column 'b': 'x' is no number"),
-        (parquet(a=[1, 2], b=[3, 4], y=[0, float("nan")]), "holds NaN or infinity"),
+        (parquet(a=[1, 2], b=[3, 4], y=[0, float("nan")]), "row 2, column 'y': nan is no finite number"),
         (parquet(a=[1, 2], b=[None, None], y=[0, 1]), "no rows are left: all 2 have a missing value ('') in a used column"),
         (cut(-40), "a.parquet: no whole Parquet file ("),
         (cut(4000), "a.parquet: no whole Parquet file ("),

@@ -167,11 +167,11 @@ def test_no_learner_takes_more_than_a_block_of_rows_at_a_time(monkeypatch, name)
 def test_a_node_keeps_rows_on_disk_only_while_it_runs(tmp_path, small):
     for name, (x, y) in clients().items():
         np.savez(tmp_path / f"{name}.npz", x=x, y=y)
-        (tmp_path / name / "spool").mkdir(parents=True)
-        (tmp_path / name / "spool" / "stale").write_text("of a crash")
+        (tmp_path / name / "spool-1").mkdir(parents=True)
+        (tmp_path / name / "spool-1" / "stale").write_text("of a crash")
     history = run(plan(), {name: tmp_path / f"{name}.npz" for name in clients()}, tmp_path)
     assert history["outcome"] == "completed"
-    assert not list(tmp_path.glob("*/spool"))
+    assert not list(tmp_path.glob("*/spool*"))
     held = run(plan(), {name: tuple(map(np.float32, rows)) for name, rows in clients().items()}, tmp_path / "again")
     assert history["last"] == held["last"]
 

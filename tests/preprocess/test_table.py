@@ -79,7 +79,7 @@ def test_a_constant_column_becomes_zero(tmp_path):
         ("a,b,y\n1,2,0\n", {**TWO, "standardise": "node"}, "at least two training rows"),
         ("a,b,y,s\n1,2,0,dev\n", {**TWO, "split": "s"}, "line 2, column 's': 'dev' is neither train nor test"),
         ("a,b,y,s\n1,2,0,test\n", {**TWO, "split": "s"}, "no training rows"),
-        ("a,b,y\n1,inf,0\n", TWO, "holds NaN or infinity"),
+        ("a,b,y\n1,2,0\n1,inf,0\n", TWO, "line 3, column 'b': inf is no finite number; fill it, or put that word into"),
         ("a,b,y\n1,2,0\n", {}, "the plan names no data.features"),
     ],
 )

@@ -29,7 +29,8 @@ Watch = Callable[[Mapping[str, Any]], None]
 def serve(
     plan: Annotated[Path, typer.Argument(help="The plan, a TOML file (`atoll new DIR` writes one).")],
     holdout: Annotated[
-        Path | None, typer.Option(help="The server's own test rows, CSV; without: the nodes' pooled metrics.")
+        Path | None,
+        typer.Option(help="The server's own test rows, a file or folder as for join; without: the nodes' pooled metrics."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8740,

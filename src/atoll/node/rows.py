@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,13 +24,15 @@ class Holding:
 
     Args:
         source: a file, a folder, a database's address, or arrays, as `prepare` takes them.
-        spool: a directory for rows that are too many for memory; it is there only while the node is.
+        directory: the node's; rows that are too many for memory are kept there while it runs.
         tell: told `reading` and `standardising` with `rows` and `of`, and `waiting` with a reason.
     """
 
-    def __init__(self, source: Given, spool: Path, tell: Callable[..., None]) -> None:
-        self._source, self._spool, self._tell = source, spool, tell
-        remove(spool)  # what a crash may have left
+    def __init__(self, source: Given, directory: Path, tell: Callable[..., None]) -> None:
+        self._source, self._tell = source, tell
+        self._spool = directory / f"spool-{os.getpid()}"  # never another process's files
+        for stale in directory.glob("spool-*"):  # of a crash
+            remove(stale)
         self._stopped = threading.Event()
         self._shown = 0.0
         self.read = 0

@@ -88,7 +88,7 @@ class Node:
         self.metrics: dict[str, float] = {}
         self._agreed, self._own, self._allow = plan, learner, allow
         self._watch: Watch = watch or (lambda _: None)
-        self.holding = Holding(data, self.directory / "spool", self._tell)
+        self.holding = Holding(data, self.directory, self._tell)
         self._remembered: dict[str, Memory] = {}
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             machine.Dial: self.connect,

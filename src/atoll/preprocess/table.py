@@ -118,12 +118,22 @@ def _numbers(batch: Batch, name: str) -> NDArray[np.float64]:
     if isinstance(column, np.ndarray):
         if np.ma.is_masked(column):
             raise _no_number(batch, int(np.argmax(np.ma.getmaskarray(column))), name, "")
-        return np.ma.getdata(column).astype(np.float64)
+        return _finite(np.ma.getdata(column).astype(np.float64), batch, name)
     try:
-        return np.array([float(value) for value in column], np.float64)
+        return _finite(np.array([float(value) for value in column], np.float64), batch, name)
     except (TypeError, ValueError):
         row = next(row for row, value in enumerate(column) if _as_number(value) is None)
         raise _no_number(batch, row, name, column[row]) from None
+
+
+def _finite(numbers: NDArray[np.float64], batch: Batch, name: str) -> NDArray[np.float64]:
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DataError(
+            f"{batch.at(row)}, column '{name}': {numbers[row]} is no finite number; fill it, or put that word into data.missing"
+        )
+    return numbers
 
 
 def _no_number(batch: Batch, row: int, name: str, value: object) -> DataError:
