@@ -135,6 +135,7 @@ def test_a_page_runs_its_own_script_and_style_and_nothing_else(tmp_path: Path):
     site = Stored(tmp_path, machine_status())
     site.begin()
     page = site.page()
+    assert re.search(r"<b>beta</b>\s*<span class=\"what\">sending</span>\s*75 %", page)
     for tag in ("style", "script"):
         (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         said = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
