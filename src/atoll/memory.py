@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from atoll.errors import LearnerError
+
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -18,3 +20,14 @@ def total() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             found.append(int(Path(path).read_text()))
     return min(found, default=None)
+
+
+def need(size: int, what: str) -> None:
+    """Refuse what takes more bytes than there are, before the system ends the process for it.
+
+    Raises:
+        LearnerError: it does.
+    """
+    there = total()
+    if there is not None and size > there:
+        raise LearnerError(f"{what} take {size / 1e9:,.0f} GB; this machine has {there / 1e9:,.0f}")

@@ -194,7 +194,7 @@ BOMBS = {
     ),
     "repeats": (
         lambda: changed(sequential(layers.Dense(3), layers.RepeatVector(2), layers.Dense(1)), n=10**11),
-        "a layer of 300,000,000,000 numbers a row, in batches of 32 rows",
+        "layers of 300,000,000,000 numbers a row, in batches of 32 rows, take 38,400 GB",
     ),
     "a nested one": (lambda: inside(sequential(nested(), layers.Dense(1)), units=10**11), "weights and their gradient"),
 }

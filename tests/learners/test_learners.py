@@ -145,6 +145,8 @@ def test_an_exported_model_predicts_as_the_learner_does(tmp_path):
         (lambda: keras_plan(out(), options={"momentun": 0.9}), "momentun"),
         (lambda: sklearn_plan("LinearRegression"), "no partial_fit): use SGDRegressor"),
         (lambda: sklearn_plan("SGDClassifier", los="log_loss"), "has no such option; did you mean 'loss'?"),
+        (lambda: sklearn_plan("MLPClassifier", hidden_layer_sizes=[4, "x"]), "hidden_layer_sizes: is a list of whole numbers"),
+        (lambda: sklearn_plan("SGDClassifier", n_jobs=99), "model.options.n_jobs: SGDClassifier has no such option"),
         (lambda: sklearn_plan("SGDClassifier", eta0=1.0), "model.options.eta0: [training] says it already"),
         (lambda: sklearn_plan("SGDClassifier", training={"optimizer": "adam"}), "SGDClassifier knows sgd, not 'adam'"),
         (lambda: sklearn_plan("LogisticRegression", training={"epochs": 1}), "say training.steps"),
@@ -188,3 +190,21 @@ def test_a_learner_without_a_learning_rate_says_so():
     learner = learners.build(sklearn_plan("LogisticRegression", training={"steps": 9}))
     with pytest.raises(LearnerError, match="LogisticRegression has no learning rate to change: use SGDClassifier"):
         learner.fit(learner.initial(0), rows("binary"), 9, 16, np.random.default_rng(0), rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"logistic": True, "inputs": 10**13}, "each of 10,000,000,000,000 inputs, and its gradient, take 160,000 GB"),
+        ({"sklearn": "SGDClassifier", "inputs": 10**12}, "a weight for each of 1,000,000,000,000 inputs"),
+        (
+            {"sklearn": "MLPClassifier", "inputs": 6, "options": {"hidden_layer_sizes": [10**6, 10**6]}},
+            "1,000,008,000,000 weights and their gradient take 16,000 GB",
+        ),
+    ],
+)
+def test_a_model_that_cannot_fit_into_memory_is_one_line(model, said):
+    with pytest.raises(LearnerError) as caught:
+        learners.build(Plan.of({"plan": {"name": "x", "rounds": 1}, "model": model}))
+    assert said in str(caught.value)
+    assert "this machine has" in str(caught.value)

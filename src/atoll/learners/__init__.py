@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from atoll import memory
 from atoll.errors import AtollError, LearnerError, PlanError
 from atoll.learner import Learner, Measure
 from atoll.learners import named
@@ -24,6 +25,8 @@ Start = str | Path | Groups
 """A model to start from: a `.safetensors` or `.keras` file, or groups."""
 
 _FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "torch": "torch", "jax": "jax"}
+_BYTES = 8
+"""Of a weight, where a learner computes in float64."""
 _NAMED = ("torch", "jax")
 """Kinds whose model is made by a function that the plan names."""
 
@@ -45,7 +48,7 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
 
     Raises:
         PlanError: the plan asks of the model what it can't do, or names a function that is not allowed here.
-        LearnerError: its framework is not installed, or a function can't be imported.
+        LearnerError: its framework is not installed, a function can't be imported, or the model can't fit into memory.
     """
     kind = plan.model.kind
     named.permit(plan.model.functions, allow)
@@ -57,6 +60,8 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
         file = cast("_File", import_module(f"atoll.learners.{_FILES[kind]}"))
     except ModuleNotFoundError as error:
         raise LearnerError(f"model.{kind}: {error.name} is not installed; pip install 'atoll-fl[{kind}]'") from error
+    if plan.inputs is not None:
+        memory.need(2 * plan.inputs * _BYTES, f"model.{kind}: a weight for each of {plan.inputs:,} inputs, and its gradient,")
     learner = file.build(plan, *function)
     if metrics:
         learner.measure = named.measure(metrics)

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
+from atoll import memory
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, by_blocks, classified, nothing, regressed
 from atoll.plan import Plan
@@ -64,7 +66,7 @@ _INSTEAD = {
     "SVC": 'SGDClassifier with options = { loss = "hinge" }',
     "LinearSVC": 'SGDClassifier with options = { loss = "hinge" }',
 }
-_OURS = ("warm_start", "random_state", "early_stopping", "max_iter", "solver_options")
+_OURS = ("warm_start", "random_state", "early_stopping", "max_iter", "solver_options", "n_jobs")
 
 
 def build(plan: Plan) -> Sklearn:
@@ -86,7 +88,17 @@ def build(plan: Plan) -> Sklearn:
         raise PlanError("training.epochs: LogisticRegression has no mini-batches: say training.steps, its solver's iterations")
     if name == "LogisticRegression" and training.schedule:
         raise PlanError("training.schedule: LogisticRegression has no learning rate to change: use SGDClassifier")
+    if kind.deep:
+        _check_size(plan.inputs, plan.model.options.get("hidden_layer_sizes", (100,)), len(plan.model.classes))
     return Sklearn(kind, plan.inputs, plan.model.classes, {**_options(plan, kind), **kind.settings(training)})
+
+
+def _check_size(inputs: int, hidden: Any, classes: int) -> None:
+    layers = [hidden] if isinstance(hidden, int) else hidden
+    if not isinstance(layers, (list, tuple)) or not all(type(one) is int and one > 0 for one in layers):
+        raise PlanError("model.options.hidden_layer_sizes: is a list of whole numbers above 0")
+    weights = sum(a * b for a, b in pairwise([inputs, *layers, classes]))
+    memory.need(2 * weights * 8, f"model.sklearn: {weights:,} weights and their gradient")
 
 
 def _options(plan: Plan, kind: _Kind) -> Mapping[str, Any]:

@@ -45,13 +45,10 @@ def check(config: Mapping[str, Any], batch_size: int) -> Size:
     Raises:
         LearnerError: it can't, or Keras can't build it.
     """
-    size, there = measure(config), memory.total()
-    for what, numbers in (
-        (f"{size.weights:,} weights and their gradient", 2 * size.weights),
-        (f"a layer of {size.widest:,} numbers a row, in batches of {batch_size} rows,", size.widest * batch_size),
-    ):
-        if there is not None and numbers * _BYTES > there:
-            raise LearnerError(f"model.keras: {what} take {numbers * _BYTES / 1e9:,.0f} GB; this machine has {there / 1e9:,.0f}")
+    size = measure(config)
+    memory.need(2 * size.weights * _BYTES, f"model.keras: {size.weights:,} weights and their gradient")
+    wide = f"model.keras: layers of {size.widest:,} numbers a row, in batches of {batch_size} rows,"
+    memory.need(size.widest * batch_size * _BYTES, wide)
     return size
 
 
