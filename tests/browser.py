@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--disable-extensions",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio",

@@ -91,7 +91,7 @@ def test_a_run_is_followed_a_killed_node_is_seen_and_a_server_that_is_gone_is_to
         heard.start()
         # The page was opened before there was anything to see, and is never loaded again.
         tab.run("window.same = true")
-        tab.wait("document.querySelectorAll('[data-figure=loss] circle').length > 4", 20)
+        tab.wait("document.querySelectorAll('[data-figure=loss] circle').length > 4", 30)
         nodes[1].send_signal(signal.SIGSTOP)  # so that the round is surely one that waits for it, for two seconds by now
         tab.wait("/waiting for bank-1; 5[0-8] s left/.test(document.body.innerText)")
         assert tab.run("document.querySelectorAll('.lost').length") == 0
