@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,49 @@ class Changing(Logistic):
         return fit if self.fits == 1 else self.change(fit)
 
 
+class Patient(Node):
+    """An honest node that holds the second round open until the odd one is there."""
+
+    there: threading.Event
+
+    def _work(self, task: StartTraining, body: Any) -> str:
+        assert task.round != 2 or self.there.wait(30)
+        return super()._work(task, body)
+
+
+def run_with(place: Path, kind: type[Node] = Node, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run six rounds of three honest nodes and an odd one, which joins once the first is open and is there in the third.
+
+    Returns the history, and what the odd one was told.
+    """
+    heard: list[dict[str, Any]] = []
+    there = threading.Event()
+
+    def watch(event: Any) -> None:
+        heard.append(event)
+        if event["what"] == "connected":
+            there.set()
+
+    async def together() -> dict[str, Any]:
+        begun = asyncio.Event()
+        server = Server(
+            plan(plan={"rounds": 6}), store=place / "store", port=0, watch=lambda event: event["what"] == "asked" and begun.set()
+        )
+        nodes: list[Node] = [Patient(server.url, data, name=name, directory=place / name) for name, data in clients().items()]
+        for node in nodes:
+            node.there = there  # type: ignore[attr-defined]
+        odd = kind(server.url, rows(9), name="odd", directory=place / "odd", watch=watch, **options)
+
+        async def late() -> None:
+            await begun.wait()
+            await odd.start_async()
+
+        history, *_ = await asyncio.gather(server.serve_async(), late(), *(node.start_async() for node in nodes))
+        return history
+
+    return asyncio.run(asyncio.wait_for(together(), 60)), heard
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -62,16 +107,7 @@ class Changing(Logistic):
     ],
 )
 def test_a_learner_whose_layout_changes_declines(tmp_path, change, said):
-    heard: list[dict[str, Any]] = []
-
-    async def together() -> dict[str, Any]:
-        server = Server(plan(plan={"rounds": 6}), store=tmp_path / "store", port=0)
-        odd = Node(server.url, rows(9), name="odd", directory=tmp_path / "odd", learner=Changing(change), watch=heard.append)
-        nodes = [odd, *(Node(server.url, data, name=name, directory=tmp_path / name) for name, data in clients().items())]
-        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
-        return history
-
-    history = asyncio.run(asyncio.wait_for(together(), 60))
+    history, heard = run_with(tmp_path, learner=Changing(change))
     assert history["outcome"] == "completed"
     assert len(history["rounds"]) == 6
     took_part = [row["answered"] for row in history["rounds"] if "odd" in row["answered"]]
@@ -93,18 +129,26 @@ class Fickle(Node):
 
 
 def test_a_node_whose_model_is_another_one_declines(tmp_path):
-    async def together() -> dict[str, Any]:
-        server = Server(plan(plan={"rounds": 6}), store=tmp_path / "store", port=0)
-        nodes = [Node(server.url, data, name=name, directory=tmp_path / name) for name, data in clients().items()]
-        odd = Fickle(server.url, rows(9), name="odd", directory=tmp_path / "odd")
-        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in [odd, *nodes]))
-        return history
-
-    history = asyncio.run(asyncio.wait_for(together(), 60))
-    assert all(row["answered"] == [*clients()] for row in history["rounds"])
+    history, _ = run_with(tmp_path, Fickle)
+    assert [row["answered"] for row in history["rounds"]] == [[*clients()]] * 6
     told = [one for row in history["rounds"] for one in row["refused"]]
     assert told
     assert all("the plan's model takes 5 numbers a row" in one["reason"] and "\n" not in one["reason"] for one in told)
+
+
+class Renamed(Logistic):
+    """Another version of the plan's model, on one node alone."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 0.5)
+        self.layouts = {"parameters": Layout((Tensor("weights", (4,)), Tensor("bias", (1,))), "float64")}
+
+
+def test_a_node_with_another_version_of_the_model_declines_and_the_others_go_on(tmp_path):
+    history, _ = run_with(tmp_path, learner=Renamed())
+    assert [row["answered"] for row in history["rounds"]] == [[*clients()]] * 6
+    told = {one["reason"] for row in history["rounds"] for one in row["refused"]}
+    assert told == {"the body doesn't hold the agreed arrays: 'parameters/weights' is missing"}
 
 
 def test_a_function_that_makes_another_model_each_time_keeps_its_node_out(tmp_path, monkeypatch):
