@@ -1,0 +1,415 @@
+"""A whole federation without a socket: the real machines over a simulated network, log, store and clocks, from one seed.
+
+Every message may be late, lost, doubled or overtaken; connections break, one side hears of it later than the other;
+server and nodes die at any instant and start again with what they had on disk; the broker goes away; clocks run at their
+own speed. What must hold whatever happens is checked all the way: see `Federation.check`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
+from atoll.node import machine as node_machine
+from atoll.plan import Plan
+from atoll.server import events
+from atoll.server import machine as server_machine
+from atoll.stopping import Course
+from atoll.testing.world import Faults, World
+from atoll.wire import Address
+
+RUN = "run"
+
+
+@dataclass
+class _Store:
+    """What the server has on disk: it outlives the server."""
+
+    model: str
+    names: dict[str, str] = field(default_factory=dict)
+    closed: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
+    opened: tuple[int, int, tuple[str, ...]] = (0, 1, ())
+
+
+@dataclass
+class _Server:
+    up: bool = False
+    life: int = 0
+    state: server_machine.State | None = None
+    since: int = 0
+    read: int = 0
+    verdicts: dict[tuple[Address, str], Verdict] = field(default_factory=dict)
+
+
+@dataclass
+class _Node:
+    name: str
+    rate: float
+    life: int = 0
+    up: bool = False
+    state: node_machine.State = field(default_factory=lambda: node_machine.State(0.0))
+    connection: int | None = None
+    outbox: dict[tuple[int, int], str] = field(default_factory=dict)
+    counted: set[str] = field(default_factory=set)
+    trained: int = 0
+    ended: EndSession | None = None
+
+
+class Federation:
+    """One run over a simulated world.
+
+    Args:
+        plan: its rounds and its `[cohort]`.
+        seed: of everything that happens by chance.
+        faults: how unkind the world is.
+        nodes: how many there are.
+        embedded: whether the log lives in the server, and goes and says no with it; else it is a broker's.
+
+    Attributes:
+        outcome: how the run ended; None while it goes on.
+        model: the newest global model, as a digest of all that went into it.
+        log: the updates that are durable, in order.
+    """
+
+    def __init__(self, plan: Plan, seed: int, faults: Faults, nodes: int = 5, *, embedded: bool = False) -> None:
+        self.plan, self.faults, self._embedded = plan, faults, embedded
+        self.outcome: str | None = None
+        self.log: dict[Address, str] = {}
+        self._written: list[Address] = []
+        self._world = world = World(seed)
+        self._connections = itertools.count()
+        self._log_away = False
+        self._store = _Store(_digest("initial"))
+        self._server = _Server()
+        self._rate = world.clock(faults.drift)
+        self._nodes = {f"n{k}": _Node(f"node-{k}", world.clock(faults.drift)) for k in range(nodes)}
+        self._start_server()
+        for node in self._nodes:
+            world.later(world.chance.random(), partial(self._start_node, node))
+
+    @property
+    def model(self) -> str:
+        """The newest global model."""
+        return self._store.model
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are closed."""
+        return len(self._store.closed)
+
+    @property
+    def trained(self) -> int:
+        """How often nodes trained."""
+        return sum(node.trained for node in self._nodes.values())
+
+    def run(self, longest: float) -> None:
+        """Let things happen until the run and every node have ended.
+
+        Raises:
+            AssertionError: something that must hold doesn't; or it goes on for longer than so many seconds.
+        """
+        while self._world.next() and (self.outcome is None or any(node.up for node in self._nodes.values())):
+            assert self._world.now < longest, f"it hangs: {self._said()}"
+        assert self.outcome, f"nothing more will happen: {self._said()}"
+        self.check()
+
+    def check(self) -> None:
+        """Check what must hold at any time.
+
+        Raises:
+            AssertionError: an update counts twice, or in another round than the log says; a round was closed with too few;
+                a node was told that its update counts when it doesn't.
+        """
+        counted = set[str]()
+        for round_, (attempt, accepted) in enumerate(self._store.closed, 1):
+            assert len(accepted) >= self.plan.cohort.minimum, "a round was closed with too few updates"
+            for key, digest in accepted.items():
+                there = self.log.get(Address(RUN, round_, attempt, key))
+                assert there == digest, "what counts isn't what the log holds for that round"
+                assert digest not in counted, "an update counts twice"
+                counted.add(digest)
+        for node in self._nodes.values():
+            assert node.counted <= counted, "a node was told that its update counts, and it doesn't"
+
+    def _said(self) -> str:
+        state = self._server.state
+        return server_machine.waiting_for(state, self._world.now / self._rate) if state else "the server is away"
+
+    def _after_delay(self, act: Callable[[], None]) -> None:
+        self._world.later(self._world.about(self.faults.delay, self.faults.longest), act)
+
+    # The server.
+
+    def _start_server(self) -> None:
+        server, store = self._server, self._store
+        server.up, server.life, server.read, server.verdicts = True, server.life + 1, 0, {}
+        server.since = len(store.closed)
+        now = self._world.now / self._rate
+        if server.life == 1:
+            server.state, commands = server_machine.begin(RUN, self.plan, store.model, now)
+        else:
+            closed = len(store.closed)
+            attempt, accepted = store.closed[-1] if closed else (1, {})
+            begun = store.opened if store.opened[0] == closed + 1 else (closed + 1, 1, ())
+            past = server_machine.Past(
+                closed=closed, attempt=begun[1], cohort=begun[2], names=dict(store.names), model=store.model,
+                course=Course(), answered=tuple(accepted),
+            )  # fmt: skip
+            for node, digest in accepted.items():
+                self._verdict(Address(RUN, closed, attempt, node), digest, accepted=True)
+            server.state, commands = server_machine.resume(RUN, self.plan, past, now)
+        self._serve(commands)
+        self._read()
+
+    def _kill_server(self) -> None:
+        self._server.up, self._server.state = False, None
+        for node in self._nodes.values():
+            if node.connection is not None:
+                self._hangs_up(node, node.connection)
+        self._world.later(self._world.about(self.faults.away, self.faults.longest), self._start_server)
+
+    def _tell_server(self, event: Callable[[float], events.Event], life: int) -> None:
+        server = self._server
+        if not server.up or server.life != life or server.state is None:
+            return
+        server.state, commands = server_machine.transition(server.state, event(self._world.now / self._rate))
+        self._serve(commands)
+        if self.outcome is None and self._world.happens(self.faults.dies):
+            self._kill_server()
+
+    def _serve(self, commands: tuple[events.Command, ...]) -> None:
+        for command in commands:
+            match command:
+                case events.Train():
+                    self._ask(command)
+                case events.Judge(address, digest, accepted):
+                    verdict = self._verdict(address, digest, accepted=accepted)
+                    self._to_node(address.node, partial(node_machine.Judged, verdict=verdict))
+                case events.Close():
+                    self._after_delay(partial(self._closed, command, self._server.life))
+                case events.End(nodes, outcome):
+                    end = EndSession.model_construct(run=RUN, rounds=0, model=self.model, outcome=outcome, reason="")
+                    for node in nodes:
+                        self._to_node(node, partial(node_machine.Told, end=end))
+                case events.Wake(at):
+                    tick = partial(self._tell_server, events.Tick, self._server.life)
+                    self._world.later(max(0.0, at * self._rate - self._world.now) + 1e-6, tick)
+                case events.Finish(outcome):
+                    self._finish(outcome)
+
+    def _ask(self, command: events.Train) -> None:
+        if not command.again:
+            self._store.opened = (command.round, command.attempt, command.nodes)
+        task = StartTraining.model_construct(
+            run=RUN, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
+        )
+        for node in command.nodes:
+            self._to_node(node, partial(node_machine.Asked, task=task))
+
+    def _verdict(self, address: Address, digest: str, *, accepted: bool) -> Verdict:
+        _, round_, attempt, _ = address
+        verdict = Verdict.model_construct(run=RUN, round=round_, attempt=attempt, digest=digest, accepted=accepted, reason="")
+        self._server.verdicts[address, digest] = verdict
+        return verdict
+
+    def _closed(self, command: events.Close, life: int) -> None:
+        """The fold is done: the round is stored in one step, then the machine hears of it, if it still lives."""
+        if not self._server.up or self._server.life != life:
+            return
+        store = self._store
+        assert command.round == len(store.closed) + 1, "rounds are closed one after the other"
+        store.model = _digest(store.model, *itertools.chain(*sorted(command.accepted.items())))
+        store.closed.append((command.attempt, dict(command.accepted)))
+        if self._world.happens(self.faults.dies):
+            self._kill_server()
+        else:
+            self._tell_server(partial(events.Closed, model=store.model), life)
+
+    def _finish(self, outcome: str) -> None:
+        self.outcome = outcome
+        self._server.up = False
+        for node in self._nodes.values():
+            if node.connection is not None:
+                self._hangs_up(node, node.connection)
+
+    # The log.
+
+    def _append(self, node: _Node, key: str, task: StartTraining, life: int) -> None:
+        """One try to append: it may fail before, or after the update is durable."""
+        address, digest = Address(RUN, task.round, task.attempt, key), node.outbox[task.round, task.attempt]
+        if self._log_away or self._world.happens(self.faults.broken) or (self._embedded and not self._server.up):
+            self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
+            return
+        if address not in self.log:
+            if self._embedded and self._server.state and (no := server_machine.admits(self._server.state, address)):
+                self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason=no), life)
+                return
+            self.log[address] = digest
+            self._written.append(address)
+            self._after_delay(self._read)
+        if not self._embedded and self._world.happens(self.faults.dies):
+            self._log_away = True
+            self._world.later(self._world.about(self.faults.away, self.faults.longest), self._log_is_back)
+        heard = node_machine.Unanswered if self._world.happens(self.faults.broken) else node_machine.Appended
+        self._after_delay(partial(self._tell_node, key, partial(heard, task=task), life))
+
+    def _read(self) -> None:
+        """Bring the server what is in the log, in order."""
+        server = self._server
+        life = server.life
+        while server.up and server.life == life and server.read < len(self._written):
+            address = self._written[server.read]
+            digest = self.log[address]
+            server.read += 1
+            if address.round > server.since:
+                self._tell_server(partial(events.Appended, address=address, digest=digest), life)
+
+    def _log_is_back(self) -> None:
+        self._log_away = False
+
+    # The nodes.
+
+    def _start_node(self, key: str) -> None:
+        node = self._nodes[key]
+        if self.outcome is not None:
+            return
+        node.up, node.life, node.connection = True, node.life + 1, None
+        node.state, commands = node_machine.begin(self.plan.cohort.deadline)
+        self._act(key, commands)
+
+    def _kill_node(self, key: str) -> None:
+        node = self._nodes[key]
+        node.up = False
+        if node.connection is not None:
+            self._hangs_up(node, node.connection)
+        self._world.later(self._world.about(self.faults.away, self.faults.longest), partial(self._start_node, key))
+
+    def _tell_node(self, key: str, event: Callable[[float], node_machine.Event], life: int) -> None:
+        node = self._nodes[key]
+        if not node.up or node.life != life:
+            return
+        node.state, commands = node_machine.transition(node.state, event(self._world.now / node.rate))
+        self._act(key, commands)
+        if self._nodes[key].up and self._world.happens(self.faults.dies):  # it may have left
+            self._kill_node(key)
+
+    def _act(self, key: str, commands: tuple[node_machine.Command, ...]) -> None:
+        node = self._nodes[key]
+        for command in commands:
+            life = node.life
+            match command:
+                case node_machine.Dial():
+                    self._after_delay(partial(self._dial, key, life))
+                case node_machine.Train(task):
+                    self._world.later(
+                        self._world.about(self.faults.fit, self.faults.longest), partial(self._trained, key, task, life)
+                    )
+                case node_machine.Append(task):
+                    self._after_delay(partial(self._append, node, key, task, life))
+                case node_machine.Say(message):
+                    self._to_server(key, partial(self._said_update, key, message))
+                case node_machine.Settle(verdict):
+                    if verdict.accepted:
+                        node.counted.add(verdict.digest)
+                case node_machine.Take(end):
+                    self._after_delay(partial(self._take, key, end, life))
+                case node_machine.Wake(at):
+                    tick = partial(self._tell_node, key, node_machine.Tick, life)
+                    self._world.later(max(0.0, at * node.rate - self._world.now) + 1e-6, tick)
+                case node_machine.Leave(end):
+                    self._leave(key, end)
+                case node_machine.Refuse(task, reason):
+                    address = Address(RUN, task.round, task.attempt, key)
+                    declined = partial(events.Declined, address=address, reason=reason)
+                    self._to_server(key, partial(self._tell_server, declined, self._server.life))
+
+    def _dial(self, key: str, life: int) -> None:
+        node, server = self._nodes[key], self._server
+        if not node.up or node.life != life:
+            return
+        if not server.up or self._world.happens(self.faults.broken):
+            self._tell_node(key, node_machine.Disconnected, life)
+            return
+        node.connection = next(self._connections)
+        self._store.names[key] = node.name
+        self._tell_server(partial(events.Joined, nodes={key: node.name}), server.life)
+        if node.connection is not None:
+            self._tell_node(key, node_machine.Connected, life)
+
+    def _trained(self, key: str, task: StartTraining, life: int) -> None:
+        """Training gives the same bits for the same round and model; what was kept is not trained again."""
+        node = self._nodes[key]
+        if not node.up or node.life != life or node.state.task is not task:
+            return
+        if (task.round, task.attempt) not in node.outbox:
+            if not self._server.up or self._world.happens(self.faults.broken):  # the model can't be fetched
+                self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
+                return
+            node.trained += 1
+            node.outbox[task.round, task.attempt] = _digest(key, str(task.round), str(task.attempt), task.model)
+        self._tell_node(key, partial(node_machine.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
+
+    def _said_update(self, key: str, message: FlUpdate) -> None:
+        address = Address(RUN, message.round, message.attempt, key)
+        if verdict := self._server.verdicts.get((address, message.digest)):
+            self._to_node(key, partial(node_machine.Judged, verdict=verdict))
+
+    def _take(self, key: str, end: EndSession, life: int) -> None:
+        failed = not self._server.up or self._world.happens(self.faults.broken)
+        self._tell_node(key, node_machine.NotTaken if failed else node_machine.Taken, life)
+        del end
+
+    def _leave(self, key: str, end: EndSession | None) -> None:
+        node = self._nodes[key]
+        node.ended, node.up = end, False
+        if node.connection is not None and self._server.up:
+            self._to_server(key, partial(self._tell_server, partial(events.Left, node=key), self._server.life))
+            self._hangs_up(node, node.connection)
+
+    # The control channel.
+
+    def _to_node(self, key: str, event: Callable[[float], node_machine.Event]) -> None:
+        node = self._nodes[key]
+        if node.connection is not None:
+            self._send(node, partial(self._tell_node, key, event, node.life))
+
+    def _to_server(self, key: str, act: Callable[[], None]) -> None:
+        node = self._nodes[key]
+        if node.connection is not None:
+            self._send(node, act)
+
+    def _send(self, node: _Node, deliver: Callable[[], None]) -> None:
+        """A message over a connection: what is under way when it breaks is lost."""
+        connection = node.connection
+        assert connection is not None
+        if self._world.happens(self.faults.breaks):
+            self._hangs_up(node, connection)
+            return
+
+        def arrive() -> None:
+            if node.connection == connection or not node.up:
+                deliver()
+
+        for _ in range(0 if self._world.happens(self.faults.lost) else 2 if self._world.happens(self.faults.doubled) else 1):
+            self._after_delay(arrive)
+
+    def _hangs_up(self, node: _Node, connection: int) -> None:
+        """Both ends hear of it, each in its own time."""
+        if node.connection != connection:
+            return
+        node.connection = None
+        key, life = next(key for key, one in self._nodes.items() if one is node), self._server.life
+        self._after_delay(partial(self._tell_node, key, node_machine.Disconnected, node.life))
+        self._after_delay(partial(self._lose, key, life))
+
+    def _lose(self, key: str, life: int) -> None:
+        if self._nodes[key].connection is None:  # else it is back, and the server has heard of that first
+            self._tell_server(partial(events.Lost, node=key), life)
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()

@@ -1,0 +1,83 @@
+"""A hundred thousand rounds over a network that delays, loses, doubles and reorders, with deaths on every side."""
+
+from __future__ import annotations
+
+import pytest
+from tests.federation import plan
+
+from atoll.server import events, machine
+from atoll.testing.network import Federation
+from atoll.testing.world import Faults
+
+ROUNDS = 25
+LONGEST = 5e5
+UNKIND = {
+    "slow": Faults(delay=0.5, longest=30, fit=8, drift=0.2),
+    "lossy": Faults(lost=0.03, doubled=0.1, delay=0.3, longest=20),
+    "torn": Faults(breaks=0.1, broken=0.3, doubled=0.05),
+    "deadly": Faults(dies=0.02, away=4, broken=0.05),
+    "all at once": Faults(lost=0.01, doubled=0.05, breaks=0.03, dies=0.01, broken=0.1, drift=0.1, longest=10),
+}
+
+
+def world(seed: int, faults: Faults, *, embedded: bool, **cohort: object) -> Federation:
+    rules = {"minimum": 2, "quorum": 0.6, "deadline": 60, "grace": 1, "fraction": 1.0, **cohort}
+    federation = Federation(plan(plan={"rounds": ROUNDS}, cohort=rules), seed, faults, embedded=embedded)
+    try:
+        federation.run(LONGEST)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}, {faults}, embedded {embedded}, {rules}: {error}") from error
+    return federation
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
+@pytest.mark.parametrize("name", UNKIND)
+def test_no_run_hangs_and_no_update_is_lost_or_counts_twice(name, embedded):
+    """Ten worlds of ten thousand rounds each: a hundred thousand in all. A seed that fails is in the message."""
+    rounds, completed, seed = 0, 0, 0
+    while rounds < 10_000:
+        federation = world(seed, UNKIND[name], embedded=embedded, fraction=0.6 if seed % 3 == 0 else 1.0)
+        rounds += federation.rounds
+        completed += federation.outcome == "completed"
+        seed += 1
+        assert seed < 10 * 10_000 / ROUNDS, "most runs give up"
+    assert completed > 0.9 * seed, "a run gives up only where too few are there for three attempts"
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
+def test_with_all_nodes_and_no_deadline_no_fault_changes_a_bit(embedded):
+    rules = {"minimum": 5, "quorum": 1.0, "deadline": 1e5}
+    calm = world(0, Faults(), embedded=embedded, **rules)
+    assert (calm.rounds, calm.trained) == (ROUNDS, 5 * ROUNDS)
+    unkind = Faults(doubled=0.05, breaks=0.05, dies=0.01, broken=0.1, drift=0.1, longest=10)
+    for seed in range(100):
+        federation = world(seed, unkind, embedded=embedded, **rules)
+        assert federation.model == calm.model, f"seed {seed}"
+        assert federation.trained == 5 * ROUNDS, f"seed {seed}: what was trained was trained again"
+
+
+def test_the_same_seed_gives_the_same_world():
+    first, second = (world(7, UNKIND["all at once"], embedded=False) for _ in range(2))
+    assert (first.log, first.model, first._world.now) == (second.log, second.model, second._world.now)
+
+
+def some(faults: Faults) -> None:
+    for seed in range(100):
+        world(seed, faults, embedded=False)
+
+
+@pytest.mark.parametrize("at", [(machine.Phase.TRAINING, events.Tick), (machine.Phase.CLOSING, events.Closed)])
+def test_a_machine_that_forgets_something_is_caught(monkeypatch, at):
+    monkeypatch.setattr(machine, "TABLE", {key: act for key, act in machine.TABLE.items() if key != at})
+    with pytest.raises(AssertionError, match=r"it hangs|nothing more will happen"):
+        some(UNKIND["all at once"])
+
+
+def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
+    def lax(state, event):
+        answers = {**state.answers, event.address.node: event.digest}
+        return machine._settle(machine.replace(state, answers=answers), event.now)
+
+    monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (machine.Phase.TRAINING, events.Appended): lax})
+    with pytest.raises(AssertionError, match="what counts isn't what the log holds for that round"):
+        some(UNKIND["lossy"])
