@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.federation import clients, plan, rows, run
 
+from atoll.errors import PlanError
 from atoll.learner import Rows
 from atoll.simulate import simulate
 from atoll.stopping import Course, Stopping, gain
@@ -35,6 +36,23 @@ def test_figures_that_rise_figures_that_are_not_there_and_nan():
     assert "no better accuracy than 0.9000 in 1 rounds" in str(course.after(rising, {"accuracy": 0.9}).over(rising))
     assert "no accuracy was measured in 1 rounds" in str(Course().after(rising, {"loss": 1.0}).over(rising))
     assert gain("loss", {"loss": float("nan")}) == -float("inf")
+    own = Stopping(metric="brier", better="lower", patience=1)
+    assert "no better brier than 0.1000" in str(Course().after(own, {"brier": 0.1}).after(own, {"brier": 0.2}).over(own))
+
+
+@pytest.mark.parametrize(
+    ("stopping", "said"),
+    [
+        ({"metric": "acuracy"}, "metric 'acuracy' is not known; did you mean 'accuracy'?"),
+        ({"metric": "auc"}, "for one of model.metrics say better = 'lower' or 'higher'"),
+        ({"metric": "loss", "better": "higher"}, "which way is better for loss is known"),
+    ],
+)
+def test_a_metric_that_is_not_known_says_which_way_is_better(stopping, said):
+    with pytest.raises(PlanError) as caught:
+        plan(stopping=stopping)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("holdout", [HOLDOUT, None], ids=["holdout", "nodes"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
+from atoll.learner import FIGURES
 from atoll.sections import Section
 
 _FALLS = ("loss", "mean_squared_error", "mean_absolute_error")
@@ -17,22 +19,35 @@ class Stopping(Section):
     """`[stopping]`: judged on the holdout where the server has one, else on the nodes' own rows.
 
     A round counts as better where `metric` gains more than `min_delta` on the best one so far. After `patience` rounds
-    in a row without a better one the run is complete; without `patience` all rounds are run.
+    in a row without a better one the run is complete; without `patience` all rounds are run. `better` says of a plan's
+    own metric whether it should be `lower` or `higher`.
     """
 
-    metric: Literal["loss", "accuracy", "precision", "recall", "mean_squared_error", "mean_absolute_error", "r2"] = "loss"
+    metric: Annotated[str, Field(min_length=1, max_length=64)] = "loss"
+    better: Literal["lower", "higher"] | None = None
     patience: PositiveInt | None = None
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
+    @model_validator(mode="after")
+    def _turned(self) -> Self:
+        if self.metric in FIGURES and self.better is not None:
+            raise ValueError(f"better is for a metric of your own; which way is better for {self.metric} is known")
+        if self.metric not in FIGURES and self.better is None:
+            close = difflib.get_close_matches(self.metric, FIGURES, 1, 0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(FIGURES)}"
+            mend = "for one of model.metrics say better = 'lower' or 'higher'"
+            raise ValueError(f"metric '{self.metric}' is not known; {hint} ({mend})")
+        return self
 
-def gain(metric: str, figures: Mapping[str, float]) -> float:
+
+def gain(metric: str, figures: Mapping[str, float], better: str | None = None) -> float:
     """Return a figure, so turned that more is better; minus infinity where there is none.
 
-    >>> gain("loss", {"loss": 0.25}), gain("accuracy", {"loss": 0.25})
-    (-0.25, -inf)
+    >>> gain("loss", {"loss": 0.25}), gain("accuracy", {"loss": 0.25}), gain("brier", {"brier": 0.5}, "lower")
+    (-0.25, -inf, -0.5)
     """
     value = figures.get(metric, math.nan)
-    return -math.inf if math.isnan(value) else -value if metric in _FALLS else value
+    return -math.inf if math.isnan(value) else -value if metric in _FALLS or better == "lower" else value
 
 
 class Course(NamedTuple):
@@ -43,7 +58,7 @@ class Course(NamedTuple):
 
     def after(self, stopping: Stopping, figures: Mapping[str, float]) -> Course:
         """Return the course with one more round."""
-        gained = gain(stopping.metric, figures)
+        gained = gain(stopping.metric, figures, stopping.better)
         better = gained > self.best + stopping.min_delta
         return Course(gained) if better else Course(self.best, self.since + 1)
 

@@ -140,7 +140,8 @@ def test_low_precision_is_of_the_arithmetic_only():
 
 
 def test_own_metrics_are_added_up_over_nodes_and_shown(tmp_path):
-    plan = jax_plan("linear").with_(model={"metrics": [MODELS + "brier"]})
+    watched = {"metric": "brier", "better": "lower", "patience": 9}
+    plan = jax_plan("linear").with_(model={"metrics": [MODELS + "brier"]}, stopping=watched)
     whole = rows("binary")
     data = {f"node-{k}": (whole.x[k::3], whole.y[k::3]) for k in range(3)}
     history = federation.run(plan, data, tmp_path, allow=[plan.model.jax, MODELS + "brier"])
@@ -150,6 +151,7 @@ def test_own_metrics_are_added_up_over_nodes_and_shown(tmp_path):
     store.close()
     assert everywhere["metric.brier"] == pytest.approx(sum(one["metric.brier"] for one in last.values()), rel=1e-15)
     assert history["rounds"][-1]["nodes"]["brier"] == everywhere["metric.brier"] / 120
+    assert history["best"] == min(history["rounds"], key=lambda row: row["nodes"]["brier"])["model"]
     learner = build(plan)
     model = simulate(plan, data, learner=learner).model
     assert everywhere["metric.brier"] == pytest.approx(learner.evaluate(model, whole)["metric.brier"], rel=1e-5)

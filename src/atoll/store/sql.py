@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -230,7 +230,7 @@ class SqlStore:
             "nodes": [{"node": node, "name": name} for node, name in names.items()],
             "initial_evaluation": start,
             "rounds": rounds,
-            "best": _best(rounds, plan.get("stopping", {}).get("metric", "loss")),
+            "best": _best(rounds, plan.get("stopping", {})),
             "last": rounds[-1]["model"] if rounds else found.initial,
         }
 
@@ -271,8 +271,9 @@ def _told(
     }
 
 
-def _best(rounds: Sequence[dict[str, Any]], metric: str) -> str | None:
+def _best(rounds: Sequence[dict[str, Any]], stopping: Mapping[str, Any]) -> str | None:
     """The model with the best figure, on the holdout where there is one, else on the nodes' own rows; of equals the first."""
-    judged = [(gain(metric, row["holdout"] or row["nodes"]), -row["round"], row["model"]) for row in rounds]
+    metric, better = stopping.get("metric", "loss"), stopping.get("better")
+    judged = [(gain(metric, row["holdout"] or row["nodes"], better), -row["round"], row["model"]) for row in rounds]
     most, _, model = max(judged, default=(-math.inf, 0, None))
     return None if math.isinf(most) else model

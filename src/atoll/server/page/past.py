@@ -42,7 +42,9 @@ class Past:
         self._best: tuple[float, int | None] = -math.inf, None
         # As it was agreed to, maybe under an older version: so not checked again.
         self.plan: Mapping[str, Any] = json.loads(row.plan)
-        self.metric: str = self.plan.get("stopping", {}).get("metric", "loss")
+        stopping = self.plan.get("stopping", {})
+        self.metric: str = stopping.get("metric", "loss")
+        self._turned: str | None = stopping.get("better")
 
     def refresh(self) -> None:
         """Read what is new. Figures of the newest two rounds may still change: they are read again the next time."""
@@ -73,7 +75,7 @@ class Past:
 
     def _better(self, best: tuple[float, int | None], round_: int, figures: Mapping[str, Figures]) -> tuple[float, int | None]:
         """The better of the best so far and a round's model; the initial model takes no part."""
-        gained = gain(self.metric, figures.get("holdout") or figures.get("nodes") or {})
+        gained = gain(self.metric, figures.get("holdout") or figures.get("nodes") or {}, self._turned)
         return (gained, round_) if round_ and gained > best[0] else best
 
     @property
