@@ -252,10 +252,10 @@ class Server:
         )
         if not command.again:
             self.book.opens(command.round, self.drive.now())
+            # Before anybody is asked: what comes back must find its round, even in another server.
+            await self.book.opened(command.round, command.attempt, command.nodes)
         for node in command.nodes:
             await self.channel.tell(node, task)
-        if not command.again:  # while they train
-            await self.book.opened(command.round, command.attempt, command.nodes)
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""
