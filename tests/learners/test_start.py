@@ -174,15 +174,15 @@ def test_only_weights_are_read_from_a_keras_file(tmp_path):
     assert not (tmp_path.parent / "escaped").exists()
 
 
-def test_a_weights_file_that_points_into_another_file_is_refused(tmp_path):
-    """HDF5 can keep an array's bytes in any file of the reader's disk, or link to another file's arrays."""
+def test_a_weights_file_that_points_into_another_file_or_holds_no_numbers_is_refused(tmp_path):
+    """HDF5 can keep an array's bytes in any file of the reader's disk, link to another file's arrays, or hold long texts."""
     import h5py
 
     (tmp_path / "secret").write_bytes(bytes(4 * 32))
     stack().save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         archive.extract("model.weights.h5", tmp_path)
-    for trick in ("external", "link"):
+    for trick in ("external", "link", "text"):
         crafted = tmp_path / f"{trick}.h5"
         crafted.write_bytes((tmp_path / "model.weights.h5").read_bytes())
         with h5py.File(crafted, "a") as file:
@@ -192,6 +192,8 @@ def test_a_weights_file_that_points_into_another_file_is_refused(tmp_path):
             del held["0"]
             if trick == "external":
                 held.create_dataset("0", shape, "f4", external=[(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)])
+            elif trick == "text":  # a gigabyte for each of its few elements
+                held.create_dataset("0", shape, "S1000000000", chunks=(1,) * len(shape))
             else:
                 held["0"] = h5py.ExternalLink(str(tmp_path / "model.weights.h5"), f"layers/{name}/vars/0")
         with zipfile.ZipFile(tmp_path / f"{trick}.keras", "w") as bad:

@@ -26,6 +26,8 @@ from atoll.vector import Groups
 OLDEST = (3, 13, 2)
 _WEIGHTS = "model.weights.h5"
 """What the weights are called inside a `.keras` file."""
+_WIDEST = 8
+"""No number there takes more bytes."""
 
 
 def build(plan: Plan) -> Keras:
@@ -90,8 +92,11 @@ def _numbers_in(file: Any) -> int:
     sizes = []
 
     def count(name: str, held: Any) -> None:
-        if isinstance(held, h5py.Dataset) and not name.startswith("optimizer/") and "seed_generator" not in name:
-            sizes.append(held.size)
+        if isinstance(held, h5py.Dataset):
+            if held.dtype.itemsize > _WIDEST:
+                raise LearnerError(f"'{name}' holds {held.dtype} and not numbers")
+            if not name.startswith("optimizer/") and "seed_generator" not in name:
+                sizes.append(held.size)
 
     file.visititems(count)
     return sum(sizes)
