@@ -49,6 +49,7 @@ TABLE = {
     "words, tied": (torch_plan("words"), "words"),
     "pictures": (torch_plan("pictures"), "pictures"),
     "a parameter without a part": (torch_plan("unused"), "binary"),
+    "a buffer in no state": (torch_plan("forgetful"), "binary"),
     "bfloat16": (torch_plan("deep", training={"precision": "bfloat16"}), "binary"),
 }
 

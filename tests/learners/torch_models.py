@@ -40,6 +40,19 @@ def pictures():
     return nn.Sequential(nn.Unflatten(2, (8, 1)), nn.Flatten(2), nn.Conv1d(8, 4, 3), nn.Flatten(), nn.Linear(24, 1))
 
 
+class forgetful(nn.Module):  # noqa: N801
+    """Scales by how often it was called in training, which is in no state."""
+
+    def __init__(self, inputs=6):
+        super().__init__()
+        self.out = nn.Linear(inputs, 1)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.out(x) / (1 + self.calls)
+
+
 def unused(inputs=6):
     """One of its parameters has no part in the outputs, and so no gradient."""
     module = nn.Linear(inputs, 1)

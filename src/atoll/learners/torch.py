@@ -98,6 +98,8 @@ class Torch:
         tensors = _tensors(self._module)
         self._trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
         self.layouts = _layouts(tensors)
+        # Buffers that don't travel begin each time as they were made, so that no fit leaves anything to the next one.
+        self._own = {name: one.clone() for name, one in self._module.named_buffers() if name not in tensors}
 
     def initial(self, seed: int) -> Groups:
         """Return a freshly initialised model.
@@ -130,6 +132,9 @@ class Torch:
             for group in self.layouts:
                 for name, array in groups[group].arrays.items():
                     tensors[name].copy_(torch.tensor(array))
+            for name, buffer in self._module.named_buffers():
+                if name in self._own:
+                    buffer.copy_(self._own[name])
 
     def fit(
         self,
