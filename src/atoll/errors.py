@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 1800
+"""Characters in an error's sentence; what is longer is cut."""
+
 
 class AtollError(Exception):
     """The root: a sentence for a person, and where in a run it happened.
@@ -26,7 +29,9 @@ class AtollError(Exception):
 
     def __str__(self) -> str:
         place = [f"{name} {value}" for name in ("run", "round", "node", "stage") if (value := getattr(self, name)) is not None]
-        message = " ".join(super().__str__().split())
+        # The other side may have had its word in it: nothing that a terminal or a database would choke on, and no novel.
+        said = "".join(one if one.isprintable() else repr(one)[1:-1] for one in " ".join(super().__str__().split()))
+        message = said if len(said) <= LONGEST else f"{said[: LONGEST - 2]} …"
         return f"{message} [{', '.join(place)}]" if place else message
 
 

@@ -20,6 +20,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""Of rounds and attempts: what a database and a file's name can hold."""
 Reason = Annotated[str, Field(max_length=2000)]
 Sums = dict[Annotated[str, Field(max_length=64)], float]
 
@@ -44,7 +46,7 @@ class Message(BaseModel):
             )
         try:
             return cls.model_validate_json(json.dumps(payload))
-        except (ValidationError, TypeError, ValueError) as error:
+        except (ValidationError, TypeError, ValueError, RecursionError) as error:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
             raise WireError(f"no '{cls.event}' message: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
 
@@ -73,8 +75,8 @@ class ConnectionReceived(Message):
     event = "connection_received"
     run: Run
     plan: Digest
-    rounds: int
-    round: int
+    rounds: Count
+    round: Count
 
 
 class StartTraining(Message):
@@ -82,8 +84,8 @@ class StartTraining(Message):
 
     event = "start_training"
     run: Run
-    round: int
-    attempt: int
+    round: Count
+    attempt: Count
     model: Digest
     deadline: float
 
@@ -93,8 +95,8 @@ class FlUpdate(Message):
 
     event = "fl_update"
     run: Run
-    round: int
-    attempt: int
+    round: Count
+    attempt: Count
     digest: Digest
 
 
@@ -103,8 +105,8 @@ class Verdict(Message):
 
     event = "verdict"
     run: Run
-    round: int
-    attempt: int
+    round: Count
+    attempt: Count
     digest: Digest
     accepted: bool
     reason: Reason = ""
@@ -115,8 +117,8 @@ class Decline(Message):
 
     event = "decline"
     run: Run
-    round: int
-    attempt: int
+    round: Count
+    attempt: Count
     reason: Reason
 
 
@@ -125,7 +127,7 @@ class EndSession(Message):
 
     event = "end_session"
     run: Run
-    rounds: int
+    rounds: Count
     model: Digest | None
     outcome: Literal["completed", "gave_up", "stopped"]
     reason: Reason = ""

@@ -177,7 +177,7 @@ class Plan(Section):
         try:
             # Through JSON, so that strictness still takes lists for tuples and a copy of it means the same.
             return cls.model_validate_json(json.dumps(values))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, ValidationError):
                 raise PlanError(f"{source}: {_first_of(error, cls)}") from None
             raise PlanError(f"{source}: {error}; a plan holds text, numbers, true or false, lists and tables") from None
@@ -199,7 +199,7 @@ class Plan(Section):
             values = tomllib.loads(text)
         except OSError as error:
             raise PlanError(f"{path}: can't be read ({error.strerror}); `atoll new DIR` writes a plan to start from") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what its reader lets through
             raise PlanError(f"{path}: no TOML: {error}") from error
         model = values.get("model")
         if isinstance(model, dict) and isinstance(model.get("keras"), str):

@@ -31,6 +31,8 @@ Buffer = bytes | bytearray | memoryview
 HEADER_LIMIT = 16 << 20
 """No header of an update or a model is longer than this, in bytes."""
 ENVELOPE_LIMIT = 4096
+METRICS_LIMIT = 1000
+"""No update has more metrics than this: each of them is stored for each node and round."""
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
 
 
@@ -99,11 +101,11 @@ class Envelope(NamedTuple):
             raise WireError(f"no envelope of an update: {error!r}") from error
         if version != VERSION:
             raise WireError(f"an envelope of wire version {version}: this side speaks version {VERSION}; upgrade the older one")
-        kinds = [(str, (*address[::3], read.plan, read.digest)), (int, (address.round, address.attempt, read.size))]
+        kinds = [(str, (*address[::3], read.plan, read.digest)), (int, (version, address.round, address.attempt, read.size))]
         if not all(type(value) is kind for kind, values in kinds for value in values):
             raise WireError("no envelope of an update: a field has the wrong type")
-        if not all(_is_hex(value) for value in (read.digest, address.node)) or not _is_name(address.run):
-            raise WireError("no envelope of an update: run, node or digest holds characters that don't belong there")
+        if not all(_is_hex(value) for value in (read.plan, read.digest, address.node)) or not _is_name(address.run):
+            raise WireError("no envelope of an update: run, plan, node or digest holds characters that don't belong there")
         if not all(0 <= number < 1 << 63 for number in (address.round, address.attempt, read.size)):
             raise WireError("no envelope of an update: round, attempt or size is no count of anything")
         return read
@@ -294,6 +296,8 @@ def decode(body: Buffer, layouts: Layouts, model: str) -> Update:
         raise WireError(f"an update of wire version {version}: this side speaks version {VERSION}")
     if started != model:
         raise WireError(f"the update started from model {started[:12]}, this round's is {model[:12]}")
-    if not (math.isfinite(weight) and weight > 0 and all(map(math.isfinite, metrics.values()))):
-        raise WireError("the update's weight is not positive, or a metric is not finite")
+    if not (0 < weight <= 1 << 53 and all(map(math.isfinite, metrics.values()))):
+        raise WireError("the update's weight is not positive, or no number of rows, or a metric is not finite")
+    if len(metrics) > METRICS_LIMIT or not all(len(name) <= 200 and name.isprintable() for name in metrics):
+        raise WireError(f"the update has more than {METRICS_LIMIT} metrics, or one whose name is too long or not printable")
     return Update(groups, weight, metrics)

@@ -16,7 +16,7 @@ from tests.federation import clients, plan, rows
 from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.messages import NAMESPACE, Connect, StartTraining
-from atoll.node import runtime as node_runtime
+from atoll.node import offer
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 from atoll.store.sql import SqlStore
@@ -252,7 +252,7 @@ def test_a_node_takes_part_only_in_the_plan_it_agreed_to(tmp_path):
 
 
 def test_a_server_of_another_protocol_is_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(node_runtime, "PROTOCOL", 2)
+    monkeypatch.setattr(offer, "PROTOCOL", 2)
 
     async def together() -> None:
         server = Server(plan(), store=tmp_path / "store", port=0)
@@ -269,10 +269,10 @@ def test_a_server_of_another_protocol_is_told_apart(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("answer", [b"<html>", b"7", b"[" * 4000])
 def test_what_is_no_atoll_server_is_told_in_one_line(tmp_path, monkeypatch, answer):
-    async def get(self, path):
+    async def get(session, url, path):
         return answer
 
-    monkeypatch.setattr(Node, "_get", get)
+    monkeypatch.setattr(offer, "_get", get)
     with pytest.raises(WireError, match=r"http://other/v1/plan is no plan: is it another program's address\?"):
         asyncio.run(asyncio.wait_for(Node("http://other", rows(1), directory=tmp_path / "node").start_async(), 60))
 

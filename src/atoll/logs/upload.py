@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -63,7 +64,7 @@ class HttpAppender:
             if response.status >= 500:
                 raise UnreachableError(f"{self._url}: the update log failed (HTTP {response.status})")
             said = response.headers.get("Upload-Offset", "0")
-            return min(int(said), size) if said.isdecimal() else 0
+            return min(int(said), size) if re.fullmatch("[0-9]{1,19}", said) else 0
 
     async def _put(
         self,
@@ -94,7 +95,7 @@ class HttpAppender:
                     raise await self._no(response)
 
     async def _no(self, response: aiohttp.ClientResponse) -> RefusedError | UnreachableError:
-        text = (await response.text(errors="replace"))[:2000]
+        text = (await response.content.read(8192)).decode(errors="replace")[:2000]
         with contextlib.suppress(ValueError, KeyError, TypeError):
             text = str(json.loads(text)["error"])
         if response.status >= 500 or response.status in _AGAIN:

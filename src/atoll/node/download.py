@@ -25,24 +25,25 @@ class Downloads:
         self._url, self._directory = url, directory
         self._verified: str | None = None
 
-    async def get(self, session: aiohttp.ClientSession, digest: str, progress: Progress | None = None) -> memoryview:
+    async def get(self, session: aiohttp.ClientSession, digest: str, limit: int, progress: Progress | None = None) -> memoryview:
         """Return a model's bytes, mapped from its file: they cost no memory until they are looked at.
 
         Args:
             session: an open HTTP session.
             digest: the model's.
+            limit: the longest that it may be, in bytes.
             progress: told how many bytes are here.
 
         Raises:
             UnreachableError: the server doesn't answer, or broke off; what came is kept, the same call goes on from there.
-            WireError: what came is another model.
+            WireError: what came is another model, or longer than the limit.
             StoreError: it can't be written.
         """
         path = self._directory / f"{digest}.safetensors"
         if self._verified != digest or not path.is_file():
             try:
                 self._make_room(path)
-                await self._fetch(session, digest, path, progress)
+                await self._fetch(session, digest, path, limit, progress)
             except aiohttp.ClientError as error:
                 raise UnreachableError(
                     f"{self._url}: the model can't be fetched ({str(error) or type(error).__name__})"
@@ -61,7 +62,9 @@ class Downloads:
                 with contextlib.suppress(PermissionError):  # where a mapped file can't be removed, the next time
                     old.unlink(missing_ok=True)
 
-    async def _fetch(self, session: aiohttp.ClientSession, digest: str, path: Path, progress: Progress | None) -> None:
+    async def _fetch(
+        self, session: aiohttp.ClientSession, digest: str, path: Path, limit: int, progress: Progress | None
+    ) -> None:
         start = path.stat().st_size if path.exists() else 0
         asked = {"Range": f"bytes={start}-"} if start else {}
         async with session.get(f"{self._url}/v1/models/{digest}", headers=asked) as response:
@@ -70,9 +73,12 @@ class Downloads:
             model = await asyncio.to_thread(Incoming, path, 0 if response.status == 200 else start)
             try:
                 if response.status != 416:  # there may be nothing left to come
-                    await model.pour(response.content.iter_any(), 1 << 63, progress)
+                    await model.pour(response.content.iter_any(), limit, progress)
             finally:
                 model.close()
+        if model.size > limit:
+            path.unlink()
+            raise WireError(f"{self._url}: the model goes on after {limit} bytes, more than the plan's can have")
         if model.digest != digest:
             path.unlink()
             if start:  # a crash may have spoilt what was here

@@ -14,6 +14,8 @@ import aiohttp
 from atoll.errors import AtollError, UnreachableError, WireError
 from atoll.messages import PROTOCOL
 
+LIMIT = 64 << 20
+"""No offer is longer than this, in bytes: a plan holds the description of a model, never its weights."""
 _TRIES = 60
 """How often a node looks for its server before it gives up: about five minutes."""
 
@@ -46,20 +48,27 @@ async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
         WireError: it is none of this protocol.
     """
     try:
-        body = dict(json.loads(await _get(session, url, "/v1/plan")))
-    except (ValueError, TypeError, RecursionError) as error:
+        body = json.loads(await _get(session, url, "/v1/plan"))
+        protocol = body.get("protocol")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise WireError(f"{url}/v1/plan is no plan: is it another program's address?") from error
-    if body.get("protocol") != PROTOCOL:
-        raise WireError(f"{url} speaks protocol {body.get('protocol')}, this node {PROTOCOL}: upgrade the older one")
-    return body
+    if protocol != PROTOCOL:
+        raise WireError(f"{url} speaks protocol {protocol}, this node {PROTOCOL}: upgrade the older one")
+    if not isinstance(body.get("plan"), dict) or not all(isinstance(body.get(name), str) for name in ("run", "digest")):
+        raise WireError(f"{url}/v1/plan says no plan, digest or run")
+    return dict(body)
 
 
 async def _get(session: aiohttp.ClientSession, url: str, path: str) -> bytes:
     try:
         async with session.get(url + path) as response:
-            content = await response.read()
+            content = bytearray()
+            async for piece in response.content.iter_chunked(1 << 16):
+                content += piece
+                if len(content) > LIMIT:
+                    raise WireError(f"{url}{path}: goes on after {LIMIT >> 20} MiB, and no plan is as long")
             if response.status == 200:
-                return content
+                return bytes(content)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         number = (error.errno if isinstance(error, OSError) else None) or 0
         why = os.strerror(number) if number > 0 else str(error) or type(error).__name__

@@ -42,7 +42,7 @@ from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
 from atoll.vector import layouts_of
-from atoll.wire import Address, Buffer, encode, seal, unpack
+from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -296,7 +296,8 @@ class Node:
         return envelope.digest
 
     async def _model(self, digest: str) -> Buffer:
-        return await self.downloads.get(self.session, digest)
+        limit = sum(layout.nbytes for layout in self.layouts.values()) + HEADER_LIMIT
+        return await self.downloads.get(self.session, digest, limit)
 
     async def send_updates(self, command: machine.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""

@@ -197,6 +197,8 @@ class Server:
     async def decline(self, node: str, message: Decline) -> None:
         """Hear that a node gives nothing in this round."""
         address = Address(message.run, message.round, message.attempt, node)
+        if machine.admits(self.drive.state, address) or node in self.drive.state.answers:
+            return  # said already, or of no round that is open: nothing to remember
         await self.book.refused(address, "", 0, "declined", message.reason)
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
         await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,9 +12,10 @@ from starlette.routing import Route
 from atoll.errors import AtollError, LogError, RefusedError, UnreachableError, WireError
 from atoll.logs.embedded import EmbeddedLog
 from atoll.logs.upload import HEADER
-from atoll.wire import Address, Envelope
+from atoll.wire import Envelope
 
-PATH = "/v1/runs/{run}/rounds/{round:int}/{attempt:int}/updates/{node}"
+PATH = "/v1/runs/{run}/rounds/{round}/{attempt}/updates/{node}"
+_RANGE = re.compile("bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _STATUSES = ((WireError, 400), (RefusedError, 409), (LogError, 507))
 
 
@@ -77,7 +79,7 @@ def _status(error: AtollError, request: Request) -> int:
 def _envelope(request: Request, run: str) -> Envelope:
     envelope = Envelope.from_header(request.headers.get(HEADER, ""))
     path = request.path_params
-    if envelope.address != Address(path["run"], path["round"], path["attempt"], path["node"]):
+    if tuple(map(str, envelope.address)) != (path["run"], path["round"], path["attempt"], path["node"]):
         raise WireError("the envelope is for another address than the path")
     if envelope.address.run != run:
         raise _StatusError(404, f"run {envelope.address.run} is not the one that is served: it is {run}")
@@ -93,13 +95,10 @@ def _start(request: Request, envelope: Envelope) -> int:
     said = request.headers.get("Content-Range")
     if said is None:
         return 0
-    try:
-        unit, ranges = said.split(" ", 1)
-        span, size = ranges.split("/", 1)
-        first, last = map(int, span.split("-", 1))
-    except ValueError as error:
-        raise WireError(f"no range: {said!r}; it is 'bytes first-last/size'") from error
-    if unit != "bytes" or int(size) != envelope.size or last != envelope.size - 1 or not 0 <= first <= last:
+    if not (read := _RANGE.fullmatch(said)):
+        raise WireError(f"no range: {said[:100]!r}; it is 'bytes first-last/size'")
+    first, last, size = map(int, read.groups())
+    if size != envelope.size or last != size - 1 or first > last:
         raise WireError(f"the range {said!r} doesn't fit a body of {envelope.size} bytes")
     return first
 

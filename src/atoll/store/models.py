@@ -47,7 +47,7 @@ class Models:
             StoreError: there is none.
         """
         path = self._at(digest)
-        if not (digest.isalnum() and path.is_file()):
+        if not (digest.isalnum() and len(digest) <= 64 and path.is_file()):
             raise StoreError(f"{self.directory}: there is no model {digest[:64]}")
         return path
 
