@@ -67,6 +67,10 @@ class StoreError(AtollError):
     """The store can't be read or written."""
 
 
+class AuditError(AtollError):
+    """A run's record that was altered, cut or forked: which entry, and how that shows."""
+
+
 class LearnerError(AtollError):
     """A model that can't be built or trained as the plan says."""
 

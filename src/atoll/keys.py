@@ -1,4 +1,4 @@
-"""Who a node is: an Ed25519 key made on first join, and signatures with it.
+"""Who a node or a server is: an Ed25519 key made on first use, and signatures with it.
 
 The one home of `cryptography`. Private keys come from the operating system's generator and stay in
 their file (mode 0600); a node's id is the hash of its public key.
@@ -40,9 +40,9 @@ class Identity:
                 _write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
             return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
         except OSError as error:
-            raise StoreError(f"{path}: the node's key can't be kept there ({error.strerror}); choose another --dir") from error
+            raise StoreError(f"{path}: the key can't be kept there ({error.strerror}); choose another directory") from error
         except ValueError as error:
-            raise StoreError(f"{path}: holds no Ed25519 key of 32 bytes; move the file away to join as a new node") from error
+            raise StoreError(f"{path}: holds no Ed25519 key of 32 bytes; move the file away to begin with a new key") from error
 
     @property
     def public(self) -> bytes:

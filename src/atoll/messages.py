@@ -69,14 +69,25 @@ class Connect(Message):
         return f"atoll connect {PROTOCOL} {run} {self.plan} {self.name}".encode()
 
 
+class Head(BaseModel):
+    """How far the run's record has come, signed by the server: see `chain`. What is acknowledged is in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    number: Count
+    digest: Digest
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
 class ConnectionReceived(Message):
-    """Server → node: you are in; this is the run."""
+    """Server → node: you are in; this is the run, and the server's own key."""
 
     event = "connection_received"
     run: Run
     plan: Digest
     rounds: Count
     round: Count
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    head: Head | None = None
 
 
 class StartTraining(Message):
@@ -110,6 +121,7 @@ class Verdict(Message):
     digest: Digest
     accepted: bool
     reason: Reason = ""
+    head: Head | None = None
 
 
 class Decline(Message):
@@ -131,6 +143,7 @@ class EndSession(Message):
     model: Digest | None
     outcome: Literal["completed", "gave_up", "stopped"]
     reason: Reason = ""
+    head: Head | None = None
 
 
 class SessionEnded(Message):

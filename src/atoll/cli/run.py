@@ -184,6 +184,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
         elif what == "listening":
             said = f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes"
             live.console.print(said, soft_wrap=True)
+            live.console.print(f"the server's key: {event['key']}", soft_wrap=True)
             live.console.print(f"watch it: open {event['url']} in a browser", soft_wrap=True)
             allow = "".join(f" --allow {name}" for name in plan.model.functions)
             live.console.print(f"on each node: atoll join {event['url']} --data FILE{allow}", soft_wrap=True)

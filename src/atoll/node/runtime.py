@@ -37,6 +37,7 @@ from atoll.node.download import Downloads
 from atoll.node.offer import first_offer, offered
 from atoll.node.outbox import Outbox
 from atoll.node.rows import Holding
+from atoll.node.witness import Witness
 from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
@@ -82,14 +83,14 @@ class Node:
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
-        self.downloads = Downloads(self.url, self.directory / "model")
+        self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
         self.run: str | None = None
         self.memory: Memory = {}
+        self._remembered: dict[str, Memory] = {}
         self.metrics: dict[str, float] = {}
         self._agreed, self._own, self._allow = plan, learner, allow
         self._watch: Watch = watch or (lambda _: None)
         self.holding = Holding(data, self.directory, self._tell)
-        self._remembered: dict[str, Memory] = {}
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             machine.Dial: self.connect,
             machine.Train: self.fit,
@@ -184,15 +185,14 @@ class Node:
     # What the server says.
 
     def _hear(self) -> None:
-        async def heard(kind: type[Message], act: Callable[[Any], Coroutine[Any, Any, None]], payload: object) -> None:
-            try:
-                await act(kind.read(payload))
-            except AtollError as error:
-                log.warning("from the server: %s", error)
-
         def on(kind: type[Message], act: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
             async def handle(payload: object = None) -> None:
-                await heard(kind, act, payload)
+                try:
+                    await act(self.witness.heard(kind.read(payload), self.plan.digest))
+                except (RefusedError, StoreError) as error:  # not the server that this node knows
+                    self._fail(error)
+                except AtollError as error:
+                    log.warning("from the server: %s", error)
 
             self.sio.on(kind.event, handle, namespace=NAMESPACE)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atoll.chain import Chain
+from atoll.errors import StoreError
 from atoll.learner import pooled, summary
 from atoll.logs import Record
-from atoll.messages import Verdict
+from atoll.messages import Head, Verdict
+from atoll.server import entries
 from atoll.server.events import Close
 from atoll.server.resume import Unfinished, address_of
-from atoll.store import EvaluationRow, NodeRow, RoundRow, Status, UpdateRow
+from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
 from atoll.wire import Address, Envelope
@@ -29,10 +33,11 @@ class _Arrival:
 
 
 class Book:
-    """Keeps a run's history; every write to the store goes through one worker, in order.
+    """Keeps a run's history and its record; every write to the store goes through one worker, in order.
 
     Args:
         store: where history goes.
+        chain: the record so far.
         run: its id.
         left: what another server left of the run, if that is so.
 
@@ -41,10 +46,12 @@ class Book:
         lost: node → since when, in seconds since the epoch, of those that were there and are away.
     """
 
-    def __init__(self, store: SqlStore, run: str, left: Unfinished | None = None) -> None:
+    def __init__(self, store: SqlStore, chain: Chain, run: str, left: Unfinished | None = None) -> None:
         self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
-        self._store, self._run = store, run
+        self._store, self._chain, self._run = store, chain, run
+        self._admitted = dict(self.names) if chain.last else {}
+        self._ended = False
         self._arrivals: dict[str, _Arrival] = {}
         self._verdicts: dict[tuple[Address, str], Verdict] = {}
         self._farewells: dict[str, Metrics] = {}
@@ -55,8 +62,32 @@ class Book:
             self.judged(address_of(one), one.digest, accepted=True, reason="")
         self._refused = set(left.refused) if left else set[tuple[Address, str]]()
 
-    async def _write(self, act: Callable[..., None], *rows: Any) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._worker, act, *rows)
+    async def _write(self, act: Callable[..., None], *rows: Any, tell: Mapping[str, Any] | None = None) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._told, act, rows, tell)
+
+    def _told(self, act: Callable[..., None], rows: Sequence[Any], entry: Mapping[str, Any] | None) -> None:
+        """Store rows, and the record's entry that tells of them, together or not at all."""
+        if entry is None:
+            act(*rows)
+            return
+        link = self._chain.next({**entry, "at": time.time()})
+        act(*rows, link)
+        self._chain.last = link
+
+    @property
+    def head(self) -> Head | None:
+        """The head of the record, as far as it is durable: a node that was told of it may hold the server to it."""
+        last = self._chain.last
+        return Head(number=last.number, digest=last.head, signature=last.signature) if last else None
+
+    def begins(self, row: RunRow) -> None:
+        """Store that a run begins."""
+        self._told(self._store.begin_run, [row], entries.begun(row, self._chain.key, 0))
+
+    def goes_on(self, left: Unfinished) -> None:
+        """Begin the record of a run that went without one so far."""
+        if self._chain.last is None:
+            self._told(self._store.record, [], entries.begun(left.row, self._chain.key, left.past.closed))
 
     def taken(self, node: str, name: str) -> bool:
         """Say whether another node of this run goes by a name: names order the fold, so each stands for one node."""
@@ -67,7 +98,10 @@ class Book:
         self.names[node] = name
         self.lost.pop(node, None)
         now = time.time()
-        await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now))
+        new = self._admitted.get(node) != name
+        entry = entries.admitted(node, name, key) if new else None
+        await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now), tell=entry)
+        self._admitted[node] = name
 
     def opens(self, round_: int, now: float) -> None:
         """A round begins, or goes on after another server left it."""
@@ -77,7 +111,9 @@ class Book:
 
     async def opened(self, round_: int, attempt: int, cohort: Sequence[str]) -> None:
         """Store who was asked in a round, so that another server can go on with it."""
-        await self._write(self._store.open_round, self._run, round_, attempt, cohort)
+        self._ended = False
+        entry = entries.opened(round_, attempt, cohort)
+        await self._write(self._store.open_round, self._run, round_, attempt, cohort, tell=entry)
 
     def arrived(self, record: Record, weight: float, metrics: Metrics, now: float) -> None:
         """A verified update is in the log."""
@@ -99,7 +135,7 @@ class Book:
             return
         self._refused.add((address, digest))
         row = UpdateRow(address.run, address.round, address.attempt, address.node, status, digest, size, reason=reason)
-        await self._write(self._store.record_update, row)
+        await self._write(self._store.record_update, row, tell=entries.refused(row))
 
     def judged(self, address: Address, digest: str, accepted: bool, reason: str) -> Verdict:
         """Remember, and return, what a node is told of its update; it may have to be told again."""
@@ -112,11 +148,12 @@ class Book:
             reason=reason[:2000],
         )
         self._verdicts[address, digest] = verdict
-        return verdict
+        return verdict.model_copy(update={"head": self.head})
 
     def verdict(self, address: Address, digest: str) -> Verdict | None:
         """What was said of an update of this round or the one before."""
-        return self._verdicts.get((address, digest))
+        verdict = self._verdicts.get((address, digest))
+        return verdict and verdict.model_copy(update={"head": self.head})
 
     async def close_round(self, command: Close, model: str, state: str, holdout: Metrics | None, now: float) -> dict[str, Any]:
         """Store a closed round in one transaction; return its facts for people."""
@@ -132,7 +169,7 @@ class Book:
         ]
         if holdout is not None:
             evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
-        await self._write(self._store.close_round, row, rows, evaluations)
+        await self._write(self._store.close_round, row, rows, evaluations, tell=entries.closed(row, rows))
         self._closed = command.round
         return {
             "round": command.round,
@@ -160,9 +197,18 @@ class Book:
         for row in rows:
             await self._write(self._store.record_evaluation, row)
 
+    async def ends(self, outcome: str, reason: str) -> None:
+        """Tell the record how the run ends, so that the goodbye to nodes carries it; a store that fails mutes no goodbye."""
+        if not self._ended:
+            with contextlib.suppress(StoreError):  # `end` tells it then, or says that it can't
+                await self._write(self._store.record, tell=entries.ended(outcome, reason))
+                self._ended = True
+
     async def end(self, outcome: str, reason: str) -> None:
         """Store how the run ended."""
-        await self._write(self._store.end_run, self._run, outcome, reason, time.time())
+        entry = None if self._ended else entries.ended(outcome, reason)
+        await self._write(self._store.end_run, self._run, outcome, reason, time.time(), tell=entry)
+        self._ended = True
 
     def close(self) -> None:
         """Wait for the last write."""

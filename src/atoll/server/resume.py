@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from atoll.chain import Link, read
 from atoll.errors import StoreError
+from atoll.keys import Identity
 from atoll.learner import summary
 from atoll.plan import Plan
 from atoll.server.machine import Past
@@ -28,6 +30,7 @@ class Unfinished(NamedTuple):
         state: the digest of the newest state.
         accepted: the updates that made it.
         refused: those that were found not to count.
+        last: the newest entry of its record.
     """
 
     row: RunRow
@@ -35,19 +38,24 @@ class Unfinished(NamedTuple):
     state: str
     accepted: tuple[UpdateRow, ...]
     refused: frozenset[tuple[Address, str]]
+    last: Link | None
 
 
-def unfinished(store: SqlStore, plan: Plan) -> Unfinished:
+def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:
     """Return the newest run of a plan that isn't done.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or its record is another server's.
+        AuditError: its record isn't whole.
     """
     mine = [row for row in store.runs() if row.plan_digest == plan.digest]
     row = next((row for row in mine if row.outcome != "completed" and row.pruned is None), None)
     if row is None:
         there = f"the newest, {mine[0].run}, is {'pruned' if mine[0].pruned else mine[0].outcome}" if mine else "there is none"
         raise StoreError(f"no run of this plan can go on ({there}); without --resume a new one begins")
+    links = store.links(row.run)
+    if links and (key := str(read(links, row.run, plan.digest)[0]["key"])) != identity.public.hex():
+        raise StoreError(f"run {row.run}: its record is signed by key {key[:12]}, but server.key is another: put that one back")
     rounds = store.rounds(row.run)
     closed, model, state = (rounds[-1].round, rounds[-1].model, rounds[-1].state) if rounds else (0, row.initial, None)
     updates = store.updates(row.run)
@@ -64,7 +72,7 @@ def unfinished(store: SqlStore, plan: Plan) -> Unfinished:
         course=_course(store, plan, row.run, closed),
         answered=tuple(one.node for one in accepted),
     )
-    return Unfinished(row, past, state or row.initial, accepted, refused)
+    return Unfinished(row, past, state or row.initial, accepted, refused, links[-1] if links else None)
 
 
 def _course(store: SqlStore, plan: Plan, run: str, closed: int) -> Course:

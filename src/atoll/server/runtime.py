@@ -18,8 +18,10 @@ from starlette.routing import Route
 
 from atoll import algorithms, learners
 from atoll.algorithms import State
+from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
+from atoll.keys import Identity
 from atoll.learner import Learner, Rows
 from atoll.logs import Reader, Record
 from atoll.logs.embedded import EmbeddedLog
@@ -89,7 +91,8 @@ class Server:
             self._listener = opened.enter_context(web.bind(host, port))
             self.store = SqlStore(self.directory)
             opened.callback(self.store.close)
-            self._left = unfinished(self.store, plan) if resume else None
+            self.identity = Identity.at(self.directory / "server.key")
+            self._left = unfinished(self.store, plan, self.identity) if resume else None
             self.run = self._left.row.run if self._left else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             self.models = Models(self.directory / "models")
             self.quota = Quota(self.directory, self.store, quota)
@@ -98,8 +101,9 @@ class Server:
         self.channel = Channel(self, self.run)
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
+        chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
+        self.book = Book(self.store, chain, self.run, self._left)
         self._begin(self.algorithm.init(first))
-        self.book = Book(self.store, self.run, self._left)
         self._make_room(plan.cohort.minimum)
         self._ended = asyncio.Event()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
@@ -115,12 +119,13 @@ class Server:
     def _begin(self, state: State) -> None:
         """Store the run and its first state; or take up the last one that another server left."""
         if self._left:
+            self.book.goes_on(self._left)
             self.state = self.models.get(self._left.state, layouts_of(state))
             self._kept = self._left.past.model, self._left.state
             return
         model, _ = self._keep(state)
         about = self.plan.plan.name, self.plan.digest, self.plan.to_json()
-        self.store.begin_run(RunRow(self.run, *about, time.time(), model, log_start=self.log.positions))
+        self.book.begins(RunRow(self.run, *about, time.time(), model, log_start=self.log.positions))
 
     def serve(self) -> dict[str, Any]:
         """Serve the run to its end, and return its history.
@@ -145,7 +150,8 @@ class Server:
         try:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
-                self._tell("listening", url=self.url, run=self.run, minimum=self.plan.cohort.minimum)
+                about = {"run": self.run, "minimum": self.plan.cohort.minimum, "key": self.identity.public.hex()}
+                self._tell("listening", url=self.url, **about)
                 if not self._left and (first := await asyncio.to_thread(self.evaluate)) is not None:
                     await self.book.judged_first(first)
                 await self.drive.begin(self.drive.state, commands)
@@ -173,8 +179,8 @@ class Server:
         if self.book.taken(node, message.name):
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
-        rounds = self.plan.plan.rounds
-        return ConnectionReceived(run=self.run, plan=self.plan.digest, rounds=rounds, round=self.drive.state.round)
+        run: Any = {"run": self.run, "plan": self.plan.digest, "rounds": self.plan.plan.rounds, "round": self.drive.state.round}
+        return ConnectionReceived(**run, key=self.identity.public.hex(), head=self.book.head)
 
     async def connected(self, node: str, name: str) -> None:
         """Count a node in."""
@@ -261,6 +267,7 @@ class Server:
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""
+        await self.book.ends(command.outcome, command.reason)
         model = self.drive.state.model if self.drive.state.round > 1 or command.outcome == "completed" else None
         end = EndSession(
             run=self.run,
@@ -268,6 +275,7 @@ class Server:
             model=model,
             outcome=command.outcome,
             reason=command.reason[:2000],
+            head=self.book.head,
         )
         for node in command.nodes:
             await self.channel.tell(node, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,31 @@ _ENTRIES = Table(
     *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
     *(Column(name, Float) for name in ("at", "judged_at")),
 )
+_HEADS = Table(
+    "heads",
+    _TABLES,
+    Column("id", Integer, primary_key=True),
+    *(Column(name, String) for name in ("run", "plan", "head", "signature", "key")),
+    Column("number", Integer),
+    Column("at", Float),
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A head of a run's record that the server showed, signed by its key: see `chain`."""
+
+    run: str
+    plan: str
+    number: int
+    head: str
+    signature: str
+    key: str
+    at: float
 
 
 class Ledger:
-    """What left a node: when, what, and what became of it.
+    """What left a node: when, what, and what became of it; and the heads of the server's records that it was shown.
 
     Args:
         directory: the node's own directory.
@@ -33,7 +55,7 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self._base = Database(directory, "ledger.sqlite", _TABLES)
-        self._verdicts: list[Any] = []
+        self._waiting: list[Any] = []
 
     def leaving(self, envelope: Envelope, now: float, guard: str = "none") -> None:
         """Write that an update is about to leave."""
@@ -44,7 +66,18 @@ class Ledger:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""
         verdict = "accepted" if accepted else "refused"
         change = update(_ENTRIES).where(_ENTRIES.c.digest == digest)
-        self._verdicts.append(change.values(verdict=verdict, reason=reason, judged_at=now))
+        self._waiting.append(change.values(verdict=verdict, reason=reason, judged_at=now))
+
+    def saw(self, head: Seen) -> None:
+        """Note a head that the server showed; it is written with the next entry."""
+        self._waiting.append(insert(_HEADS).values(asdict(head)))
+
+    def heads(self) -> list[Seen]:
+        """Return all heads that were shown, the oldest first."""
+        self._write()
+        query = select(*(column for column in _HEADS.c if column.name != "id")).order_by(_HEADS.c.id)
+        with self._base.begin() as base:
+            return [Seen(**row) for row in base.execute(query).mappings()]
 
     def entries(self) -> list[dict[str, Any]]:
         """Return all entries, the oldest first."""
@@ -59,6 +92,6 @@ class Ledger:
 
     def _write(self, *changes: Any) -> None:
         with self._base.begin() as base:
-            for change in (*self._verdicts, *changes):
+            for change in (*self._waiting, *changes):
                 base.execute(change)
-        self._verdicts = []
+        self._waiting = []

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
 
+from atoll.chain import Link
 from atoll.errors import StoreError
 from atoll.learner import summary
 from atoll.stopping import gain
@@ -55,10 +56,13 @@ _UPDATES = _table(
 )  # fmt: skip
 Index("updates_by_round", _UPDATES.c.run, _UPDATES.c.round)
 _EVALUATIONS = _table("evaluations", _key("run"), _key("round", Integer), _key("place"), _fact("metrics", JSON))
+_RECORD = _table(
+    "record", _key("run"), _key("number", Integer), _fact("entry", Text), _fact("head", String), _fact("signature", String)
+)  # fmt: skip
 
 
 class SqlStore:
-    """The history of runs.
+    """The history of runs. What takes a `link` stores that entry of the run's record in the same transaction.
 
     Args:
         place: a directory (SQLite, `atoll.sqlite` in it), or a database URL; without one it lives in memory.
@@ -74,42 +78,59 @@ class SqlStore:
         """Let go of the database."""
         self._base.close()
 
-    def begin_run(self, row: RunRow) -> None:
+    def begin_run(self, row: RunRow, link: Link | None = None) -> None:
         """Store that a run has begun."""
         with self._base.begin() as base:
             base.execute(insert(_RUNS).values(asdict(row)))
+            _chain(base, link)
 
-    def open_round(self, run: str, round_: int, attempt: int, cohort: Sequence[str]) -> None:
+    def record(self, link: Link) -> None:
+        """Store an entry of a run's record by itself."""
+        with self._base.begin() as base:
+            _chain(base, link)
+
+    def links(self, run: str) -> list[Link]:
+        """Return the record of a run."""
+        return [Link(**row) for row in self._read(select(_RECORD).where(_RECORD.c.run == run).order_by(_RECORD.c.number))]
+
+    def open_round(self, run: str, round_: int, attempt: int, cohort: Sequence[str], link: Link | None = None) -> None:
         """Store that a round has begun, and that the run goes on."""
         opened = {"round": round_, "attempt": attempt, "cohort": list(cohort)}
         with self._base.begin() as base:
             going = {"opened": opened, "outcome": "running", "ended": None, "reason": ""}
             base.execute(update(_RUNS).where(_RUNS.c.run == run).values(**going))
+            _chain(base, link)
 
-    def end_run(self, run: str, outcome: str, reason: str, now: float) -> None:
+    def end_run(self, run: str, outcome: str, reason: str, now: float, link: Link | None = None) -> None:
         """Store how a run ended."""
         with self._base.begin() as base:
             base.execute(update(_RUNS).where(_RUNS.c.run == run).values(outcome=outcome, reason=reason, ended=now))
+            _chain(base, link)
 
-    def saw_node(self, row: NodeRow) -> None:
+    def saw_node(self, row: NodeRow, link: Link | None = None) -> None:
         """Store that a node joined, or that it is back."""
         mine = (_NODES.c.run == row.run) & (_NODES.c.node == row.node)
         with self._base.begin() as base:
             if not base.execute(update(_NODES).where(mine).values(name=row.name, last_seen=row.last_seen)).rowcount:
                 base.execute(insert(_NODES).values(asdict(row)))
+            _chain(base, link)
 
-    def record_update(self, row: UpdateRow) -> None:
+    def record_update(self, row: UpdateRow, link: Link | None = None) -> None:
         """Store an update that doesn't count, and why."""
         with self._base.begin() as base:
             base.execute(insert(_UPDATES).values(asdict(row)))
+            _chain(base, link)
 
-    def close_round(self, row: RoundRow, updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]) -> None:
+    def close_round(
+        self, row: RoundRow, updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow], link: Link | None = None
+    ) -> None:
         """Store a closed round whole, in one transaction: its model, its accepted updates, how models did."""
         with self._base.begin() as base:
             base.execute(insert(_ROUNDS).values(asdict(row)))
             base.execute(insert(_UPDATES), [asdict(one) for one in updates])
             for one in evaluations:
                 _evaluate(base, one)
+            _chain(base, link)
 
     def record_evaluation(self, row: EvaluationRow) -> None:
         """Store how a model does in one place; a later word on the same replaces it."""
@@ -237,6 +258,11 @@ class SqlStore:
     def _read(self, query: Any) -> list[dict[str, Any]]:
         with self._base.begin() as base:
             return [dict(row) for row in base.execute(query).mappings()]
+
+
+def _chain(base: Any, link: Link | None) -> None:
+    if link is not None:
+        base.execute(insert(_RECORD).values(asdict(link)))
 
 
 def _evaluate(base: Any, row: EvaluationRow) -> None:

@@ -1,0 +1,61 @@
+"""What the record of a run says: an entry of plain facts for each thing that happens, made from the rows stored with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from atoll.chain import canonical
+from atoll.store import RoundRow, RunRow, UpdateRow
+
+Entry = dict[str, Any]
+
+
+def begun(row: RunRow, key: str, closed: int) -> Entry:
+    """A run begins: its plan, its initial model, the server's key; `closed` rounds went before its record began."""
+    facts = {"run": row.run, "name": row.name, "plan": row.plan_digest, "initial": row.initial}
+    return {"what": "begun", **facts, "key": key, "closed": closed}
+
+
+def admitted(node: str, name: str, key: str) -> Entry:
+    """A node is let in, or goes by another name."""
+    return {"what": "admitted", "node": node, "name": name, "key": key}
+
+
+def opened(round_: int, attempt: int, cohort: Sequence[str]) -> Entry:
+    """A try of a round begins with these nodes."""
+    return {"what": "opened", "round": round_, "attempt": attempt, "cohort": list(cohort)}
+
+
+def refused(row: UpdateRow) -> Entry:
+    """Something came that doesn't count, or a node declined."""
+    facts = {"round": row.round, "attempt": row.attempt, "node": row.node, "status": row.status}
+    return {"what": "refused", **facts, "digest": row.digest, "bytes": row.bytes, "reason": row.reason}
+
+
+def closed(row: RoundRow, updates: Sequence[UpdateRow]) -> Entry:
+    """A round is closed: what was folded, in that order, and what came of it; `rows` stands for all else that is stored of it."""
+    facts = {"round": row.round, "attempt": row.attempt, "model": row.model, "state": row.state}
+    accepted = [[one.node, one.digest] for one in updates]
+    return {"what": "closed", **facts, "accepted": accepted, "rows": rows_digest(row, updates)}
+
+
+def ended(outcome: str, reason: str) -> Entry:
+    """The run is over, unless another server goes on with it."""
+    return {"what": "ended", "outcome": outcome, "reason": reason}
+
+
+def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
+    """Return the SHA-256 (hex) of a round's rows, the same before they are stored and after."""
+    return hashlib.sha256(canonical(_plain([asdict(row), *map(asdict, updates)])).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with every number as a float: a database may give a whole number back as one."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return float(value) if isinstance(value, int) else value
