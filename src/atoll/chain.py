@@ -100,7 +100,7 @@ def read(links: Sequence[Link], run: str, plan: str) -> list[dict[str, Any]]:
         if link.number != place:
             raise AuditError(f"{where} is missing: number {link.number} stands in its place")
         if _head(before, link.entry) != link.head:
-            raise AuditError(f"{where} was altered, or another one before it: its hash isn't the head that is stored with it")
+            raise AuditError(f"{where} was altered: its hash isn't the head that is stored with it")
         try:
             said.append(dict(json.loads(link.entry)))
         except (ValueError, TypeError, RecursionError) as error:

@@ -50,7 +50,7 @@ class Book:
         self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
         self._store, self._chain, self._run = store, chain, run
-        self._admitted = dict(self.names) if chain.last else {}
+        self._admitted = dict(self.names)
         self._ended = False
         self._arrivals: dict[str, _Arrival] = {}
         self._verdicts: dict[tuple[Address, str], Verdict] = {}
@@ -82,12 +82,14 @@ class Book:
 
     def begins(self, row: RunRow) -> None:
         """Store that a run begins."""
-        self._told(self._store.begin_run, [row], entries.begun(row, self._chain.key, 0))
+        self._told(self._store.begin_run, [row], entries.begun(row, self._chain.key))
 
     def goes_on(self, left: Unfinished) -> None:
         """Begin the record of a run that went without one so far."""
         if self._chain.last is None:
             self._told(self._store.record, [], entries.begun(left.row, self._chain.key, left.past.closed))
+            for one in self._store.nodes(self._run):
+                self._told(self._store.record, [], entries.admitted(one.node, one.name, one.key))
 
     def taken(self, node: str, name: str) -> bool:
         """Say whether another node of this run goes by a name: names order the fold, so each stands for one node."""

@@ -13,10 +13,10 @@ from atoll.store import RoundRow, RunRow, UpdateRow
 Entry = dict[str, Any]
 
 
-def begun(row: RunRow, key: str, closed: int) -> Entry:
-    """A run begins: its plan, its initial model, the server's key; `closed` rounds went before its record began."""
+def begun(row: RunRow, key: str, closed: int | None = None) -> Entry:
+    """A run begins: its plan, its initial model, the server's key; or goes on after `closed` rounds that have no record."""
     facts = {"run": row.run, "name": row.name, "plan": row.plan_digest, "initial": row.initial}
-    return {"what": "begun", **facts, "key": key, "closed": closed}
+    return {"what": "begun", **facts, "key": key, **({} if closed is None else {"closed": closed})}
 
 
 def admitted(node: str, name: str, key: str) -> Entry:
