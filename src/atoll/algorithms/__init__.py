@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
+from atoll.algorithms.clipping import centered_clipping, norm_clipping
 from atoll.algorithms.fedavg import fedavg
+from atoll.algorithms.geometric_median import geometric_median
+from atoll.algorithms.krum import bulyan, krum, multi_krum
+from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.newton import newton
 from atoll.errors import LayoutError, PlanError
 from atoll.learner import Data, Learner
@@ -25,7 +29,18 @@ from atoll.vector import Groups, Update, finite
 
 __all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "work"]
 
-_OWN: Mapping[str, Callable[..., Algorithm]] = {"fedavg": fedavg, "newton": newton}
+_OWN: Mapping[str, Callable[..., Algorithm]] = {
+    "fedavg": fedavg,
+    "newton": newton,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "krum": krum,
+    "multi_krum": multi_krum,
+    "bulyan": bulyan,
+    "geometric_median": geometric_median,
+    "norm_clipping": norm_clipping,
+    "centered_clipping": centered_clipping,
+}
 
 
 def known() -> dict[str, Callable[..., Algorithm]]:
@@ -55,6 +70,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(
             f"aggregation.rule: '{rule}' needs a learner that can {', '.join(sorted(missing))}; "
             f"'{plan.model.kind}' can't (logistic = true can)"
+        )
+    if plan.cohort.minimum < algorithm.least:
+        raise PlanError(
+            f"cohort.minimum: '{rule}' with these options needs at least {algorithm.least} nodes in every round; "
+            f"it is {plan.cohort.minimum}"
         )
     return algorithm
 

@@ -37,7 +37,7 @@ class Bodies(Protocol):
 
 
 Fold = Callable[[Bodies, Sequence[float], int], Total]
-"""`fold(bodies, weights, registered)`: same bits whatever the order of arrival; O(1) memory in updates."""
+"""`fold(bodies, weights, registered)`: same bits whatever the order of arrival; memory: models, and a block of every update."""
 
 
 class Algorithm(NamedTuple):
@@ -51,6 +51,7 @@ class Algorithm(NamedTuple):
         step: (state, total) → the next state, on the server.
         fold: how updates are added up.
         needs: what the learner must be able to do (see `Learner.can`).
+        least: how few updates it can be computed from; `cohort.minimum` is no less.
     """
 
     init: Callable[[Groups], State]
@@ -60,3 +61,4 @@ class Algorithm(NamedTuple):
     step: Callable[[State, Total], State]
     fold: Fold
     needs: frozenset[str] = frozenset()
+    least: int = 1

@@ -1,18 +1,35 @@
-"""Folds: how the accepted updates of a round become one total."""
+"""Folds: how the accepted updates of a round become one total.
+
+Three shapes hold all of them. `mean` adds up; `coordinatewise` decides at each place alone (medians); `combination`
+looks at how the updates lie to each other and then adds up those it trusts (Krum, geometric median, clipping). A new
+rule is a small pure function for one of them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atoll.algorithms.algorithm import Bodies
-from atoll.vector import Group, Total
+from atoll.algorithms.algorithm import Bodies, Fold
+from atoll.vector import Flat, Group, Total
 
 BLOCK = 1 << 16
 """Numbers a worker adds at a time: two blocks stay in a core's own cache, and a pass is long enough to pay for its call."""
+_TABLE = 1 << 18
+"""Numbers in a block of all updates together, where a worker looks at all at once: such a table stays in its cache."""
+_FAR = 1e200
+"""The squared length of an update whose own is too large for a float: such an update adds nothing."""
+
+Combine = Callable[[NDArray[np.floating]], Flat]
+"""`combine(table)`: one block of every update, `[updates, block]`, its own to write into → the block of the result."""
+Weigh = Callable[[NDArray[np.float64], Sequence[float]], tuple[Sequence[float], float]]
+"""`weigh(gram, weights)`: inner products of the updates `[updates, updates]`, and their weights → (cᵢ, C); the result is
+Σ cᵢxᵢ / C. Products are over all groups that meet a mean, buffers too: an attack through these alone is one as well."""
 
 
 def mean(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
@@ -27,31 +44,133 @@ def mean(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
 
     Source: McMahan et al. 2017, Algorithm 1, the server's line.
     """
+    return _sum(bodies, weights, float(sum(weights)), registered)
+
+
+def combination(weigh: Weigh) -> Fold:
+    """Return the fold that adds updates up by weights found from their inner products. Plain groups add up whole.
+
+    Memory: one accumulator, and a table of one block of every update a thread.
+    """
+
+    def fold(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
+        products = gram(bodies)
+        scales, whole = weigh(products, weights)
+        near = products.diagonal() < _FAR
+        return _sum(bodies, [float(scale) if here else 0.0 for scale, here in zip(scales, near, strict=True)], whole, registered)
+
+    return fold
+
+
+def coordinatewise(combine: Combine) -> Fold:
+    """Return the fold that makes each number of the result from the updates' numbers at the same place alone.
+
+    Plain groups add up whole. The total's weight is 1: what it holds is the result itself. Memory as for `combination`.
+    """
+
+    def combined(parts: Sequence[Flat], into: Flat) -> None:
+        # Minus zero and zero are equal, so which of them a rule finds is chance: with zero added, both are zero.
+        np.add(combine(np.array(parts)), 0, out=into)
+
+    def fold(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
+        groups = {}
+        with _workers() as workers:
+            for name, layout in bodies.layouts.items():
+                act, size = (combined, _rows(len(weights))) if layout.total == "weighted" else (_added, BLOCK)
+                groups[name] = _group(workers, bodies, name, size, act)
+        return Total(groups, 1.0, len(weights), registered)
+
+    return fold
+
+
+def gram(bodies: Bodies) -> NDArray[np.float64]:
+    """Return the updates' inner products `[updates, updates]`, over all groups but the plain ones.
+
+    In float64 and without BLAS, whose order of adding differs from machine to machine: a replay elsewhere has these bits.
+    An update too long to be squared stands far away and at a right angle to all others.
+    """
+    count = len(bodies.ids)
+    size = _rows(count)
+    total = np.zeros((count, count))
+
+    def products(place: tuple[str, int]) -> NDArray[np.float64]:
+        name, lo = place
+        table = np.array(bodies.block(name, lo, min(lo + size, bodies.layouts[name].size)), np.float64)
+        part, scaled = np.zeros((count, count)), np.empty_like(table)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for k in range(count):
+                np.multiply(table[k:], table[k], out=scaled[k:])
+                part[k, k:] = scaled[k:].sum(axis=1)
+        return part
+
+    averaged = {name: layout for name, layout in bodies.layouts.items() if layout.total == "weighted"}
+    with _workers() as workers:
+        for name, layout in averaged.items():
+            for part in workers.map(products, [(name, lo) for lo in range(0, layout.size, size)]):
+                total += part
+    far = ~(total.diagonal() < _FAR)
+    total[far] = total[:, far] = 0.0
+    total[far, far] = _FAR
+    return total + np.triu(total, 1).T
+
+
+def distances(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return squared distances `[updates, updates]` from inner products: ‖x − y‖² = x·x + y·y − 2 x·y."""
+    squares = products.diagonal()
+    away = np.maximum(squares[:, None] + squares - 2 * products, 0.0)
+    np.fill_diagonal(away, 0.0)
+    return away
+
+
+def _sum(bodies: Bodies, scales: Sequence[float], whole: float, registered: int) -> Total:
+    """Add up what has a scale: Σ cᵢxᵢ; plain groups Σ xᵢ over all."""
     groups = {}
-    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
+    chosen = [place for place, scale in enumerate(scales) if scale]
+    with _workers() as workers:
         for name, layout in bodies.layouts.items():
-            values = np.empty(layout.size, layout.dtype)
-            scales = np.asarray(weights, layout.dtype) if layout.total == "weighted" else None
-
-            def add(lo: int, name: str = name, values: np.ndarray = values, scales: np.ndarray | None = scales) -> None:
-                hi = min(lo + BLOCK, values.size)
-                _add(bodies.block(name, lo, hi), scales, values[lo:hi])
-
-            for _ in workers.map(add, range(0, layout.size, BLOCK)):
-                pass
-            groups[name] = Group(layout, values)
-    return Total(groups, float(sum(weights)), len(weights), registered)
+            typed = np.asarray([scales[place] for place in chosen], layout.dtype)
+            act = partial(_scaled, chosen, typed) if layout.total == "weighted" else _added
+            groups[name] = _group(workers, bodies, name, BLOCK, act)
+    return Total(groups, whole, len(scales), registered)
 
 
-def _add(parts: Sequence[np.ndarray], scales: np.ndarray | None, into: np.ndarray) -> None:
-    """Put the sum of one block of every update into its place."""
-    if scales is None:
-        into[...] = parts[0]
-        for part in parts[1:]:
-            np.add(into, part, out=into)
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def _rows(updates: int) -> int:
+    """How many numbers of each update a table holds."""
+    return max(_TABLE // updates, 1 << 10)
+
+
+def _group(
+    workers: ThreadPoolExecutor, bodies: Bodies, name: str, size: int, act: Callable[[Sequence[Flat], Flat], None]
+) -> Group:
+    """Let `act` put one block of every update into its place, for all blocks of a group."""
+    layout = bodies.layouts[name]
+    values = np.empty(layout.size, layout.dtype)
+
+    def put(lo: int) -> None:
+        hi = min(lo + size, values.size)
+        act(bodies.block(name, lo, hi), values[lo:hi])
+
+    for _ in workers.map(put, range(0, layout.size, size)):
+        pass
+    return Group(layout, values)
+
+
+def _added(parts: Sequence[Flat], into: Flat) -> None:
+    into[...] = parts[0]
+    for part in parts[1:]:
+        np.add(into, part, out=into)
+
+
+def _scaled(chosen: Sequence[int], scales: Flat, parts: Sequence[Flat], into: Flat) -> None:
+    if not chosen:
+        into[...] = 0
         return
     scaled = np.empty_like(into)
-    np.multiply(parts[0], scales[0], out=into)
-    for part, scale in zip(parts[1:], scales[1:], strict=True):
-        np.multiply(part, scale, out=scaled)
+    np.multiply(parts[chosen[0]], scales[0], out=into)
+    for place, scale in zip(chosen[1:], scales[1:], strict=True):
+        np.multiply(parts[place], scale, out=scaled)
         np.add(into, scaled, out=into)

@@ -27,14 +27,15 @@ Log = Annotated[str, typer.Option(help="embedded or kafka.")]
 def aggregate(
     updates: Annotated[int, typer.Option(help="How many updates.")] = 20,
     parameters: Annotated[int, typer.Option(help="float32 numbers in each.")] = 25_000_000,
+    rule: Annotated[str, typer.Option(help="fedavg, median, trimmed_mean, krum, …: any aggregation.rule for models.")] = "fedavg",
     as_json: AsJson = False,
 ) -> None:
-    """Time the weighted mean of large updates, against numpy in place."""
+    """Time the weighted mean of large updates, or another rule over them, against numpy's mean in place."""
     from atoll.cli.bench.aggregate import measure
 
     with working("adding up", quiet=as_json):
-        row = measure(updates, parameters)
-    _show(row, "aggregate", as_json=as_json)
+        row = measure(updates, parameters, rule)
+    _show(row, f"aggregate, {rule}", as_json=as_json)
 
 
 @bench.command()

@@ -1,4 +1,4 @@
-"""Workload W: the weighted mean of many large updates, in memory."""
+"""Workload W: one update made of many large ones, in memory: their weighted mean, or another rule's result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.algorithms.folds import mean
+from atoll.algorithms import known
+from atoll.errors import AtollError
 from atoll.vector import Flat, Layout, Tensor
 
 _REPEATS = 5
@@ -32,10 +33,19 @@ class _Updates:
         return [flat[lo:hi] for flat in self._flats]
 
 
-def measure(updates: int, parameters: int) -> dict[str, Any]:
-    """Return the throughput of both, best of some tries taken in turn, and the fold's extra memory."""
+def measure(updates: int, parameters: int, rule: str = "fedavg") -> dict[str, Any]:
+    """Return the throughput of a rule and of numpy's weighted mean, best of some tries in turn, and the rule's extra memory.
+
+    Raises:
+        AtollError: there is no such rule, or it needs more updates.
+    """
+    if rule not in known() or known()[rule]().needs:
+        raise AtollError(f"--rule: '{rule}' is no rule for models; `atoll bench aggregate --help` names them")
+    method = known()[rule]()
+    if updates < method.least:
+        raise AtollError(f"--updates: '{rule}' needs at least {method.least}")
     base = np.random.default_rng(0).standard_normal(parameters, dtype=np.float32)
-    flats = [base + np.float32(k) for k in range(updates)]
+    flats = [np.roll(base, 1009 * k) for k in range(updates)]
     weights = [100.0 + 10 * k for k in range(updates)]
     scales = [np.float32(weight) for weight in weights]
 
@@ -48,16 +58,17 @@ def measure(updates: int, parameters: int) -> dict[str, Any]:
         return total
 
     def ours() -> Flat:
-        return mean(_Updates(flats), weights, updates).groups["parameters"].values
+        return method.fold(_Updates(flats), weights, updates).groups["parameters"].values
 
-    same = bool((floor() == ours()).all())
+    same = {"same_bits": bool((floor() == ours()).all())} if rule == "fedavg" else {}
     times = {act: min(_timed(act) for _ in range(_REPEATS)) for act in (floor, ours)}
     volume = updates * base.nbytes / 1e9
     return {
+        "rule": rule,
         "gb_per_s": round(volume / times[ours], 2),
         "numpy_gb_per_s": round(volume / times[floor], 2),
         "ratio": round(times[floor] / times[ours], 2),
-        "same_bits": same,
+        **same,
         "extra_mb": round(_extra(ours) / 1e6, 1),
         "model_mb": round(base.nbytes / 1e6, 1),
     }
