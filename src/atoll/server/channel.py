@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +15,12 @@ from atoll.keys import node_of, signed_by
 from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded
 
 M = TypeVar("M", bound=Message)
-_MESSAGE_LIMIT = 512 << 10
+MESSAGE_LIMIT = 512 << 10
 """No message of the control channel is longer, in bytes."""
+_STRANGER = 15.0
+"""Seconds until whoever opened a connection and didn't come in as a node is hung up on: twice as many at most."""
+_GOODBYE = 5.0
+"""Seconds for hanging up on everybody: who doesn't take it finds out anyway."""
 _PING_EVERY, _PING_PATIENCE = 10, 15
 """Seconds between signs of life, and without one until a silent connection counts as lost."""
 
@@ -59,10 +65,13 @@ class Channel:
         self._sids: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        quiet = logging.getLogger("atoll.server.channel")  # a stranger's garbage is no news, and no page of it is
+        quiet.setLevel(logging.CRITICAL)
         self.sio = socketio.AsyncServer(
+            engineio_logger=quiet,
             async_mode="asgi",
             namespaces=[NAMESPACE],
-            max_http_buffer_size=_MESSAGE_LIMIT,
+            max_http_buffer_size=MESSAGE_LIMIT,
             ping_interval=_PING_EVERY,
             ping_timeout=_PING_PATIENCE,
             transports=["websocket"],
@@ -80,9 +89,22 @@ class Channel:
 
     async def close(self) -> None:
         """Hang up on everybody."""
-        for sid in list(self._nodes):
-            await self.sio.disconnect(sid, namespace=NAMESPACE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                for sid in list(self._nodes):
+                    await self.sio.disconnect(sid, namespace=NAMESPACE)
         await self.sio.shutdown()
+
+    async def sweep(self) -> None:
+        """Hang up, for as long as the server runs, on whoever opens a connection and doesn't come in."""
+        before: set[str] = set()
+        while True:
+            await asyncio.sleep(_STRANGER)
+            here = self.sio.eio.sockets
+            strangers = here.keys() - {self.sio.manager.eio_sid_from_sid(sid, NAMESPACE) for sid in self._nodes}
+            for sid in strangers & before:
+                await here[sid].close(wait=False)
+            before = strangers
 
     async def _connect(self, sid: str, environ: dict[str, Any], auth: object = None) -> None:
         del environ

@@ -29,7 +29,7 @@ from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlU
 from atoll.plan import Plan
 from atoll.server import events, http, machine, page, uploads, web
 from atoll.server.book import Book
-from atoll.server.channel import Channel
+from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
@@ -144,9 +144,11 @@ class Server:
             self.book.opens(self.drive.state.round, now)
         else:
             self.drive.state, commands = machine.begin(self.run, self.plan, model, now)
-        site = web.Web(self._app())
+        # Who is still taking the final model has as long for it as a round may last.
+        site = web.Web(self._app(), MESSAGE_LIMIT, self.plan.cohort.deadline)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
+        self.drive.spawn(self.channel.sweep())
         try:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)

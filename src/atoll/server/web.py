@@ -1,29 +1,187 @@
-"""Listening: a port taken from the first moment, and a web server that leaves signals alone."""
+"""Listening: a port taken from the first moment, and a web server that nobody can hold up.
+
+It leaves signals to the run. A connection gets a slot for as long as it does something: a request's head has to come within
+`PATIENCE` and fit into `HEAD`, what is sent has to be taken within `STUCK`, and no address holds more than half of all slots.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from atoll.errors import AtollError
 
+log = logging.getLogger("atoll.server")
+PATIENCE = 15.0
+"""Seconds until a request's head is there: from when the connection opened, or the response before was sent."""
+HEAD = 64 << 10
+"""The longest head of a request, in bytes."""
+STUCK = 120.0
+"""Seconds in which a peer takes nothing of what waits for it until its connection is broken off."""
+_SPARE = 128
+"""Files that a server needs for itself: store, log, models."""
+
 
 class Web(uvicorn.Server):
-    """A web server for one application, which leaves signals to the run; its small messages are not worth compressing."""
+    """A web server for one application; its small messages are not worth compressing.
 
-    def __init__(self, app: Any) -> None:
+    Args:
+        app: the application.
+        message: the longest message of a websocket, in bytes.
+        farewell: how long responses on their way may still take when it stops, in seconds.
+    """
+
+    def __init__(self, app: Any, message: int = 1 << 20, farewell: float = 600.0) -> None:
         super().__init__(
-            uvicorn.Config(app, http="httptools", ws="wsproto", lifespan="off", log_config=None, ws_per_message_deflate=False)
+            _Config(
+                app,
+                http=_Http,
+                ws=_Socket,
+                lifespan="off",
+                log_config=None,
+                ws_per_message_deflate=False,
+                ws_max_size=message,
+                timeout_graceful_shutdown=max(1, round(farewell)),
+            )
         )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+
+class _Config(uvicorn.Config):
+    """Settings, and what all connections of a server have in common: how many there are, by address."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.peers: Counter[str] = Counter()
+        self.slots = max(_SPARE, files() - _SPARE)
+
+    def enter(self, transport: asyncio.Transport) -> Callable[[], None]:
+        """Give a slot to a connection, or hang up; return how it is given back."""
+        peer = str((transport.get_extra_info("peername") or ("?",))[0])
+        if self.peers.total() >= self.slots or self.peers[peer] >= self.slots // 2:
+            log.warning("a connection of %s is refused: %d of %d are its own", peer, self.peers[peer], self.slots)
+            transport.abort()
+        self.peers[peer] += 1
+
+        def leave() -> None:
+            self.peers[peer] -= 1
+            if not self.peers[peer]:
+                del self.peers[peer]
+
+        return leave
+
+
+def files() -> int:
+    """How many files this process may have open at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows, which counts otherwise
+        return 8192
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+class _Deadline:
+    """Something that happens unless something else comes first."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether something is waited for."""
+        return self._timer is not None
+
+    def within(self, seconds: float) -> None:
+        """Wait so many seconds from now."""
+        self.met()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._act)
+
+    def met(self) -> None:
+        """What was waited for is here."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Http(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._leave = cast("_Config", self.config).enter(self.transport)
+        self._head, self._taken = _Deadline(self.transport.close), _Deadline(self.transport.abort)
+        self._next()
+
+    def _next(self) -> None:
+        self._came = 0
+        self._head.within(PATIENCE)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head.runs and not self.transport.is_closing():
+            self._came += len(data)
+            if self._came > HEAD:
+                self.send_400_response(f"The head of the request is longer than {HEAD} bytes.")
+
+    def on_headers_complete(self) -> None:
+        self._head.met()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline:
+            self._next()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._taken.within(STUCK)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._taken.met()
+        super().resume_writing()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._leave()
+        super().handle_websocket_upgrade()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._head.met()
+        self._taken.met()
+        super().connection_lost(exc)
+
+
+class _Socket(WSProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._leave = cast("_Config", self.config).enter(transport)
+        self._taken = _Deadline(transport.abort)
+
+    def pause_writing(self) -> None:
+        self._taken.within(STUCK)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._taken.met()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._taken.met()
+        super().connection_lost(exc)
 
 
 def bind(host: str, port: int) -> socket.socket:
