@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atoll.algorithms.algorithm import Bodies, Fold
 from atoll.vector import Flat, Group, Total
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Numbers a worker adds at a time: two blocks stay in a core's own cache, and a pass is long enough to pay for its call."""
 _TABLE = 1 << 18
 """Numbers in a block of all updates together, where a worker looks at all at once: such a table stays in its cache."""
