@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from atoll.stopping import Course
 from atoll.wire import Address
 
 Outcome = Literal["completed", "gave_up", "stopped"]
@@ -140,3 +141,24 @@ class Finish:
 
 
 Command = Train | Judge | Close | End | Wake | Finish
+
+
+class Past(NamedTuple):
+    """A run so far, as another server left it.
+
+    Args:
+        closed: how many rounds are.
+        attempt, cohort: of the next round, as far as it had begun.
+        names: every node that ever joined: id → name.
+        model: digest of the newest global model.
+        course: how models have done.
+        answered: the nodes whose updates made that model.
+    """
+
+    closed: int
+    attempt: int
+    cohort: tuple[str, ...]
+    names: Mapping[str, str]
+    model: str
+    course: Course
+    answered: tuple[str, ...]

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from atoll.plan import Cohort, Plan
 from atoll.server.events import (
@@ -34,6 +34,7 @@ from atoll.server.events import (
     Left,
     Lost,
     Outcome,
+    Past,
     Stop,
     Tick,
     Train,
@@ -113,27 +114,6 @@ class State:
     def needed(self) -> int:
         """How many updates of the cohort are a quorum."""
         return max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
-
-
-class Past(NamedTuple):
-    """A run so far, as another server left it.
-
-    Args:
-        closed: how many rounds are.
-        attempt, cohort: of the next round, as far as it had begun.
-        names: every node that ever joined: id → name.
-        model: digest of the newest global model.
-        course: how models have done.
-        answered: the nodes whose updates made that model.
-    """
-
-    closed: int
-    attempt: int
-    cohort: tuple[str, ...]
-    names: Mapping[str, str]
-    model: str
-    course: Course
-    answered: tuple[str, ...]
 
 
 Result = tuple[State, tuple[Command, ...]]

@@ -9,7 +9,7 @@ from atoll.errors import StoreError
 from atoll.keys import Identity
 from atoll.learner import summary
 from atoll.plan import Plan
-from atoll.server.machine import Past
+from atoll.server.events import Past
 from atoll.stopping import Course
 from atoll.store import RunRow, UpdateRow
 from atoll.store.sql import SqlStore

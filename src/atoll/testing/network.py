@@ -155,7 +155,7 @@ class Federation:
             closed = len(store.closed)
             attempt, accepted = store.closed[-1] if closed else (1, {})
             begun = store.opened if store.opened[0] == closed + 1 else (closed + 1, 1, ())
-            past = server_machine.Past(
+            past = events.Past(
                 closed=closed, attempt=begun[1], cohort=begun[2], names=dict(store.names), model=store.model,
                 course=Course(), answered=tuple(accepted),
             )  # fmt: skip
