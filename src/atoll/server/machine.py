@@ -70,7 +70,7 @@ class State:
         round, attempt: the one that is open, or next to open.
         names: every node that ever joined: id → name.
         present: the nodes that are connected.
-        cohort: the nodes asked in the open round, in the order of their names.
+        cohort: the nodes asked in the open round, in the order of their names; `asked` holds the same, to look them up.
         answers: node → digest of its update, or None where it declined.
         declines: why nodes declined, for people.
         until: when the present wait ends.
@@ -92,6 +92,7 @@ class State:
     names: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
     cohort: tuple[str, ...] = ()
+    asked: frozenset[str] = frozenset()
     answers: Mapping[str, str | None] = field(default_factory=dict)
     declines: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
@@ -136,7 +137,7 @@ def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
     if over:
         return _farewell(done, "completed", over, now, past.answered)
     phase = Phase.TRAINING if past.cohort else Phase.WAITING
-    return replace(done, phase=phase, attempt=past.attempt, cohort=past.cohort), commands
+    return replace(done, phase=phase, attempt=past.attempt, cohort=past.cohort, asked=frozenset(past.cohort)), commands
 
 
 def transition(state: State, event: Event) -> Result:
@@ -216,7 +217,7 @@ def admits(state: State, address: Address) -> str | None:
             f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
             f"the run is {state.phase.value} in round {state.round} attempt {state.attempt}"
         )
-    if address.node not in state.cohort:
+    if address.node not in state.asked:
         return f"the node was not asked in round {state.round}"
     return None
 
@@ -246,8 +247,8 @@ def _tick_ending(state: State, event: Tick) -> Result:
 
 def _settle(state: State, now: float) -> Result:
     """Close the open round if it is over: all have answered, quorum + grace, or the deadline."""
-    count = len(state.accepted)
-    if not state.missing or now >= state.until:
+    count = len(state.answers) - len(state.declines)  # told apart node by node only at the end: cohorts are large
+    if len(state.answers) == len(state.cohort) or now >= state.until:
         return _close(state) if count >= state.rules.minimum else _again(state, now)
     if count < state.needed:
         return state, ()
@@ -284,7 +285,7 @@ def _address(state: State, node: str) -> Address:
 
 
 def _rest(state: State) -> State:
-    return replace(state, cohort=(), answers={}, declines={}, enough=None)
+    return replace(state, cohort=(), asked=frozenset(), answers={}, declines={}, enough=None)
 
 
 def _closed(state: State, event: Closed) -> Result:
@@ -311,7 +312,7 @@ def _start_if_enough(state: State, now: float) -> Result:
     drawn = sorted(state.present, key=lambda node: _lot(state, node))[:asked]
     cohort = tuple(sorted(drawn, key=lambda node: (state.names[node], node)))
     until = now + state.rules.deadline
-    state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, until=until)
+    state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, asked=frozenset(cohort), until=until)
     return state, (_train(state, cohort, now), Wake(until))
 
 
