@@ -141,7 +141,7 @@ def other(envelope: Envelope) -> Envelope:
         ({"forged": True}, None, 403, "the signature of node"),
         ({"path": "/v1/runs/run-under-test/rounds/2/1/updates/abc"}, None, 400, "another address than the path"),
         ({}, "bytes 5-1/9", 400, "doesn't fit a body"),
-        ({}, "lines 1-2/3", 400, "doesn't fit a body"),
+        ({}, "lines 1-2/3", 400, "no range"),
         ({}, "nonsense", 400, "no range"),
         ({}, "bytes 20-43/44", 416, "the upload goes on at byte 20, but only 0 are here"),
         ({"admit": "round 1 is over"}, None, 409, "round 1 is over"),
