@@ -31,6 +31,7 @@ Room = Callable[[int], str | None]
 """Asked before so many bytes are taken in: says why there is no room for them at present, or None."""
 log = logging.getLogger("atoll.logs.embedded")
 _TAKEN = "another update is already in the log under this address: the first complete one counts"
+_NEWER = "the same body comes by a newer connection"
 _ALTERED = "the body isn't what its envelope says: size or digest differ"
 
 
@@ -98,6 +99,11 @@ class EmbeddedLog:
             return max(0, min(path_of(self._directory, envelope).stat().st_size, envelope.size - 1))
         return 0
 
+    async def offset(self, envelope: Envelope) -> int:
+        """Do as `received`, for a sender that means to go on there: whatever else still comes of the body stops first."""
+        async with self._turn(path_of(self._directory, envelope)):
+            return self.received(envelope)
+
     async def receive(self, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> bool:
         """Take in a body from byte `start` on; return whether it is new, once it is durable.
 
@@ -140,6 +146,8 @@ class EmbeddedLog:
         number = turn.supersede()
         try:
             async with turn.lock:
+                if number != turn.newest:  # it waited, and must not touch what the newer one was told is there
+                    raise UnreachableError(_NEWER)
                 yield turn, number
         finally:
             turn.users -= 1
@@ -258,7 +266,7 @@ class _Turn:
         except TimeoutError as error:
             if number == self.newest:
                 raise UnreachableError(f"nothing came for {STALL:.0f} s: send the rest") from error
-        raise UnreachableError("the same body comes by a newer connection")
+        raise UnreachableError(_NEWER)
 
 
 async def _take_in(path: Path, envelope: Envelope, start: int, chunks: AsyncIterator[bytes]) -> None:

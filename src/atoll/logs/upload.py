@@ -61,7 +61,7 @@ class HttpAppender:
 
     async def _offset(self, url: str, headers: dict[str, str], size: int) -> int:
         async with self._session.head(url, headers=headers, timeout=self._patience) as response:
-            if response.status >= 500:
+            if response.status >= 500 or response.status in _AGAIN:
                 raise UnreachableError(f"{self._url}: the update log failed (HTTP {response.status})")
             said = response.headers.get("Upload-Offset", "0")
             return min(int(said), size) if re.fullmatch("[0-9]{1,19}", said) else 0

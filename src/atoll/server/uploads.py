@@ -52,7 +52,7 @@ def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:
 
     async def head(request: Request) -> Response:
         try:
-            there = log.received(_envelope(request, log.run))
+            there = await log.offset(_envelope(request, log.run))
         except AtollError as error:
             return _error(_status(error, request), str(error))
         return Response(headers={"Upload-Offset": str(there)})
