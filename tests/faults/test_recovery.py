@@ -86,6 +86,12 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bits(tmp_path, log, request
         [sys.executable, "-m", "atoll", "replay", "--store", tmp_path / "store"], check=False, capture_output=True, text=True
     )
     assert "all 5 rounds give the stored models" in replayed.stdout, replayed.stderr
+    ledgers = [word for name in clients() for word in ("--ledger", tmp_path / name)]
+    audited = subprocess.run(
+        [sys.executable, "-m", "atoll", "audit", "verify", "--store", tmp_path / "store", *ledgers],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "heads in 3 ledgers are its own" in audited.stdout, audited.stderr
 
 
 def test_updates_that_are_in_the_log_are_not_asked_for_again(tmp_path):
