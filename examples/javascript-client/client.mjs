@@ -1,4 +1,4 @@
-// An Atoll node in JavaScript, written from docs/protocol.md (version 1) and docs/plan.md: logistic regression on a CSV file.
+// An Atoll node in JavaScript, written from docs/protocol.md (version 2) and docs/plan.md: logistic regression on a CSV file.
 //     node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]
 
 import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, sign } from "node:crypto";
@@ -8,7 +8,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { io } from "socket.io-client";
 
-const PROTOCOL = 1;
+const PROTOCOL = 2;
 const AGAIN = [408, 416, 429]; // refusals of this moment; any other status from 400 to 499 is meant for good
 class Refused extends Error {}
 const refuse = (why) => { throw new Refused(why); };
@@ -188,8 +188,12 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   const rows = readRows(data, columns);
   console.log(`plan ${about.name}: ${about.rounds} rounds; ${rows.train.length} training rows here`);
   const name = called ?? `node-${me.node.slice(0, 8)}`;
-  const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name}`).toString("hex");
-  const auth = { v: PROTOCOL, name, key: me.key.toString("hex"), plan: digest, signature };
+  const key = me.key.toString("hex");
+  const auth = async (give) => { // before each connection anew: a challenge is good for one
+    const { challenge } = JSON.parse(await patiently(() => get(`${server}/v1/plan`), patience).catch(() => "{}"));
+    const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name} ${key} ${challenge}`).toString("hex");
+    give({ v: PROTOCOL, name, key, plan: digest, challenge, signature });
+  };
   const socket = io(`${server}/fl`, { transports: ["websocket"], auth });
   const say = (event, fields) => socket.timeout(10000).emitWithAck(event, { v: PROTOCOL, run, ...fields }).catch(() => null);
   const kept = ({ run, round, attempt }) => join(dir, `update-${run}-${round}-${attempt}`);
@@ -223,9 +227,14 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
     let away;
     const lost = (error) => (away ??= setTimeout(() => reject(error), 1000 * patience));
     socket.on("connect", () => (away = clearTimeout(away)));
-    socket.on("connect_error", (error) => (socket.active ? lost : reject)(error)); // active: the library tries again
+    const again = () => socket.active || setTimeout(() => socket.connect(), 1000); // not active: it hung up
+    socket.on("connect_error", (error) => { // active: the library tries again
+      if (!socket.active && !error.data?.again) return reject(error);
+      lost(error);
+      again();
+    });
     socket.on("disconnect", (why) => lost(new Error(`the server stayed away (${why})`)));
-    socket.on("disconnect", () => socket.active || setTimeout(() => socket.connect(), 1000)); // not active: it hung up
+    socket.on("disconnect", again);
     socket.once("end_session", resolve);
   });
   const bytes = end.model && (await patiently(() => get(`${server}/v1/models/${end.model}`, end.model), 60));

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atoll.errors import WireError
 
-PROTOCOL: Literal[1] = 1
+PROTOCOL: Literal[2] = 2
 NAMESPACE = "/fl"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -22,6 +22,7 @@ Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """Of rounds and attempts: what a database and a file's name can hold."""
+Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Reason = Annotated[str, Field(max_length=2000)]
 Sums = dict[Annotated[str, Field(max_length=64)], float]
 
@@ -31,7 +32,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     event: ClassVar[str]
-    v: Literal[1] = PROTOCOL
+    v: Literal[2] = PROTOCOL
 
     @classmethod
     def read(cls, payload: Any) -> Self:
@@ -56,17 +57,18 @@ class Message(BaseModel):
 
 
 class Connect(Message):
-    """Node → server, in the handshake: who it is, signed over the run and the plan it read."""
+    """Node → server, in the handshake: who it is, signed over the server's challenge, the run and the plan it read."""
 
     event = "connect"
     name: Name
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     plan: Digest
-    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    challenge: Annotated[str, Field(pattern=r"^[0-9a-f]{112}$")]
+    signature: Signature = "0" * 128
 
     def signed(self, run: str) -> bytes:
         """The bytes that the signature covers."""
-        return f"atoll connect {PROTOCOL} {run} {self.plan} {self.name}".encode()
+        return f"atoll connect {PROTOCOL} {run} {self.plan} {self.name} {self.key} {self.challenge}".encode()
 
 
 class Head(BaseModel):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import aiohttp
 import numpy as np
 import pytest
 import socketio
-from tests.federation import clients, plan, rows
+from tests.federation import clients, plan, rows, run
 
-from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, WireError
+from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, UnreachableError, WireError
 from atoll.keys import Identity
-from atoll.messages import NAMESPACE, Connect, StartTraining
+from atoll.messages import NAMESPACE, StartTraining
 from atoll.node import offer
+from atoll.node.offer import greeting
 from atoll.node.runtime import Node
+from atoll.server import challenge
+from atoll.server.challenge import Challenges
 from atoll.server.runtime import Server
 from atoll.store.sql import SqlStore
 from atoll.vector import Group, Layout, Tensor, Update
@@ -178,46 +182,92 @@ def test_a_node_that_cannot_train_declines_with_the_reason(tmp_path):
     assert history["outcome"] == "gave_up"
 
 
-async def _shake_hands(server: Server, **changed: Any) -> str:
-    identity = Identity.new()
-    hello = Connect(name="peer", key=identity.public.hex(), plan=server.plan.digest, signature="0" * 128)
-    hello = hello.model_copy(update={"signature": identity.sign(hello.signed(server.run)).hex()})
+async def _shake_hands(server: Server, hello: dict[str, Any]) -> Any:
     client = socketio.AsyncClient(reconnection=False)
     heard: list[Any] = []
     client.on("connect_error", heard.append, namespace=NAMESPACE)
     try:
         await client.connect(
-            server.url, namespaces=[NAMESPACE], auth={**hello.payload(), **changed}, transports=["websocket"], wait_timeout=5
+            server.url, namespaces=[NAMESPACE], auth=hello, transports=["websocket"], wait_timeout=5
         )
     except socketio.exceptions.ConnectionError:
-        return str(heard[-1]["message"])
+        return heard[-1]
     finally:
         await client.disconnect()
-    return "welcome"
+    return {"message": "welcome"}
+
+
+def _greeting(server: Server) -> dict[str, Any]:
+    offered = {"run": server.run, "digest": server.plan.digest, "challenge": server.challenge()}
+    return greeting(Identity.new(), "peer", offered).payload()
+
+
+async def _hello_to(place: Path, talk: Callable[[Server], Coroutine[Any, Any, Any]]) -> Any:
+    server = Server(plan(), store=place / "store", port=0)
+    serving = asyncio.create_task(server.serve_async())
+    try:
+        return await talk(server)
+    finally:
+        server.stop()
+        await serving
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({}, "welcome"),
-        ({"v": 2}, "protocol version 2: this side speaks 1; upgrade the older one"),
+        ({"v": 1}, "protocol version 1: this side speaks 2; upgrade the older one"),
         ({"signature": "0" * 128}, "the handshake's signature doesn't fit its key"),
         ({"plan": "0" * 64}, "signature"),
+        ({"challenge": "0" * 112}, "signature"),
+        ({"challenge": None}, "no 'connect' message: challenge"),
         ({"name": "../../etc"}, "no 'connect' message: name"),
         ({"more": 1}, "no 'connect' message: more"),
     ],
 )
 def test_who_may_not_come_in_hears_why(tmp_path, changed, said):
-    async def together() -> str:
-        server = Server(plan(), store=tmp_path / "store", port=0)
-        serving = asyncio.create_task(server.serve_async())
-        try:
-            return await _shake_hands(server, **changed)
-        finally:
-            server.stop()
-            await serving
+    def talk(server: Server) -> Coroutine[Any, Any, Any]:
+        return _shake_hands(server, {**_greeting(server), **changed})
 
-    assert said in asyncio.run(asyncio.wait_for(together(), 60))
+    assert said in asyncio.run(asyncio.wait_for(_hello_to(tmp_path, talk), 60))["message"]
+
+
+def test_a_handshake_that_was_overheard_opens_nothing(tmp_path):
+    async def talk(server: Server) -> list[Any]:
+        overheard = _greeting(server)
+        return [await _shake_hands(server, overheard) for _ in range(2)]
+
+    first, replayed = asyncio.run(asyncio.wait_for(_hello_to(tmp_path, talk), 60))
+    assert first == {"message": "welcome"}
+    assert "answers no challenge that is open" in replayed["message"]
+    assert replayed["data"] == {"again": True}
+
+
+def test_a_challenge_of_another_server_or_time_is_none(monkeypatch):
+    challenges = Challenges()
+    old = challenges.new()
+    with pytest.raises(UnreachableError, match="no challenge that is open"):
+        Challenges().take(old)
+    monkeypatch.setattr(challenge.time, "monotonic", lambda now=time.monotonic: now() + challenge.LIFE)
+    with pytest.raises(UnreachableError, match="no challenge that is open"):
+        challenges.take(old)
+    challenges.take(fresh := challenges.new())
+    assert list(challenges._used) == [fresh]
+
+
+def test_a_node_that_is_told_so_answers_a_new_challenge(tmp_path, monkeypatch):
+    """The server was started anew between its offer and the handshake: no refusal for good."""
+    taken: list[str] = []
+    take = Challenges.take
+
+    def once_refused(self: Challenges, one: str) -> None:
+        taken.append(one)
+        take(self, one if len(taken) > 1 else "00" * 56)
+
+    monkeypatch.setattr(Challenges, "take", once_refused)
+    history = run(plan(plan={"rounds": 1}, cohort={"minimum": 1}), {"one": rows(1)}, tmp_path)
+    assert history["outcome"] == "completed"
+    assert len(set(taken)) == 2
 
 
 def test_a_name_belongs_to_one_node(tmp_path):
@@ -252,7 +302,7 @@ def test_a_node_takes_part_only_in_the_plan_it_agreed_to(tmp_path):
 
 
 def test_a_server_of_another_protocol_is_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(offer, "PROTOCOL", 2)
+    monkeypatch.setattr(offer, "PROTOCOL", 1)
 
     async def together() -> None:
         server = Server(plan(), store=tmp_path / "store", port=0)
@@ -263,7 +313,7 @@ def test_a_server_of_another_protocol_is_told_apart(tmp_path, monkeypatch):
             server.stop()
             await serving
 
-    with pytest.raises(WireError, match="speaks protocol 1, this node 2: upgrade the older one"):
+    with pytest.raises(WireError, match="speaks protocol 2, this node 1: upgrade the older one"):
         asyncio.run(asyncio.wait_for(together(), 60))
 
 

@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
 
 from atoll.errors import AtollError, UnreachableError, WireError
-from atoll.messages import PROTOCOL
+from atoll.keys import Identity
+from atoll.messages import PROTOCOL, Connect
 
 LIMIT = 64 << 20
 """No offer is longer than this, in bytes: a plan holds the description of a model, never its weights."""
@@ -41,7 +42,7 @@ async def first_offer(session: aiohttp.ClientSession, url: str, waiting: Callabl
 
 
 async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """Return `plan`, `digest` and `run` of a server.
+    """Return `plan`, `digest`, `run` and a `challenge` of a server.
 
     Raises:
         UnreachableError: it doesn't answer now.
@@ -57,6 +58,17 @@ async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     if not isinstance(body.get("plan"), dict) or not all(isinstance(body.get(name), str) for name in ("run", "digest")):
         raise WireError(f"{url}/v1/plan says no plan, digest or run")
     return dict(body)
+
+
+def greeting(identity: Identity, name: str, offer: Mapping[str, Any]) -> Connect:
+    """Return the handshake that answers an offer's challenge.
+
+    Raises:
+        WireError: the offer is none.
+    """
+    hello = {"name": name, "key": identity.public.hex(), "plan": offer["digest"], "challenge": offer.get("challenge")}
+    said = Connect.read(hello)
+    return said.model_copy(update={"signature": identity.sign(said.signed(str(offer["run"]))).hex()})
 
 
 async def _get(session: aiohttp.ClientSession, url: str, path: str) -> bytes:

@@ -23,7 +23,6 @@ from atoll.logs import Appender
 from atoll.logs.upload import HttpAppender
 from atoll.messages import (
     NAMESPACE,
-    Connect,
     ConnectionReceived,
     Decline,
     EndSession,
@@ -34,7 +33,7 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads
-from atoll.node.offer import first_offer, offered
+from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox
 from atoll.node.rows import Holding
 from atoll.node.witness import Witness
@@ -239,8 +238,7 @@ class Node:
             if offer["digest"] != self.plan.digest:
                 raise RefusedError(f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it")
             self.run = str(offer["run"])
-            hello = Connect(name=self.name, key=self.identity.public.hex(), plan=self.plan.digest, signature="0" * 128)
-            hello = hello.model_copy(update={"signature": self.identity.sign(hello.signed(self.run)).hex()})
+            hello = greeting(self.identity, self.name, offer)
             await self.sio.connect(
                 self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
             )
@@ -250,7 +248,7 @@ class Node:
 
     async def _not_connected(self, reason: object = None) -> None:
         """Hear why the channel could not be opened: a server that answers says it in a message, and means it."""
-        if isinstance(reason, dict) and "message" in reason:
+        if isinstance(reason, dict) and "message" in reason and reason.get("data") != {"again": True}:
             self._fail(RefusedError(f"{self.url}: {str(reason['message'])[:2000]}"))
 
     async def fit(self, command: machine.Train) -> None:

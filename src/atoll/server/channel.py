@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 import socketio
 
-from atoll.errors import AtollError, RefusedError
+from atoll.errors import AtollError, RefusedError, UnreachableError
 from atoll.keys import node_of, signed_by
 from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded
+from atoll.server.challenge import Challenges
 
 M = TypeVar("M", bound=Message)
 MESSAGE_LIMIT = 512 << 10
@@ -62,6 +63,7 @@ class Channel:
 
     def __init__(self, host: Host, run: str) -> None:
         self._host, self._run = host, run
+        self.challenges = Challenges()
         self._sids: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,10 +115,12 @@ class Channel:
             key = bytes.fromhex(message.key)
             if not signed_by(key, bytes.fromhex(message.signature), message.signed(self._run)):
                 raise RefusedError("the handshake's signature doesn't fit its key: is it for another run?")
+            self.challenges.take(message.challenge)
             node = node_of(key)
             welcome = await self._host.connect(message, node)
         except AtollError as error:
-            raise socketio.exceptions.ConnectionRefusedError(str(error)) from None
+            again = {"again": isinstance(error, UnreachableError)}
+            raise socketio.exceptions.ConnectionRefusedError(str(error), again) from None
         # In a task, since the node hears nothing before this handler has returned.
         task = asyncio.create_task(self._welcome(sid, node, message.name, welcome))
         self._tasks.add(task)

@@ -30,6 +30,10 @@ class Site(Protocol):
     store: SqlStore
     models: Models
 
+    def challenge(self) -> str:
+        """Something fresh for a handshake to sign."""
+        ...
+
     def status(self) -> dict[str, Any]:
         """The current run's state, as plain values."""
         ...
@@ -45,8 +49,9 @@ def routes(site: Site) -> list[Route]:
             "run": site.run,
             "digest": site.plan.digest,
             "plan": json.loads(site.plan.to_json()),
+            "challenge": site.challenge(),
         }
-        return JSONResponse(body)
+        return JSONResponse(body, headers={"Cache-Control": "no-store"})
 
     async def agreement(request: Request) -> Response:
         if request.path_params["digest"] != site.plan.digest:

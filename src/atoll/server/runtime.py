@@ -345,6 +345,10 @@ class Server:
         await self.book.end(command.outcome, command.reason)
         self._ended.set()
 
+    def challenge(self) -> str:
+        """Return something fresh for a handshake to sign."""
+        return self.channel.challenges.new()
+
     def status(self) -> dict[str, Any]:
         """Return the run's present state as plain values, with what it waits for."""
         arriving = {
