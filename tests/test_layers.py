@@ -27,7 +27,7 @@ SERVING = (
 
 HOMES: Mapping[str, Sequence[str]] = {
     "numpy": ("atoll",),
-    "cryptography": ("atoll.keys",),
+    "cryptography": ("atoll.keys", "atoll.tls"),
     "pydantic": ("atoll.plan", "atoll.sections", "atoll.training", "atoll.stopping", "atoll.messages"),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),
@@ -38,7 +38,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "torch": ("atoll.learners.torch", "atoll.learners.keras"),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),
-    "aiohttp": ("atoll.logs", "atoll.node.runtime", "atoll.node.download", "atoll.node.offer", FLOOR),
+    "aiohttp": ("atoll.logs", "atoll.node.runtime", "atoll.node.download", "atoll.node.offer", "atoll.node.outbox", "atoll.node.trust", FLOOR),
     "confluent_kafka": ("atoll.logs.kafka", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),
     "pyarrow": ("atoll.preprocess.parquet",),

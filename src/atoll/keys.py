@@ -1,6 +1,6 @@
 """Who a node or a server is: an Ed25519 key made on first use, and signatures with it.
 
-The one home of `cryptography`. Private keys come from the operating system's generator and stay in
+With `tls`, the home of `cryptography`. Private keys come from the operating system's generator and stay in
 their file (mode 0600); a node's id is the hash of its public key.
 """
 
@@ -37,7 +37,7 @@ class Identity:
         """
         try:
             if not path.exists():
-                _write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
+                write_private(path, Ed25519PrivateKey.generate().private_bytes_raw())
             return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()))
         except OSError as error:
             raise StoreError(f"{path}: the key can't be kept there ({error.strerror}); choose another directory") from error
@@ -59,7 +59,8 @@ class Identity:
         return self.private.sign(message)
 
 
-def _write_private(path: Path, secret: bytes) -> None:
+def write_private(path: Path, secret: bytes) -> None:
+    """Write a new file that only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,9 @@ from rich.console import Console
 
 from atoll.cli import app
 from atoll.cli.plot import curves, plot
+from atoll.cli.reach import Ca, Pin, ask
 from atoll.cli.show import figure, rounds_table, working
-from atoll.errors import AtollError, UnreachableError
+from atoll.errors import AtollError
 from atoll.plan import Plan
 
 if TYPE_CHECKING:
@@ -44,17 +44,13 @@ Run = Annotated[str | None, typer.Argument(help=_ONE, autocompletion=stored_runs
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740", as_json: AsJson = False
+    url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740",
+    pin: Pin = None,
+    ca: Ca = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a running server does, what it waits for, and which nodes are there."""
-    if not url.startswith(("http://", "https://")):
-        raise AtollError(f"'{url}' is no address; it looks like http://127.0.0.1:8740")
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/status", timeout=10) as answer:  # noqa: S310  http, checked above
-            found: dict[str, Any] = json.load(answer)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise UnreachableError(f"{url}: no server answers there ({reason}); is `atoll serve` running?") from error
+    found = ask(url, "/v1/status", pin, ca)
     if as_json:
         print(json.dumps(found))
         return

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
+from atoll.cli.reach import Ca, Pin
 from atoll.cli.show import figure, round_line, rounds_table, size, size_of, told, working
+from atoll.errors import AtollError
 from atoll.plan import Plan
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def serve(
         Path | None,
         typer.Option(help="The server's own test rows, a file or folder as for join; without: the nodes' pooled metrics."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on; other machines need 0.0.0.0, and --tls.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8740,
     store: Annotated[Path, typer.Option(help="Where history, models and the embedded log are kept.")] = Path("atoll-store"),
     quota: Annotated[
@@ -45,6 +47,12 @@ def serve(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with this plan's newest run, where a server that died or was stopped left it.")
     ] = False,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Speak TLS, by a CA made in the store on first use; prints the pin that nodes join with.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Speak TLS by these certificates, a PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert, a PEM file.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without TLS.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -57,7 +65,10 @@ def serve(
     limit = size_of(quota) if quota else None
     with working("reading the holdout", quiet=as_json):
         rows = prepare(holdout, agreed).judge if holdout else None
-    options: Any = {"holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or (), "resume": resume}
+    if (tls_cert is None) != (tls_key is None):
+        raise AtollError("--tls-cert and --tls-key belong together: name both files")
+    secure = {"tls": (tls_cert, tls_key) if tls_cert else tls, "insecure": insecure}
+    options: Any = {**secure, "holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or (), "resume": resume}
     if as_json:
         server = Server(agreed, host=host, port=port, watch=_print_json, **options)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
@@ -89,6 +100,8 @@ def join(
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
+    pin: Pin = None,
+    ca: Ca = None,
     allow: Allow = None,
     check: Annotated[bool, typer.Option("--check", help="Only say what would be used; nothing is sent.")] = False,
     as_json: Annotated[
@@ -102,7 +115,8 @@ def join(
 
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
-        node = Node(url, source, name=name, directory=directory, plan=plan, allow=allow or (), watch=watch)
+        about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca}
+        node = Node(url, source, name=name, directory=directory, watch=watch, **about)
         if check:
             _show_check(node, as_json)
             return
@@ -187,7 +201,8 @@ def show_run(plan: Plan, live: Live) -> Watch:
             live.console.print(f"the server's key: {event['key']}", soft_wrap=True)
             live.console.print(f"watch it: open {event['url']} in a browser", soft_wrap=True)
             allow = "".join(f" --allow {name}" for name in plan.model.functions)
-            live.console.print(f"on each node: atoll join {event['url']} --data FILE{allow}", soft_wrap=True)
+            pin = f" --pin {event['pin']}" if event["pin"] else ""
+            live.console.print(f"on each node: atoll join {event['url']}{pin} --data FILE{allow}", soft_wrap=True)
         elif what in ("joined", "lost", "declined", "rejected"):
             why = f": {event['reason']}" if event.get("reason") else ""
             live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)

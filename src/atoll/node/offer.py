@@ -14,6 +14,7 @@ import aiohttp
 from atoll.errors import AtollError, UnreachableError, WireError
 from atoll.keys import Identity
 from atoll.messages import PROTOCOL, Connect
+from atoll.node.trust import refusal
 
 LIMIT = 64 << 20
 """No offer is longer than this, in bytes: a plan holds the description of a model, never its weights."""
@@ -25,7 +26,7 @@ async def first_offer(session: aiohttp.ClientSession, url: str, waiting: Callabl
     """Wait, for some minutes, until a server answers: it may be started after its nodes.
 
     Raises:
-        AtollError: this is no address, or what answers there is no server of this protocol.
+        AtollError: this is no address, what answers there is no server of this protocol, or one that isn't trusted.
         UnreachableError: nothing answered.
     """
     if not url.startswith(("http://", "https://")):
@@ -46,6 +47,7 @@ async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
 
     Raises:
         UnreachableError: it doesn't answer now.
+        RefusedError: its certificate isn't believed, or only one side speaks TLS.
         WireError: it is none of this protocol.
     """
     try:
@@ -82,6 +84,8 @@ async def _get(session: aiohttp.ClientSession, url: str, path: str) -> bytes:
             if response.status == 200:
                 return bytes(content)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        if final := await refusal(url, error):
+            raise final from error
         number = (error.errno if isinstance(error, OSError) else None) or 0
         why = os.strerror(number) if number > 0 else str(error) or type(error).__name__
         raise UnreachableError(f"{url}: no server answers there ({why})") from error

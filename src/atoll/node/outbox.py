@@ -1,4 +1,4 @@
-"""The node's unsent updates: sealed bytes on disk until the server has judged them, resent as they are."""
+"""The node's unsent updates: sealed bytes on disk until the server has judged them, resent as they are; and their way out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import aiohttp
+
 from atoll.errors import StoreError, WireError
+from atoll.logs import Appender
+from atoll.logs.upload import HttpAppender
+from atoll.plan import Plan
 from atoll.wire import Address, Envelope
+
+
+def appender(plan: Plan, url: str, session: aiohttp.ClientSession) -> Appender:
+    """Return the way out that a plan names: to the server's own log, or to Kafka."""
+    if plan.log.kafka is None:
+        return HttpAppender(url, session)
+    from atoll.logs.kafka import KafkaAppender  # an optional part
+
+    return KafkaAppender(plan.log.kafka, f"{plan.log.prefix}updates")
 
 
 class Outbox:

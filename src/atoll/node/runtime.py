@@ -19,8 +19,6 @@ from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
-from atoll.logs import Appender
-from atoll.logs.upload import HttpAppender
 from atoll.messages import (
     NAMESPACE,
     ConnectionReceived,
@@ -34,13 +32,15 @@ from atoll.messages import (
 from atoll.node import machine
 from atoll.node.download import Downloads
 from atoll.node.offer import first_offer, greeting, offered
-from atoll.node.outbox import Outbox
+from atoll.node.outbox import Outbox, appender
 from atoll.node.rows import Holding
+from atoll.node.trust import certain
 from atoll.node.witness import Witness
 from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
+from atoll.tls import Trust
 from atoll.vector import layouts_of
 from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal, unpack
 
@@ -61,9 +61,10 @@ class Node:
         plan: digest of the one plan to take part in; None takes part in whatever plan the server has.
         learner: one of your own, in place of the one that the plan names.
         allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
+        pin, ca: whom to believe at an https:// address: who holds the key with this pin, or has a certificate of this CA.
 
     Raises:
-        AtollError: the directory can't be used.
+        AtollError: the directory, the pin or the CA's file can't be used.
     """
 
     def __init__(
@@ -77,8 +78,11 @@ class Node:
         plan: str | None = None,
         learner: Learner | None = None,
         allow: Collection[str] = (),
+        pin: str | None = None,
+        ca: str | Path | None = None,
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
+        self._tls = certain(Trust(pin, ca and Path(ca)), self.url)
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
@@ -105,7 +109,7 @@ class Node:
         self._training = asyncio.Lock()
         quiet = logging.getLogger("atoll.node.channel")  # a connection that breaks is told as an event, not by the library
         quiet.setLevel(logging.CRITICAL)
-        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False, engineio_logger=quiet)
+        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False, engineio_logger=quiet, websocket_extra_options={"ssl": self._tls})
         self._hear()
 
     def start(self) -> EndSession:
@@ -149,7 +153,7 @@ class Node:
     async def _open(self) -> AsyncIterator[None]:
         self._over: asyncio.Future[EndSession | None] = asyncio.get_running_loop().create_future()
         patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-        async with aiohttp.ClientSession(timeout=patience) as self.session:
+        async with aiohttp.ClientSession(timeout=patience, connector=aiohttp.TCPConnector(ssl=self._tls)) as self.session:
             try:
                 with on_signals(lambda: self._fail(GaveUpError(_STOPPED))):
                     yield
@@ -177,7 +181,7 @@ class Node:
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
-        self.appender = self._appender()
+        self.appender = appender(self.plan, self.url, self.session)
         train, test = len(self.data.train), len(self.data.test)
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 
@@ -378,13 +382,6 @@ class Node:
     async def _emit(self, message: Message) -> None:
         with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return
             await self.sio.emit(message.event, message.payload(), namespace=NAMESPACE)
-
-    def _appender(self) -> Appender:
-        if self.plan.log.kafka is None:
-            return HttpAppender(self.url, self.session)
-        from atoll.logs.kafka import KafkaAppender  # an optional part
-
-        return KafkaAppender(self.plan.log.kafka, f"{self.plan.log.prefix}updates")
 
     def _address(self, task: StartTraining) -> Address:
         return Address(task.run, task.round, task.attempt, self.identity.node)

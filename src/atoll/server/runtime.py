@@ -37,6 +37,7 @@ from atoll.server.status import status
 from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
+from atoll.tls import required
 from atoll.vector import Metrics, Update, check, layouts_of
 from atoll.wire import Address, Envelope, decode
 
@@ -54,6 +55,8 @@ class Server:
         holdout: the server's own test rows; without them models are judged by the nodes' pooled metrics.
         store: the directory of history, models and the embedded log.
         host, port: where to listen; port 0 takes a free one.
+        tls: speak TLS, by a CA made in the store on first use, or by (certificates, key) of your own, two PEM files.
+        insecure: let other machines in without TLS.
         watch: told of each thing that a person would like to see.
         learner: one of your own, in place of the one that the plan names; nodes need the same.
         quota: the most bytes that the store may take.
@@ -79,6 +82,8 @@ class Server:
         start: learners.Start | None = None,
         allow: Collection[str] = (),
         resume: bool = False,
+        tls: bool | tuple[Path, Path] = False,
+        insecure: bool = False,
     ) -> None:
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan, allow)
@@ -87,6 +92,7 @@ class Server:
         self._size = sum(layout.nbytes for layout in self.layouts.values())
         first = learners.first(plan, self.learner, start)
         self.directory = Path(store)
+        self.certificate = required(tls, self.directory / "tls", host, insecure=insecure)
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
             self._listener = opened.enter_context(web.bind(host, port))
             self.store = SqlStore(self.directory)
@@ -99,7 +105,7 @@ class Server:
             self.log = self._open_log()
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
-        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
+        self.url = f"{'https' if self.certificate else 'http'}://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
         self.book = Book(self.store, chain, self.run, self._left)
@@ -145,15 +151,16 @@ class Server:
         else:
             self.drive.state, commands = machine.begin(self.run, self.plan, model, now)
         # Who is still taking the final model has as long for it as a round may last.
-        site = web.Web(self._app(), MESSAGE_LIMIT, self.plan.cohort.deadline)
+        site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
         self.drive.spawn(self.channel.sweep())
         try:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
-                about = {"run": self.run, "minimum": self.plan.cohort.minimum, "key": self.identity.public.hex()}
-                self._tell("listening", url=self.url, **about)
+                about: dict[str, Any] = {"run": self.run, "minimum": self.plan.cohort.minimum, "key": self.identity.public.hex()}
+                pin = self.certificate and self.certificate.pin
+                self._tell("listening", url=self.url, pin=pin, **about)
                 if not self._left and (first := await asyncio.to_thread(self.evaluate)) is not None:
                     await self.book.judged_first(first)
                 await self.drive.begin(self.drive.state, commands)

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from atoll.errors import AtollError
+from atoll.tls import Certificate
 
 log = logging.getLogger("atoll.server")
 PATIENCE = 15.0
@@ -36,11 +37,13 @@ class Web(uvicorn.Server):
 
     Args:
         app: the application.
+        certificate: speak TLS by it.
         message: the longest message of a websocket, in bytes.
         farewell: how long responses on their way may still take when it stops, in seconds.
     """
 
-    def __init__(self, app: Any, message: int = 1 << 20, farewell: float = 600.0) -> None:
+    def __init__(self, app: Any, certificate: Certificate | None = None, message: int = 1 << 20, farewell: float = 600.0) -> None:
+        shown: Any = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key} if certificate else {}
         super().__init__(
             _Config(
                 app,
@@ -51,6 +54,7 @@ class Web(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ws_max_size=message,
                 timeout_graceful_shutdown=max(1, round(farewell)),
+                **shown,
             )
         )
 

@@ -1,0 +1,214 @@
+"""TLS on the one port: a certificate of this server's own, and whether to believe another's.
+
+Enters: a directory, or files and a pin from a person. Leaves: what a server and a client need for a connection. A pin is the
+SHA-256 of a certificate's public key (its SubjectPublicKeyInfo, as in RFC 7469), so it outlives the certificate. Rank 1.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import re
+import socket
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from atoll.errors import AtollError, RefusedError, StoreError
+from atoll.keys import write_private
+
+_YEARS = datetime.timedelta(days=3650)
+_SERVED = datetime.timedelta(days=397)
+_EARLIER = datetime.timedelta(days=1)
+"""How long a CA is good, how long a certificate (made anew at each start), and how far a clock may be behind."""
+
+
+class Certificate(NamedTuple):
+    """What a server shows: a PEM file of certificates, its key's file, and the pin that a client may hold it to."""
+
+    chain: Path
+    key: Path
+    pin: str
+
+
+def own(directory: Path, host: str) -> Certificate:
+    """Return a server's certificate by a CA of its own; keys are made on first use and stay, so pin and CA do too.
+
+    Args:
+        directory: keeps `ca.pem` (for clients' --ca), `ca.key`, `server.pem` and `server.key`; keys by mode 0600.
+        host: an address the server is reached by, beside this machine's names.
+
+    Raises:
+        StoreError: the files can't be kept there.
+    """
+    chain, key_file, ca_file = directory / "server.pem", directory / "server.key", directory / "ca.pem"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ca_key, key = _key(directory / "ca.key"), _key(key_file)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Atoll CA {_pin(ca_key.public_key())[:8]}")])
+        if not ca_file.exists():
+            made = _draft(name, name, ca_key.public_key(), _YEARS, 0).sign(ca_key, hashes.SHA256())
+            ca_file.write_bytes(made.public_bytes(Encoding.PEM))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Atoll server")])
+        draft = _draft(subject, name, key.public_key(), _SERVED, None)
+        draft = draft.add_extension(x509.SubjectAlternativeName(_names(host)), critical=False)
+        draft = draft.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        chain.write_bytes(draft.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM) + ca_file.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{directory}: certificates can't be kept there ({error.strerror}); choose another --store") from error
+    except ValueError as error:
+        raise StoreError(f"{directory}: holds a key that is none ({error}); move the folder away for a new CA") from error
+    return Certificate(chain, key_file, _pin(key.public_key()))
+
+
+def given(chain: Path, key: Path) -> Certificate:
+    """Return a certificate that somebody else made.
+
+    Raises:
+        AtollError: the files can't be read, or don't belong together.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, lambda: "")
+        return Certificate(chain, key, _pin(x509.load_pem_x509_certificate(chain.read_bytes()).public_key()))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
+        raise AtollError(f"--tls-cert {chain}, --tls-key {key}: no certificate in PEM with its key, unencrypted ({why})") from error
+
+
+def required(tls: bool | tuple[Path, Path], directory: Path, host: str, *, insecure: bool) -> Certificate | None:
+    """Return what a server shows to clients, or None where nobody asked for TLS and nobody needs it.
+
+    Args:
+        tls: a CA of our own, or (certificates, key) of somebody else's.
+        directory: where our own is kept.
+        host: the address to listen on.
+        insecure: other machines may come in without TLS, as somebody said in so many words.
+
+    Raises:
+        AtollError: other machines could come in without TLS; or files can't be used.
+    """
+    if isinstance(tls, tuple):
+        return given(*tls)
+    if tls:
+        return own(directory, host)
+    if insecure or loopback(host):
+        return None
+    raise AtollError(
+        f"--host {host} lets other machines in, and without TLS anybody on the way reads and alters what they say: add --tls; "
+        "or --insecure, where something in front speaks TLS or the network is all yours"
+    )
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        made = ec.generate_private_key(ec.SECP256R1())
+        write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key = load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(path.name)
+    return key
+
+
+def _draft(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: datetime.timedelta, path_length: int | None
+) -> x509.CertificateBuilder:
+    """A certificate to be signed: of a CA where it has a path length."""
+    now, ca = datetime.datetime.now(datetime.UTC), path_length is not None
+    usage = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    return (
+        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - _EARLIER, now + life)
+        .add_extension(x509.BasicConstraints(ca, path_length), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _names(host: str) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for one in dict.fromkeys(("localhost", socket.gethostname(), "127.0.0.1", "::1", host)):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(one)))
+        except ValueError:
+            names.append(x509.DNSName(one))
+    return names
+
+
+def _pin(key: CertificatePublicKeyTypes) -> str:
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def pin_of(der: bytes) -> str:
+    """Return the pin of a certificate: SHA-256 of its public key, in hex."""
+    return _pin(x509.load_der_x509_certificate(der).public_key())
+
+
+class Trust(NamedTuple):
+    """By what a client believes a server: the pin of its key, a CA's file, or (neither) the CAs of this machine.
+
+    Raises (by its methods):
+        AtollError: the pin is none, or the file holds no certificate.
+    """
+
+    pin: str | None = None
+    ca: Path | None = None
+
+    def check(self, url: str) -> None:
+        """Refuse what can't be: a pin that is none, or one for an address without TLS."""
+        if self.pin is not None and not re.fullmatch(r"[0-9a-f]{64}", self.pin):
+            raise AtollError(f"--pin '{self.pin}' is none: it is 64 of the signs 0-9 and a-f, as `atoll serve --tls` prints it")
+        if (self.pin or self.ca) and not url.startswith("https://"):
+            raise AtollError(f"{url}: --pin and --ca are for an address with TLS; write it as https://…")
+
+    def context(self) -> ssl.SSLContext:
+        """Return a client's context; with a pin alone it believes any certificate, and `agrees` has to be asked."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except OSError as error:
+            raise AtollError(f"--ca {self.ca}: holds no certificate in PEM ({error.strerror or error})") from error
+        if self.pin is not None and self.ca is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
+    def agrees(self, der: bytes | None, url: str) -> None:
+        """Refuse a server whose certificate has another pin.
+
+        Raises:
+            RefusedError: it has.
+        """
+        if self.pin is not None and not (der and hmac.compare_digest(pin_of(der), self.pin)):
+            found = pin_of(der)[:16] if der else "none"
+            raise RefusedError(
+                f"{url}: its key has the pin {found}…, not {self.pin[:16]}…: another server answers there, or it has a new key; "
+                "ask its operator for the pin before you go on"
+            )
+
+
+def loopback(host: str) -> bool:
+    """Say whether an address can be reached from this machine only."""
+    try:
+        return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host or "0.0.0.0", None))  # noqa: S104
+    except (OSError, ValueError):
+        return False  # no address at all: binding it will say so
+
+
+def speaks_tls(host: str, port: int, patience: float = 3.0) -> bool:
+    """Say whether a port answers in TLS: asked where plain words got no answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), patience) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
