@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import atoll
-from atoll.cli import app, audit, bench, demo, doctor, kafka, look, run, simulate, start  # noqa: F401  each adds its commands
+from atoll.cli import app, audit, bench, demo, doctor, kafka, look, nodes, run, simulate, start  # noqa: F401  each adds its commands
 from atoll.messages import Message
 from atoll.plan import Plan
 from atoll.server import http, page, uploads

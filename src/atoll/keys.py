@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Identity:
         except ValueError as error:
             raise StoreError(f"{path}: holds no Ed25519 key of 32 bytes; move the file away to begin with a new key") from error
 
+    @classmethod
+    def of(cls, token: str) -> Identity:
+        """Return the one-time identity that a token is: who holds it can sign by it without showing it."""
+        return cls(Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"atoll token {token}".encode()).digest()))
+
     @property
     def public(self) -> bytes:
         """The public key, 32 bytes."""
@@ -64,6 +70,11 @@ def write_private(path: Path, secret: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)
+
+
+def new_token() -> str:
+    """Return a fresh token: 192 bits, so no list of guesses gets near it."""
+    return secrets.token_hex(24)
 
 
 def node_of(public: bytes) -> str:

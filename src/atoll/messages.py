@@ -19,7 +19,8 @@ NAMESPACE = "/fl"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NodeId = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """Of rounds and attempts: what a database and a file's name can hold."""
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
@@ -65,9 +66,11 @@ class Connect(Message):
     plan: Digest
     challenge: Annotated[str, Field(pattern=r"^[0-9a-f]{112}$")]
     signature: Signature = "0" * 128
+    proof: Signature | Literal[""] = ""
 
     def signed(self, run: str) -> bytes:
         """The bytes that the signature covers."""
+        # `proof` is the same text signed by the token, where a node comes for the first time
         return f"atoll connect {PROTOCOL} {run} {self.plan} {self.name} {self.key} {self.challenge}".encode()
 
 

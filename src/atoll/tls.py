@@ -6,7 +6,7 @@ SHA-256 of a certificate's public key (its SubjectPublicKeyInfo, as in RFC 7469)
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import hmac
 import ipaddress
@@ -26,9 +26,9 @@ from cryptography.x509.oid import NameOID
 from atoll.errors import AtollError, RefusedError, StoreError
 from atoll.keys import write_private
 
-_YEARS = datetime.timedelta(days=3650)
-_SERVED = datetime.timedelta(days=397)
-_EARLIER = datetime.timedelta(days=1)
+_YEARS = dt.timedelta(days=3650)
+_SERVED = dt.timedelta(days=397)
+_EARLIER = dt.timedelta(days=1)
 """How long a CA is good, how long a certificate (made anew at each start), and how far a clock may be behind."""
 
 
@@ -81,7 +81,7 @@ def given(chain: Path, key: Path) -> Certificate:
         return Certificate(chain, key, _pin(x509.load_pem_x509_certificate(chain.read_bytes()).public_key()))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
-        raise AtollError(f"--tls-cert {chain}, --tls-key {key}: no certificate in PEM with its key, unencrypted ({why})") from error
+        raise AtollError(f"--tls-cert {chain}, --tls-key {key}: no certificate in PEM with its bare key ({why})") from error
 
 
 def required(tls: bool | tuple[Path, Path], directory: Path, host: str, *, insecure: bool) -> Certificate | None:
@@ -114,15 +114,15 @@ def _key(path: Path) -> ec.EllipticCurvePrivateKey:
         write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key = load_pem_private_key(path.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(path.name)
+        raise ValueError(path.name)  # noqa: TRY004  what is in the file is wrong, not what we do with it
     return key
 
 
 def _draft(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: datetime.timedelta, path_length: int | None
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: dt.timedelta, path_length: int | None
 ) -> x509.CertificateBuilder:
     """A certificate to be signed: of a CA where it has a path length."""
-    now, ca = datetime.datetime.now(datetime.UTC), path_length is not None
+    now, ca = dt.datetime.now(dt.UTC), path_length is not None
     usage = x509.KeyUsage(
         digital_signature=True, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,

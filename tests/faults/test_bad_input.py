@@ -187,9 +187,7 @@ async def _shake_hands(server: Server, hello: dict[str, Any]) -> Any:
     heard: list[Any] = []
     client.on("connect_error", heard.append, namespace=NAMESPACE)
     try:
-        await client.connect(
-            server.url, namespaces=[NAMESPACE], auth=hello, transports=["websocket"], wait_timeout=5
-        )
+        await client.connect(server.url, namespaces=[NAMESPACE], auth=hello, transports=["websocket"], wait_timeout=5)
     except socketio.exceptions.ConnectionError:
         return heard[-1]
     finally:

@@ -42,6 +42,29 @@ def of(kind: type, commands: list[events.Command]) -> list[Any]:
     return [command for command in commands if isinstance(command, kind)]
 
 
+def test_nobody_waits_for_a_revoked_node_and_nothing_of_it_counts():
+    state, _ = feed(begin(quorum=1.0), joined(5))
+    *others, last = joined(5).nodes
+    state, commands = feed(state, *(update(state, node) for node in others), events.Revoked(2.0, last))
+    (close,) = of(events.Close, commands)
+    assert set(close.accepted) == set(others)
+
+    state, _ = feed(begin(quorum=1.0), joined(5))
+    state, commands = feed(state, update(state, last), events.Revoked(2.0, last), events.Revoked(2.5, last), update(state, last))
+    assert [(judged.address.node, judged.accepted) for judged in of(events.Judge, commands)] == [(last, False)] * 2
+    state, commands = feed(state, *(update(state, node) for node in others))
+    (close,) = of(events.Close, commands)
+    assert set(close.accepted) == set(others)
+    assert last not in state.present
+
+
+def test_a_run_ends_without_a_revoked_node_that_has_not_said_goodbye():
+    state, _ = feed(begin(), joined(3), events.Stop(1.0, "enough"))
+    state, commands = feed(state, *(events.Revoked(2.0, node) for node in joined(3).nodes))
+    assert state.phase is Phase.ENDED
+    assert of(events.Finish, commands)
+
+
 def test_a_round_starts_with_the_minimum_and_not_before():
     state, commands = feed(begin(), joined(2))
     assert state.phase is Phase.WAITING

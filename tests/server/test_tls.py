@@ -15,7 +15,8 @@ from tests.cli.test_commands import atoll as command
 from tests.cli.test_commands import one_line
 from tests.federation import atoll, clients, events, plan, rows
 
-from atoll.errors import AtollError, RefusedError
+from atoll.cli.reach import ask
+from atoll.errors import AtollError, RefusedError, UnreachableError
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 from atoll.tls import Trust, loopback, own
@@ -35,7 +36,7 @@ def together(place: Path, talk: Callable[[Server], Coroutine[Any, Any, Any]], **
 
 
 def test_a_run_over_tls_by_pin_and_by_ca(tmp_path):
-    """Plan, models, updates and the control channel: everything goes by the one port, and every node believes it in its own way."""
+    """Plan, models, updates and the control channel: all by the one port, which each node believes in its own way."""
 
     async def talk(server: Server) -> list[str]:
         assert server.url.startswith("https://127.0.0.1:")
@@ -91,28 +92,28 @@ def test_the_pin_outlives_the_certificate_and_keys_are_private(tmp_path):
         "server.key",
     }
     assert {path.name for path in (tmp_path / "tls").iterdir() if path.stat().st_mode & 0o077} == {"ca.pem", "server.pem"}
-    text = subprocess.run(
-        ["openssl", "x509", "-in", again.chain, "-noout", "-ext", "subjectAltName"], capture_output=True, text=True, check=True
-    )
-    assert "DNS:example.org" in text.stdout
-    assert subprocess.run(["openssl", "verify", "-x509_strict", "-CAfile", tmp_path / "tls" / "ca.pem", again.chain], check=False).returncode == 0
-    key = subprocess.run(["openssl", "pkey", "-in", again.key, "-pubout", "-outform", "DER"], capture_output=True, check=True)
-    assert hashlib.sha256(key.stdout).hexdigest() == again.pin
+    chain, ca = again.chain, tmp_path / "tls" / "ca.pem"
+    assert "DNS:example.org" in openssl("x509", "-in", chain, "-noout", "-ext", "subjectAltName").decode()
+    assert openssl("verify", "-x509_strict", "-CAfile", ca, chain).endswith(b"OK\n")
+    assert hashlib.sha256(openssl("pkey", "-in", again.key, "-pubout", "-outform", "DER")).hexdigest() == again.pin
+
+
+def openssl(*words: str | Path) -> bytes:
+    return subprocess.run(["openssl", *map(str, words)], capture_output=True, check=True).stdout
 
 
 def test_other_machines_come_in_by_tls_or_by_so_many_words(tmp_path):
-    path = tmp_path / "plan.json"
-    path.write_text(plan(cohort={"deadline": 0.2}).to_json())
-    serve = ["serve", path, "--port", "0", "--store", tmp_path / "store"]
-    for host in ("0.0.0.0", "::"):
-        said = one_line(command(*serve, "--host", host))
-        assert f"--host {host} lets other machines in" in said
-        assert "add --tls; or --insecure" in said
-    assert command(*serve, "--host", "0.0.0.0", "--insecure").returncode == 3  # it listened, and nobody came
-    assert "belong together" in one_line(command(*serve, "--tls-cert", path))
-    assert "no certificate in PEM with its key" in one_line(command(*serve, "--tls-cert", path, "--tls-key", path))
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(AtollError, match=f"--host {host} lets other machines in.*add --tls; or --insecure"):
+            Server(plan(), host=host, port=0, store=tmp_path / "store")
+
+    async def talk(server: Server) -> bool:
+        return await asyncio.to_thread(ask, server.url.replace("0.0.0.0", "127.0.0.1"), "/healthz")
+
+    assert together(tmp_path, talk, host="0.0.0.0", insecure=True)["status"] == "ok"
+    with pytest.raises(AtollError, match="no certificate in PEM with its bare key"):
+        Server(plan(), port=0, store=tmp_path / "store", tls=(Path(__file__), Path(__file__)))
     assert loopback("localhost")
-    assert not loopback("0.0.0.0")
     assert not loopback("")
 
 
@@ -121,15 +122,19 @@ def test_by_command_with_certificates_of_ones_own(tmp_path):
     chain, key, ca = (tmp_path / "made" / name for name in ("server.pem", "server.key", "ca.pem"))
     path = tmp_path / "plan.json"
     path.write_text(plan().to_json())
+    assert "belong together" in one_line(command("serve", path, "--tls-cert", chain))
     words = ["serve", path, "--port", "0", "--store", tmp_path / "store", "--tls-cert", chain, "--tls-key", key, "--json"]
     with atoll(*words, log=tmp_path / "log") as server:
         heard = next(event for event in events(server) if event["what"] == "listening")
         url, pin = heard["url"], heard["pin"]
         assert "0 of at least 3 nodes are here" in command("status", url, "--pin", pin).stdout
-        assert "0 of at least 3 nodes are here" in command("status", url, "--ca", ca).stdout
-        assert "its key has the pin" in one_line(command("status", url, "--pin", "1" * 64))
-        assert "certificate" in one_line(command("status", url))
-        assert "if it speaks TLS, its address begins with https" in one_line(command("status", url.replace("https", "http")))
+        assert ask(url, "/v1/status", ca=ca)["phase"] == "waiting for nodes"
+        with pytest.raises(RefusedError, match="its key has the pin"):
+            ask(url, "/v1/status", pin="1" * 64)
+        with pytest.raises(UnreachableError, match="certificate"):
+            ask(url, "/v1/status")
+        with pytest.raises(UnreachableError, match="if it speaks TLS, its address begins with https"):
+            ask(url.replace("https", "http"), "/v1/status")
 
 
 def test_what_a_pin_is_held_against():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 import typer
@@ -38,11 +39,11 @@ def ask(url: str, path: str, pin: str | None = None, ca: Path | None = None) -> 
         with contextlib.closing(line):
             line.connect()
             if place.scheme == "https":
-                trust.agrees(line.sock.getpeercert(binary_form=True), url)
+                trust.agrees(cast("ssl.SSLSocket", line.sock).getpeercert(binary_form=True), url)
             line.request("GET", place.path.rstrip("/") + path)
             return dict(json.loads(line.getresponse().read()))
     except (OSError, ValueError, TypeError, HTTPException) as error:
-        reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error or type(error).__name__
+        reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
         cut = isinstance(error, (HTTPException, ConnectionResetError)) and place.scheme == "http"
         mend = "if it speaks TLS, its address begins with https" if cut else "is `atoll serve` running?"
         raise UnreachableError(f"{url}: no server answers there ({reason}); {mend}") from error

@@ -48,7 +48,8 @@ def serve(
         bool, typer.Option("--resume", help="Go on with this plan's newest run, where a server that died or was stopped left it.")
     ] = False,
     tls: Annotated[
-        bool, typer.Option("--tls", help="Speak TLS, by a CA made in the store on first use; prints the pin that nodes join with.")
+        bool,
+        typer.Option("--tls", help="Speak TLS, by a CA made in the store on first use; prints the pin for nodes."),
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Speak TLS by these certificates, a PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert, a PEM file.")] = None,
@@ -68,7 +69,15 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise AtollError("--tls-cert and --tls-key belong together: name both files")
     secure = {"tls": (tls_cert, tls_key) if tls_cert else tls, "insecure": insecure}
-    options: Any = {**secure, "holdout": rows, "store": store, "quota": limit, "start": start, "allow": allow or (), "resume": resume}
+    options: Any = {
+        "holdout": rows,
+        "store": store,
+        "quota": limit,
+        "start": start,
+        "allow": allow or (),
+        "resume": resume,
+    }
+    options |= secure
     if as_json:
         server = Server(agreed, host=host, port=port, watch=_print_json, **options)
         print(json.dumps({"what": "history", **server.serve()}), flush=True)
@@ -102,6 +111,7 @@ def join(
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
     pin: Pin = None,
     ca: Ca = None,
+    token: Annotated[str | None, typer.Option(help="To join for the first time, as `atoll nodes add` showed it.")] = None,
     allow: Allow = None,
     check: Annotated[bool, typer.Option("--check", help="Only say what would be used; nothing is sent.")] = False,
     as_json: Annotated[
@@ -115,7 +125,7 @@ def join(
 
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
-        about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca}
+        about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
         node = Node(url, source, name=name, directory=directory, watch=watch, **about)
         if check:
             _show_check(node, as_json)
@@ -203,7 +213,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
             allow = "".join(f" --allow {name}" for name in plan.model.functions)
             pin = f" --pin {event['pin']}" if event["pin"] else ""
             live.console.print(f"on each node: atoll join {event['url']}{pin} --data FILE{allow}", soft_wrap=True)
-        elif what in ("joined", "lost", "declined", "rejected"):
+        elif what in ("joined", "lost", "declined", "rejected", "revoked"):
             why = f": {event['reason']}" if event.get("reason") else ""
             live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)
 

@@ -62,15 +62,17 @@ async def offered(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     return dict(body)
 
 
-def greeting(identity: Identity, name: str, offer: Mapping[str, Any]) -> Connect:
-    """Return the handshake that answers an offer's challenge.
+def greeting(identity: Identity, name: str, offer: Mapping[str, Any], token: str | None = None) -> Connect:
+    """Return the handshake that answers an offer's challenge; a token signs it too, and stays here.
 
     Raises:
         WireError: the offer is none.
     """
     hello = {"name": name, "key": identity.public.hex(), "plan": offer["digest"], "challenge": offer.get("challenge")}
     said = Connect.read(hello)
-    return said.model_copy(update={"signature": identity.sign(said.signed(str(offer["run"]))).hex()})
+    words = said.signed(str(offer["run"]))
+    proof = Identity.of(token).sign(words).hex() if token else ""
+    return said.model_copy(update={"signature": identity.sign(words).hex(), "proof": proof})
 
 
 async def _get(session: aiohttp.ClientSession, url: str, path: str) -> bytes:

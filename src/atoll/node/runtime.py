@@ -62,12 +62,13 @@ class Node:
         learner: one of your own, in place of the one that the plan names.
         allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
         pin, ca: whom to believe at an https:// address: who holds the key with this pin, or has a certificate of this CA.
+        token: what an operator's `atoll nodes add` showed, to join by `name` for the first time.
 
     Raises:
         AtollError: the directory, the pin or the CA's file can't be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but address and rows by their names
         self,
         url: str,
         data: Given,
@@ -80,9 +81,10 @@ class Node:
         allow: Collection[str] = (),
         pin: str | None = None,
         ca: str | Path | None = None,
+        token: str | None = None,
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
-        self._tls = certain(Trust(pin, ca and Path(ca)), self.url)
+        self._tls = certain(Trust(pin, Path(ca) if ca else None), self.url)
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
@@ -91,7 +93,7 @@ class Node:
         self.memory: Memory = {}
         self._remembered: dict[str, Memory] = {}
         self.metrics: dict[str, float] = {}
-        self._agreed, self._own, self._allow = plan, learner, allow
+        self._agreed, self._own, self._allow, self._token = plan, learner, allow, token
         self._watch: Watch = watch or (lambda _: None)
         self.holding = Holding(data, self.directory, self._tell)
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
@@ -109,7 +111,9 @@ class Node:
         self._training = asyncio.Lock()
         quiet = logging.getLogger("atoll.node.channel")  # a connection that breaks is told as an event, not by the library
         quiet.setLevel(logging.CRITICAL)
-        self.sio = socketio.AsyncClient(reconnection=False, handle_sigint=False, engineio_logger=quiet, websocket_extra_options={"ssl": self._tls})
+        self.sio = socketio.AsyncClient(
+            reconnection=False, handle_sigint=False, engineio_logger=quiet, websocket_extra_options={"ssl": self._tls}
+        )
         self._hear()
 
     def start(self) -> EndSession:
@@ -242,7 +246,7 @@ class Node:
             if offer["digest"] != self.plan.digest:
                 raise RefusedError(f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it")
             self.run = str(offer["run"])
-            hello = greeting(self.identity, self.name, offer)
+            hello = greeting(self.identity, self.name, offer, self._token)
             await self.sio.connect(
                 self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
             )

@@ -89,6 +89,12 @@ class Channel:
         if sid := self._sids.get(node):
             await self.sio.emit(message.event, message.payload(), to=sid, namespace=NAMESPACE)
 
+    async def hang_up(self, node: str) -> bool:
+        """Close a node's connection; return whether it had one."""
+        if sid := self._sids.get(node):
+            await self.sio.disconnect(sid, namespace=NAMESPACE)
+        return sid is not None
+
     async def close(self) -> None:
         """Hang up on everybody."""
         with contextlib.suppress(TimeoutError):

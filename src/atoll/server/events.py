@@ -34,6 +34,13 @@ class Lost(Event):
 
 
 @dataclass(frozen=True)
+class Revoked(Event):
+    """A node may take part no more."""
+
+    node: str
+
+
+@dataclass(frozen=True)
 class Appended(Event):
     """An update is complete and durable in the log, and was verified."""
 

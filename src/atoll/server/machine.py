@@ -35,6 +35,7 @@ from atoll.server.events import (
     Lost,
     Outcome,
     Past,
+    Revoked,
     Stop,
     Tick,
     Train,
@@ -184,6 +185,20 @@ def _join_ending(state: State, event: Joined) -> Result:
 
 def _lost(state: State, event: Lost) -> Result:
     return replace(state, present=state.present - {event.node}), ()
+
+
+def _revoked(state: State, event: Revoked) -> Result:
+    """Nobody waits for the node any longer; what it sent in the open round doesn't count after all."""
+    node, why = event.node, "the node was revoked"
+    state = replace(state, present=state.present - {node}, leaving=state.leaving - {node})
+    if state.phase is Phase.ENDING and not state.leaving:
+        return _finish(state)
+    if state.phase is not Phase.TRAINING or node not in state.cohort:
+        return state, ()
+    dropped = (Judge(_address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
+    state = replace(state, answers={**state.answers, node: None}, declines={**state.declines, node: why})
+    settled, commands = _settle(state, event.now)
+    return settled, (*dropped, *commands)
 
 
 def _left(state: State, event: Left) -> Result:
@@ -397,4 +412,5 @@ TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_X, Joined): _join_ending,
     (_X, Lost): _lost,
     (_X, Appended): _appended_elsewhen,
+    **dict.fromkeys(((phase, Revoked) for phase in Phase), _revoked),
 }

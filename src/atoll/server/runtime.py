@@ -31,6 +31,7 @@ from atoll.server import events, http, machine, page, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
+from atoll.server.door import Door
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
 from atoll.server.status import status
@@ -102,6 +103,8 @@ class Server:
             self.run = self._left.row.run if self._left else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             self.models = Models(self.directory / "models")
             self.quota = Quota(self.directory, self.store, quota)
+            self.door = Door(self.directory, self.run)
+            opened.callback(self.door.close)
             self.log = self._open_log()
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
@@ -155,6 +158,7 @@ class Server:
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
         self.drive.spawn(self.channel.sweep())
+        self.drive.spawn(self.door.watch(self._revoke))
         try:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
@@ -185,6 +189,7 @@ class Server:
         """Admit a node, or refuse it."""
         if message.plan != self.plan.digest:
             raise RefusedError(f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again")
+        await self.door.admit(message)
         if self.book.taken(node, message.name):
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
@@ -202,6 +207,12 @@ class Server:
         if self.drive.state.outcome is None:
             self._tell("lost", node=node, name=self.book.names[node])
         await self.drive.happen(events.Lost(self.drive.now(), node))
+
+    async def _revoke(self, node: str) -> None:
+        """Part with a node for good, also in mid-round."""
+        if await self.channel.hang_up(node) or node in self.drive.state.present | set(self.drive.state.missing):
+            self._tell("revoked", node=node, name=self.book.names.get(node))
+        await self.drive.happen(events.Revoked(self.drive.now(), node))
 
     async def fl_update(self, node: str, message: FlUpdate) -> None:
         """Hear that an update is durable; the log's reader brings it, so this only tells the node if it was judged already."""
@@ -233,7 +244,9 @@ class Server:
                 continue  # what counts, or doesn't, was decided
             try:
                 envelope.verify()
-            except WireError as error:  # anybody may have written this: the named node isn't to blame
+                if gone := self.door.refuses(envelope.address.node):
+                    raise RefusedError(gone)
+            except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
             if machine.admits(self.drive.state, envelope.address) is None:
@@ -389,7 +402,7 @@ class Server:
         return socketio.ASGIApp(self.channel.sio, Starlette(routes=routes))
 
     def _admits(self, envelope: Envelope) -> str | None:
-        return machine.admits(self.drive.state, envelope.address)
+        return self.door.refuses(envelope.address.node) or machine.admits(self.drive.state, envelope.address)
 
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})
