@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.federation import atoll, clients, events, plan, run
 
-from atoll.errors import GaveUpError, StoreError
+from atoll.errors import GaveUpError, PlanError, StoreError
 from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan
@@ -152,3 +152,8 @@ def test_there_must_be_something_to_resume(tmp_path):
     run(plan(), clients(), tmp_path)
     with pytest.raises(StoreError, match=r"the newest, .*, is completed\); without --resume a new one begins"):
         Server(plan(), store=tmp_path / "store", port=0, resume=True)
+
+
+def test_a_run_goes_on_from_its_own_model(tmp_path):
+    with pytest.raises(PlanError, match="--start and --resume exclude each other"):
+        Server(plan(), store=tmp_path, port=0, resume=True, start="model.safetensors")

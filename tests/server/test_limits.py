@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -170,3 +172,13 @@ def test_a_stranger_on_the_control_channel_is_hung_up_on(tmp_path, monkeypatch, 
     monkeypatch.setattr(channel, "_PING_EVERY", 0.2)
     monkeypatch.setattr(channel, "_PING_PATIENCE", 0.4)
     attacked(tmp_path, attack)
+
+
+def test_a_server_takes_as_many_files_as_it_may():
+    """In a process of its own: each node holds one or two open, and the usual limit is 1,024."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 5000));"
+        "from atoll.server import web; print(web.files(), web.open_more())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["200", "5000"]

@@ -60,9 +60,11 @@ def serve(
 ) -> None:
     """Serve a plan: wait for nodes, run its rounds, keep every model and the history."""
     from atoll.preprocess import prepare
+    from atoll.server import web
     from atoll.server.runtime import Server
 
     agreed = Plan.load(plan)
+    web.open_more()
     limit = size_of(quota) if quota else None
     with working("reading the holdout", quiet=as_json):
         rows = prepare(holdout, agreed).judge if holdout else None

@@ -157,7 +157,11 @@ def waiting_for(state: State, now: float) -> str:
         return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
     if state.phase is Phase.ENDING:
         return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
-    return str(state.phase.value)
+    return (
+        f"round {state.round}: {len(state.accepted)} updates become the next model"
+        if state.phase is Phase.CLOSING
+        else state.reason
+    )
 
 
 def _joined(state: State, event: Joined) -> State:

@@ -20,7 +20,7 @@ from atoll import algorithms, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, RefusedError, WireError
+from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
 from atoll.logs import Reader, Record
@@ -86,6 +86,8 @@ class Server:
         tls: bool | tuple[Path, Path] = False,
         insecure: bool = False,
     ) -> None:
+        if resume and start is not None:
+            raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan, allow)
         self.algorithm = algorithms.find(plan, self.learner)
