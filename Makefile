@@ -19,7 +19,7 @@ TORCH := torch==2.15.0
 TORCH_BIN := .venv-torch/bin
 TORCH_STAMP := .venv-torch/.from-lock
 
-.PHONY: help demo test fuzz test-tensorflow test-torch lint format bench lock venv clean
+.PHONY: help demo test fuzz soak test-tensorflow test-torch lint format bench lock venv clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ demo: $(STAMP) ## a whole federation on this machine (ARGS="--nodes 5 --log kafk
 
 test: $(STAMP) ## all tests (ARGS="tests/test_layers.py -x")
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(STAMP) ## 1,000 rounds with 20 nodes, and 200 rounds of chaos for each log (an hour)
+	@$(BIN)/python -m pytest -s -m soak $(ARGS)
 
 fuzz: $(STAMP) ## a million spoilt inputs for every parser of what comes from outside (20 minutes)
 	@ATOLL_FUZZ=$(or $(FUZZ),80000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3000 --durations=0 $(ARGS)

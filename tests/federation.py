@@ -26,6 +26,11 @@ LOGISTIC: dict[str, Any] = {
 }
 
 
+def say(figures: str) -> None:
+    """Show figures to a person who runs the test with `-s`."""
+    sys.stdout.write(f"{figures}\n")
+
+
 def plan(**sections: Mapping[str, Any]) -> Plan:
     """The tiny logistic plan, with some keys changed."""
     return Plan.of(LOGISTIC).with_(**sections)
@@ -55,12 +60,12 @@ def run(agreed: Plan, data: Mapping[str, Any], place: Path, **options: Any) -> d
 
 
 @contextlib.contextmanager
-def atoll(*words: str | Path, log: Path) -> Iterator[subprocess.Popen[str]]:
+def atoll(*words: str | Path, log: Path, patience: float = 100) -> Iterator[subprocess.Popen[str]]:
     """An `atoll` process whose output is read by the test, ended with the block whatever happens."""
     with log.open("w") as errors:
         command = [sys.executable, "-m", "atoll", *map(str, words)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        guard = threading.Timer(100, process.kill)
+        guard = threading.Timer(patience, process.kill)
         guard.start()
         try:
             yield process

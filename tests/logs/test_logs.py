@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from atoll.errors import LogError, RefusedError, UnreachableError
 from atoll.keys import Identity
-from atoll.logs import PIECE
+from atoll.logs import LATE, PIECE
 from atoll.logs.embedded import EmbeddedLog
 from atoll.logs.inproc import InprocLog
 from atoll.logs.kafka import KafkaAppender, KafkaReader
@@ -223,3 +223,49 @@ def test_what_is_spooled_in_part_is_arriving(tmp_path):
     assert spool.arriving() == {envelope.address: (PIECE, envelope.size)}
     assert spool.take(envelope, 0, content[:PIECE], "0:0")
     assert spool.arriving() == {}
+
+
+def test_a_log_inside_the_server_forgets_what_nobody_asks_for_any_more(tmp_path):
+    """What it knows of old rounds goes, the files stay; a reader that comes later still finds all of it."""
+    who = Identity.new()
+    sealed = [body_of(who, round_, b"round %d" % round_) for round_ in range(1, 8)]
+
+    async def go_on() -> tuple[int, list[int]]:
+        log = EmbeddedLog(tmp_path, RUN, LIMIT)
+
+        async def chunks(body: list[memoryview]) -> AsyncIterator[bytes]:
+            for part in body:
+                yield bytes(part)
+
+        for envelope, body in sealed:
+            assert await log.receive(envelope, 0, chunks(body))
+            log.forget(envelope.address.round)
+            assert not await log.receive(envelope, 0, chunks(body)), "its node may not have heard, and sends it again"
+        read = log.records()
+        rest = [(await anext(read)).envelope.address.round for _ in range(LATE)]
+        known = len(log._digests)
+        await log.close()
+        return known, rest
+
+    assert asyncio.run(go_on()) == (LATE, [6, 7])
+
+    async def again() -> list[Envelope]:
+        log = EmbeddedLog(tmp_path, RUN, LIMIT)
+        read = log.records()
+        found = [(await anext(read)).envelope for _ in sealed]
+        await log.close()
+        return found
+
+    assert asyncio.run(again()) == [envelope for envelope, _ in sealed]
+
+
+def test_a_spool_forgets_what_nobody_asks_for_any_more(tmp_path):
+    who, spool = Identity.new(), Spool(tmp_path / "spool", LIMIT)
+    for round_ in range(1, 8):
+        envelope, body = body_of(who, round_, b"round %d" % round_)
+        half, pieces = body_of(Identity.new(), round_, bytes(PIECE + 1))
+        assert spool.take(envelope, 0, b"".join(body), "0:0")
+        assert spool.take(half, 0, b"".join(pieces)[:PIECE], "0:1") is None
+        spool.forget(round_)
+    assert len(spool._complete) == len(spool._halves) == LATE
+    assert len(list((tmp_path / "spool").iterdir())) == LATE, "halves of the last rounds, which may still be completed"

@@ -85,7 +85,10 @@ class Reader(Protocol):
         ...
 
     def forget(self, round_: int) -> None:
-        """Let go of copies of bodies that are here up to a round, which is closed: what the log itself holds stays."""
+        """Let go of copies of bodies that are here up to a round, which is closed, and of all that is known of those before it.
+
+        What the log itself holds stays.
+        """
         ...
 
     async def close(self) -> None:
@@ -93,6 +96,8 @@ class Reader(Protocol):
         ...
 
 
+LATE = 2
+"""What is known of a round is forgotten when this many more are closed: until then its nodes may ask again."""
 PIECE = 900 << 10
 """Bodies travel in pieces of this many bytes: under every default limit, and long enough to pay for their handling."""
 

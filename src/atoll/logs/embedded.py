@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.errors import LogError, RefusedError, UnreachableError, WireError
-from atoll.logs import Record
+from atoll.logs import LATE, Record
 from atoll.logs.bodies import Incoming, Index, mapped, path_of, sync
 from atoll.logs.upload import STALL
 from atoll.wire import Address, Envelope
@@ -56,7 +56,8 @@ class EmbeddedLog:
         self._room = room or (lambda _: None)
         self._directory = directory / run
         self._digests: dict[Address, str] = {}
-        self._records: list[Record] = []
+        self._records: list[Record | None] = []
+        self._forgotten = 0
         self._news = asyncio.Condition()
         self._closed = False
         self._turns: dict[Path, _Turn] = {}
@@ -200,7 +201,8 @@ class EmbeddedLog:
                     await self._news.wait()
             if seen == len(self._records):
                 return
-            yield self._records[seen]
+            if record := self._records[seen]:
+                yield record
 
     def arriving(self) -> Mapping[Address, tuple[int, int]]:
         """See `Reader.arriving`."""
@@ -215,6 +217,12 @@ class EmbeddedLog:
 
     def forget(self, round_: int) -> None:
         """See `Reader.forget`: here are no copies, the files are the log."""
+        for record in self._records[self._forgotten :]:
+            if record is None or record.envelope.address.round > round_ - LATE:
+                return
+            self._digests.pop(record.envelope.address, None)
+            self._records[self._forgotten] = None
+            self._forgotten += 1
 
     async def close(self) -> None:
         """See `Reader.close`; uploads that aren't durable yet are told to come again."""

@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from atoll.errors import LogError, UnreachableError, WireError
-from atoll.logs import Progress, Record, pieces
+from atoll.logs import LATE, Progress, Record, pieces
 from atoll.logs.bodies import check_size
 from atoll.logs.spool import Spool, parts_of, whole
 from atoll.wire import Address, Buffer, Envelope
@@ -230,6 +230,7 @@ class KafkaReader:
     def forget(self, round_: int) -> None:
         """See `Reader.forget`: the topic keeps the bodies, their files here go."""
         self._bodies.forget(round_)
+        self._closed = max(self._closed, round_ - LATE)
 
     async def close(self) -> None:
         """See `Reader.close`."""

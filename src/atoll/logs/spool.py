@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.errors import LogError
-from atoll.logs import PIECE, Record
+from atoll.logs import LATE, PIECE, Record
 from atoll.logs.bodies import mapped, path_of
 from atoll.wire import Address, Buffer, Envelope
 
@@ -79,6 +79,13 @@ class Spool:
                 with contextlib.suppress(OSError):  # where a mapped file can't be removed, the next time
                     path.unlink(missing_ok=True)
                     del self._files[path]
+        old = round_ - LATE
+        for address in [one for one in list(self._complete) if one.round <= old]:
+            del self._complete[address]
+        for key in [one for one in [*self._halves, *self._refused] if one[0].round <= old]:
+            self._refused.discard(key)
+            if half := self._halves.pop(key, None):
+                path_of(self._directory, half.envelope).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove what is here: the log itself has it all."""
