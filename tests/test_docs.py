@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import atoll
-from atoll.cli import app, audit, bench, demo, doctor, kafka, look, nodes, run, simulate, start  # noqa: F401  each adds its commands
+from atoll.cli import app, audit, bench, demo, doctor, kafka, look, nodes, run, simulate, start, viewers  # noqa: F401  each adds its commands
 from atoll.messages import Message
 from atoll.plan import Plan
 from atoll.server import http, page, uploads
@@ -103,3 +103,10 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_tests_that_security_names_are_there():
+    named = re.findall(r"`(tests/[^`]+)::(test_[^`]+)`", DOCS["security.md"])
+    assert len(named) > 15
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"

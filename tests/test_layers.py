@@ -23,6 +23,7 @@ SERVING = (
     "atoll.server.http",
     "atoll.server.uploads",
     "atoll.server.page",
+    "atoll.server.viewing",
 )
 
 HOMES: Mapping[str, Sequence[str]] = {

@@ -47,10 +47,11 @@ def status(
     url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740",
     pin: Pin = None,
     ca: Ca = None,
+    token: Annotated[str | None, typer.Option(help="A viewer's token, as `atoll viewers add` showed it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a running server does, what it waits for, and which nodes are there."""
-    found = ask(url, "/v1/status", pin, ca)
+    found = ask(url, "/v1/status", pin, ca, token)
     if as_json:
         print(json.dumps(found))
         return

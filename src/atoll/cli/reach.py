@@ -12,17 +12,17 @@ from urllib.parse import urlsplit
 
 import typer
 
-from atoll.errors import AtollError, UnreachableError
+from atoll.errors import AtollError, RefusedError, UnreachableError
 
 Pin = Annotated[str | None, typer.Option(help="Believe only the server whose key has this pin (`atoll serve --tls` prints it).")]
 Ca = Annotated[Path | None, typer.Option(help="Believe servers with a certificate of this CA, a PEM file.")]
 
 
-def ask(url: str, path: str, pin: str | None = None, ca: Path | None = None) -> dict[str, Any]:
+def ask(url: str, path: str, pin: str | None = None, ca: Path | None = None, token: str | None = None) -> dict[str, Any]:
     """Return what a server answers, a JSON object.
 
     Raises:
-        AtollError: this is no address, or the server isn't believed.
+        AtollError: this is no address, the server isn't believed, or it asks for a token.
         UnreachableError: it doesn't answer, or no JSON object.
     """
     from atoll.tls import Trust
@@ -40,8 +40,12 @@ def ask(url: str, path: str, pin: str | None = None, ca: Path | None = None) -> 
             line.connect()
             if place.scheme == "https":
                 trust.agrees(cast("ssl.SSLSocket", line.sock).getpeercert(binary_form=True), url)
-            line.request("GET", place.path.rstrip("/") + path)
-            return dict(json.loads(line.getresponse().read()))
+            line.request("GET", place.path.rstrip("/") + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+            answer = line.getresponse()
+            said = answer.read()
+        if answer.status == 401:
+            raise RefusedError(f"{url}: {said.decode(errors='replace')}")
+        return dict(json.loads(said))
     except (OSError, ValueError, TypeError, HTTPException) as error:
         reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
         cut = isinstance(error, (HTTPException, ConnectionResetError)) and place.scheme == "http"

@@ -35,9 +35,11 @@ from atoll.server.door import Door
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
 from atoll.server.status import status
+from atoll.server.viewing import Viewing
 from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
+from atoll.store.viewers import Viewers
 from atoll.tls import required
 from atoll.vector import Metrics, Update, check, layouts_of
 from atoll.wire import Address, Envelope, decode
@@ -105,8 +107,9 @@ class Server:
             self.run = self._left.row.run if self._left else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
             self.models = Models(self.directory / "models")
             self.quota = Quota(self.directory, self.store, quota)
-            self.door = Door(self.directory, self.run)
+            self.door, self.viewers = Door(self.directory, self.run), Viewers(self.directory)
             opened.callback(self.door.close)
+            opened.callback(self.viewers.close)
             self.log = self._open_log()
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
@@ -401,7 +404,7 @@ class Server:
         routes: list[Route] = [*http.routes(self), *page.routes(self)]
         if isinstance(self.log, EmbeddedLog):
             routes += uploads.routes(self.log, self._admits)
-        return socketio.ASGIApp(self.channel.sio, Starlette(routes=routes))
+        return socketio.ASGIApp(self.channel.sio, Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:
         return self.door.refuses(envelope.address.node) or machine.admits(self.drive.state, envelope.address)

@@ -51,6 +51,7 @@ class Web(uvicorn.Server):
                 ws=_Socket,
                 lifespan="off",
                 log_config=None,
+                access_log=False,  # an address may hold a token, once
                 ws_per_message_deflate=False,
                 ws_max_size=message,
                 timeout_graceful_shutdown=max(1, round(farewell)),
