@@ -23,7 +23,7 @@ from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
-from atoll.logs import Reader, Record
+from atoll.logs import Record
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
@@ -32,6 +32,7 @@ from atoll.server.book import Book
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
 from atoll.server.door import Door
+from atoll.server.log import open_log
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
 from atoll.server.status import status
@@ -110,7 +111,7 @@ class Server:
             self.door, self.viewers = Door(self.directory, self.run), Viewers(self.directory)
             opened.callback(self.door.close)
             opened.callback(self.viewers.close)
-            self.log = self._open_log()
+            self.log = open_log(plan, self.directory / "log", self.run, self._size, self.quota.room, self._left)
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
         self.url = f"{'https' if self.certificate else 'http'}://{host}:{self._listener.getsockname()[1]}"
@@ -389,16 +390,6 @@ class Server:
     def stop(self, reason: str = "stopped by the operator") -> None:
         """End the run in order: nodes are told, everything is stored."""
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
-
-    def _open_log(self) -> EmbeddedLog | Reader:
-        limit = int(1.01 * self._size) + (1 << 20)
-        if self.plan.log.kafka is None:
-            return EmbeddedLog(self.directory / "log", self.run, limit, self.quota.room)
-        from atoll.logs.kafka import KafkaReader  # an optional part
-
-        start, closed = (self._left.row.log_start, self._left.past.closed) if self._left else (None, 0)
-        topic, directory = f"{self.plan.log.prefix}updates", self.directory / "log"
-        return KafkaReader(self.plan.log.kafka, topic, self.run, directory, limit, start, closed)
 
     def _app(self) -> socketio.ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self)]

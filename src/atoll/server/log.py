@@ -1,0 +1,33 @@
+"""The server's end of the log that a plan names: its own, or Kafka."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atoll.logs import Reader
+from atoll.logs.embedded import EmbeddedLog, Room
+from atoll.plan import Plan
+from atoll.server.resume import Unfinished
+
+
+def open_log(plan: Plan, directory: Path, run: str, size: int, room: Room, left: Unfinished | None) -> EmbeddedLog | Reader:
+    """Open the log.
+
+    Args:
+        plan: what names it.
+        directory: where updates are kept.
+        run: the run whose updates come.
+        size: of an update's numbers, in bytes.
+        room: asked before a body is taken in.
+        left: what another server left of the run, if that is so.
+
+    Raises:
+        LogError: it can't be had.
+    """
+    limit = int(1.01 * size) + (1 << 20)
+    if plan.log.kafka is None:
+        return EmbeddedLog(directory, run, limit, room)
+    from atoll.logs.kafka import KafkaReader  # an optional part
+
+    start, closed = (left.row.log_start, left.past.closed) if left else (None, 0)
+    return KafkaReader(plan.log.kafka, f"{plan.log.prefix}updates", run, directory, limit, start, closed)
