@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from atoll.chain import canonical
@@ -49,7 +48,7 @@ def ended(outcome: str, reason: str) -> Entry:
 
 def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
     """Return the SHA-256 (hex) of a round's rows, the same before they are stored and after."""
-    return hashlib.sha256(canonical(_plain([asdict(row), *map(asdict, updates)])).encode()).hexdigest()
+    return hashlib.sha256(canonical(_plain([vars(row), *map(vars, updates)])).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -262,7 +262,7 @@ class SqlStore:
 
 def _chain(base: Any, link: Link | None) -> None:
     if link is not None:
-        base.execute(insert(_RECORD).values(asdict(link)))
+        base.execute(insert(_RECORD), vars(link))
 
 
 def _evaluate(base: Any, row: EvaluationRow) -> None:
