@@ -15,7 +15,8 @@ from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.server import events, machine
 from atoll.server.close import Accepted, close
-from atoll.vector import Groups, Metrics
+from atoll.simulate.attacks import Tamper
+from atoll.vector import Groups, Metrics, Update
 from atoll.wire import Address, digest_of, encode, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -53,6 +54,7 @@ class _Run:
     holdout: Rows | None
     watch: Watch
     state: State
+    tamper: Tamper | None = None
     model: str = ""
     memories: dict[str, Memory] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class _Run:
         self.bodies, self.metrics = {}, {}
         brief = self.algorithm.brief(self.state)
         happened: list[events.Event] = []
+        updates: dict[str, Update] = {}
         for name in command.nodes:
             address = Address("simulated", command.round, command.attempt, name)
             try:
@@ -76,9 +79,15 @@ class _Run:
                 happened.append(events.Declined(0.0, address, str(error)))
                 continue
             self.memories[name] = memory
-            self.bodies[name] = b"".join(encode(update, self.model))
             self.metrics[name] = update.metrics
+            if self.tamper:
+                updates[name] = update
+            else:
+                self.bodies[name] = b"".join(encode(update, self.model))
             happened.append(events.Appended(0.0, address, name))
+        if self.tamper and updates:
+            sent = self.tamper(command.round, updates)
+            self.bodies = {name: b"".join(encode(update, self.model)) for name, update in sent.items()}
         return happened
 
     def close(self, command: events.Close) -> list[events.Event]:
@@ -140,6 +149,7 @@ def simulate(
     allow: Collection[str] = (),
     watch: Watch | None = None,
     start: learners.Start | None = None,
+    tamper: Tamper | None = None,
 ) -> Simulated:
     """Run a plan over clients in this process, on the machine and the `close` that a server runs.
 
@@ -151,6 +161,7 @@ def simulate(
         allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
         watch: told of each round.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
+        tamper: makes of a round's updates what clients send: hostile ones, see `atoll.simulate.attacks`.
 
     Returns:
         The rounds, and the final model: equal, bit for bit, to that of a deployed run whose nodes have these names.
@@ -165,7 +176,7 @@ def simulate(
     if len(data) < plan.cohort.minimum:
         raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
     state = algorithm.init(learners.first(plan, learner, start))
-    run = _Run(plan, learner, algorithm, data, holdout, watch or (lambda _: None), state)
+    run = _Run(plan, learner, algorithm, data, holdout, watch or (lambda _: None), state, tamper)
     run.model = digest_of(pack(algorithm.brief(state)))
     server, commands = machine.begin("simulated", plan, run.model, 0.0)
     waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
