@@ -16,10 +16,12 @@ from tests.federation import clients, plan, rows, run
 
 from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, UnreachableError, WireError
 from atoll.keys import Identity
+from atoll.learners.logistic import Logistic
 from atoll.messages import NAMESPACE, StartTraining
 from atoll.node import offer
 from atoll.node.offer import greeting
 from atoll.node.runtime import Node
+from atoll.plan import Plan
 from atoll.server import challenge
 from atoll.server.challenge import Challenges
 from atoll.server.runtime import Server
@@ -161,13 +163,12 @@ def test_a_bad_update_is_refused_and_the_round_goes_on(tmp_path, spoil, status, 
     assert any(said in reason for reason in told), told
 
 
-def test_a_node_that_cannot_train_declines_with_the_reason(tmp_path):
-    agreed = plan(plan={"rounds": 1}, training={"learning_rate": 1e300})
-    huge = {f"n{k}": (1e200 * rows(k)[0], rows(k)[1]) for k in range(3)}
+def gives_up(agreed: Plan, data: dict[str, Any], place: Path) -> str:
+    """Run a federation that gives up; return what it says."""
 
-    async def together() -> dict[str, Any]:
-        server = Server(agreed, store=tmp_path / "store", port=0)
-        nodes = [Node(server.url, data, name=name, directory=tmp_path / name) for name, data in huge.items()]
+    async def together() -> Any:
+        server = Server(agreed, store=place / "store", port=0)
+        nodes = [Node(server.url, one, name=name, directory=place / name) for name, one in data.items()]
         with np.errstate(all="ignore"):
             history, *_ = await asyncio.gather(
                 server.serve_async(), *(node.start_async() for node in nodes), return_exceptions=True
@@ -176,10 +177,32 @@ def test_a_node_that_cannot_train_declines_with_the_reason(tmp_path):
 
     ended = asyncio.run(asyncio.wait_for(together(), 60))
     assert isinstance(ended, GaveUpError)
-    assert "lower training.learning_rate" in str(ended)
     assert ended.exit_code == 3
-    history = SqlStore(tmp_path / "store").history()
-    assert history["outcome"] == "gave_up"
+    assert SqlStore(place / "store").history()["outcome"] == "gave_up"
+    return str(ended)
+
+
+def test_a_node_that_cannot_train_declines_with_the_reason(tmp_path):
+    agreed = plan(plan={"rounds": 1}, training={"learning_rate": 1e300})
+    huge = {f"n{k}": (1e200 * rows(k)[0], rows(k)[1]) for k in range(3)}
+    assert "lower training.learning_rate" in gives_up(agreed, huge, tmp_path)
+
+
+def test_a_node_that_is_sent_a_poisoned_model_declines_before_it_looks_at_its_rows(tmp_path, monkeypatch):
+    looked: list[Any] = []
+    monkeypatch.setattr(Logistic, "initial", lambda self, seed: _poisoned(self))
+    monkeypatch.setattr(Logistic, "evaluate", lambda *given: looked.append(given) or {})
+    said = gives_up(plan(plan={"rounds": 1}), {f"n{k}": rows(k) for k in range(3)}, tmp_path)
+    assert "the model that the server sent holds NaN or infinity (in group 'parameters')" in said
+    assert "\n" not in said
+    assert not looked
+
+
+def _poisoned(learner: Logistic) -> dict[str, Group]:
+    layout = learner.layouts["parameters"]
+    values = np.zeros(layout.size)
+    values[1] = np.inf
+    return {"parameters": Group(layout, values)}
 
 
 async def _shake_hands(server: Server, hello: dict[str, Any]) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import aiohttp
 
-from atoll.errors import StoreError, UnreachableError, WireError
+from atoll.errors import LayoutError, StoreError, UnreachableError, WireError
 from atoll.logs import Progress
 from atoll.logs.bodies import Incoming, mapped
+from atoll.vector import Groups, Layouts, finite
+from atoll.wire import Buffer, unpack
 
 
 class Downloads:
@@ -84,3 +86,16 @@ class Downloads:
             if start:  # a crash may have spoilt what was here
                 raise UnreachableError(f"{self._url}: what was here of model {digest[:12]} is none of it: it is fetched anew")
             raise WireError(f"{self._url}: the model that came is not {digest[:12]}: it was altered on the way")
+
+
+def received(body: Buffer, layouts: Layouts) -> Groups:
+    """Return the groups of a model that the server sent, as views into its bytes.
+
+    Raises:
+        WireError, LayoutError: it is no model of the plan, or holds NaN or infinity: nothing is to be done with it.
+    """
+    groups = unpack(body, layouts)[0]
+    for name, group in groups.items():
+        if not finite(group.values):
+            raise LayoutError(f"the model that the server sent holds NaN or infinity (in group '{name}'): it isn't used here")
+    return groups

@@ -30,7 +30,7 @@ from atoll.messages import (
     Verdict,
 )
 from atoll.node import machine
-from atoll.node.download import Downloads
+from atoll.node.download import Downloads, received
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
 from atoll.node.rows import Holding
@@ -42,7 +42,7 @@ from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
 from atoll.tls import Trust
 from atoll.vector import layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal, unpack
+from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -290,7 +290,7 @@ class Node:
 
     def _work(self, task: StartTraining, body: Buffer) -> str:
         began = time.monotonic()
-        brief = unpack(body, self.layouts)[0]
+        brief = received(body, self.layouts)
         memory, update = algorithms.work(
             self.plan, self.algorithm, self.learner, brief, self.memory, self.data, task.round, self.name
         )
@@ -360,7 +360,7 @@ class Node:
         await self.drive.happen(machine.Taken(self.drive.now()))
 
     def _keep_final(self, body: Buffer) -> dict[str, float]:
-        groups = unpack(body, self.layouts)[0]
+        groups = received(body, self.layouts)
         try:
             write_durably(self.directory / "final.safetensors", [memoryview(body)])
         except OSError as error:
