@@ -23,6 +23,7 @@ from atoll.logs.upload import HttpAppender
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 from atoll.store.enrolment import Enrolment
+from atoll.store.sql import SqlStore
 from atoll.wire import Address, seal
 
 
@@ -161,6 +162,11 @@ def test_who_is_revoked_in_mid_round_is_gone_at_once_and_the_round_goes_on(tmp_p
 
     history = asyncio.run(asyncio.wait_for(together(), 50))
     enrolment.close()
+    store = SqlStore(tmp_path / "store")
+    said = [json.loads(link.entry) for link in store.links(history["run"])]
+    store.close()
+    (node,) = [one["node"] for one in said if one["what"] == "revoked"]
+    assert [one["name"] for one in said if one["what"] == "admitted" and one["node"] == node] == ["slow"]
     assert [row["answered"] for row in history["rounds"]] == [["east", "north"]] * 2
     assert [event["name"] for event in told if event["what"] == "revoked"] == ["slow"]
 

@@ -51,6 +51,8 @@ def _told(entry: Mapping[str, Any], names: Mapping[str, str]) -> str:
             return f"plan {entry['name']} ({entry['plan'][:12]}), model {entry['initial'][:12]}"
         case "admitted":
             return f"{entry['name']} ({entry['node']})"
+        case "revoked":
+            return called(entry["node"])
         case "opened":
             return f"round {entry['round']} attempt {entry['attempt']}: {', '.join(map(called, entry['cohort']))} are asked"
         case "closed":

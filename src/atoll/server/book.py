@@ -105,6 +105,11 @@ class Book:
         await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now), tell=entry)
         self._admitted[node] = name
 
+    async def revoked(self, node: str) -> None:
+        """Tell the record that a node of this run may not come back; once, unless it was let in again since."""
+        if self._admitted.pop(node, None):
+            await self._write(self._store.record, tell=entries.revoked(node))
+
     def opens(self, round_: int, now: float) -> None:
         """A round begins, or goes on after another server left it."""
         self._asked, self._opened = now, time.time()

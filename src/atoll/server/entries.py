@@ -23,6 +23,11 @@ def admitted(node: str, name: str, key: str) -> Entry:
     return {"what": "admitted", "node": node, "name": name, "key": key}
 
 
+def revoked(node: str) -> Entry:
+    """The operator took a node's admission back."""
+    return {"what": "revoked", "node": node}
+
+
 def opened(round_: int, attempt: int, cohort: Sequence[str]) -> Entry:
     """A try of a round begins with these nodes."""
     return {"what": "opened", "round": round_, "attempt": attempt, "cohort": list(cohort)}

@@ -218,6 +218,7 @@ class Server:
         """Part with a node for good, also in mid-round."""
         if await self.channel.hang_up(node) or node in self.drive.state.present | set(self.drive.state.missing):
             self._tell("revoked", node=node, name=self.book.names.get(node))
+        await self.book.revoked(node)
         await self.drive.happen(events.Revoked(self.drive.now(), node))
 
     async def fl_update(self, node: str, message: FlUpdate) -> None:
