@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def test_an_envelope(text):
 
 RUN, DIGEST = "run-1", MODEL
 MESSAGES: list[messages.Message] = [
-    messages.Connect(name="a", key=MODEL, plan=MODEL, signature="0" * 128),
+    messages.Connect(name="a", key=MODEL, plan=MODEL, challenge="0" * 112),
     messages.ConnectionReceived(run=RUN, plan=DIGEST, rounds=3, round=1),
     messages.StartTraining(run=RUN, round=1, attempt=1, model=DIGEST, deadline=20.0),
     messages.FlUpdate(run=RUN, round=1, attempt=1, digest=DIGEST),
@@ -411,3 +412,46 @@ def test_an_endless_model_does_not_fill_the_disk_of_a_node(tmp_path):
 
     asyncio.run(asyncio.wait_for(read(), 20))
     assert not list(tmp_path.iterdir())
+
+
+def test_pieces_on_a_topic(tmp_path, kafka):
+    """Thousands of spoilt messages before an honest one: it comes through, and the reader lives."""
+    from confluent_kafka import Producer
+
+    from atoll.logs.kafka import KafkaAppender, KafkaReader
+
+    chance = random.Random(0)
+    honest = {**SEALED.address._asdict(), "parts": 1, "digest": SEALED.digest, "envelope": SEALED.to_header(), "part": 0}
+
+    def message() -> tuple[bytes, list[tuple[str, bytes | None]]]:
+        headers: dict[str, bytes | None] = {name: str(value).encode() for name, value in honest.items()}
+        for name in chance.sample(sorted(headers), chance.randint(1, 2)):
+            text = headers[name] or b""
+            lo, hi = sorted(chance.choices(range(len(text) + 1), k=2))
+            headers[name] = chance.choice([None, text[:lo] + chance.choice(SPITE)[:50_000] + text[hi:], text[:lo] + text[hi:]])
+        return chance.choice([BODY, BODY[1:], b"", BODY * 2]), list(headers.items())
+
+    async def read() -> None:
+        reader = KafkaReader(kafka, "fuzz.updates", "run-1", tmp_path, 1 << 20)
+        producer = Producer({"bootstrap.servers": kafka})
+        for _ in range(10 * INPUTS):
+            value, headers = message()
+            producer.produce("fuzz.updates", value, headers=headers)
+            producer.poll(0)
+        producer.flush(20)
+        other = Identity.new()
+        envelope = seal(other, Address("run-1", 1, 1, other.node), MODEL, [BODY])
+        appender = KafkaAppender(kafka, "fuzz.updates")
+        await appender.append(envelope, [BODY])
+        try:
+            async for record in reader.records():
+                if record.envelope.digest == SEALED.digest and record.envelope.address == SEALED.address:
+                    record.envelope.verify()
+                if record.envelope == envelope:
+                    assert record.refused is None
+                    return
+        finally:
+            await appender.close()
+            await reader.close()
+
+    asyncio.run(asyncio.wait_for(read(), 60))

@@ -59,14 +59,16 @@ def soak(place: Path, rounds: int, every: int, patience: float) -> dict[str, np.
 def stays(used: dict[str, np.ndarray], every: int, most: float) -> None:
     for who, seen in used.items():
         grows = slope(seen[:, 0], every)
-        files, threads = (seen[len(seen) // 2 :, k] for k in (1, 2))
+        half = len(seen) // 2
+        files, threads = seen[half:, 1], seen[half:, 2]
         say(
             f"{who}: {seen[-1, 0] / 1e6:.1f} MB, {100 * grows:+.2f} % in 100 rounds; files {files.min()}–{files.max()}, "
             f"threads {threads.min()}–{threads.max()}"
         )
         assert grows < most, f"{who}: {seen[:, 0]}"
-        assert np.ptp(files) <= 6, f"{who}: {seen[:, 1]}"
-        assert np.ptp(threads) <= 2, f"{who}: {seen[:, 2]}"
+        # Connections that do nothing for five seconds are closed, so there may be fewer; but never more.
+        assert files.max() <= seen[:half, 1].max() + 2, f"{who}: {seen[:, 1]}"
+        assert threads.max() <= seen[:half, 2].max() + 1, f"{who}: {seen[:, 2]}"
 
 
 @pytest.mark.timeout(240)

@@ -29,7 +29,9 @@ class Witness:
 
     def __init__(self, directory: Path, url: str, ledger: Ledger) -> None:
         self._path, self._url, self._ledger = directory / "known_servers", url.rstrip("/"), ledger
-        self._heads: dict[tuple[str, int], str] = {(one.run, one.number): one.head for one in ledger.heads()}
+        self._heads: dict[str, dict[int, bytes]] = {}  # of every entry that was shown: as few bytes as it takes
+        for one in ledger.heads():
+            self._heads.setdefault(one.run, {})[one.number] = bytes.fromhex(one.head)
         self._key = self._known()
 
     def _known(self) -> str | None:
@@ -73,7 +75,8 @@ class Witness:
         if head is None or not attested(self._key, head.signature, signed(run, plan, head.number, head.digest)):
             raise RefusedError(f"{self._url}: what it says is not signed by its key {self._key[:12]}: it came from somebody else")
         self._ledger.saw(Seen(run, plan, head.number, head.digest, head.signature, self._key, time.time()))
-        if self._heads.setdefault((run, head.number), head.digest) != head.digest:
+        digest = bytes.fromhex(head.digest)
+        if self._heads.setdefault(run, {}).setdefault(head.number, digest) != digest:
             raise RefusedError(
                 f"{self._url}: entry {head.number} of run {run}'s record is not the one that it showed before: it was rewritten, "
                 f"or goes on from an old copy; ask its operator for `atoll audit verify --ledger {self._path.parent}`"

@@ -26,17 +26,18 @@ class Database:
         place: a directory, made when missing; or a database URL.
         file: the name of the SQLite file in a directory.
         tables: what it holds.
+        cache: how much of a SQLite file may stay in memory, in KiB.
 
     Raises:
         StoreError: it can't be opened, isn't a database, or is one of a newer version.
     """
 
-    def __init__(self, place: str | Path, file: str, tables: MetaData) -> None:
+    def __init__(self, place: str | Path, file: str, tables: MetaData, cache: int = 2000) -> None:
         self.place = str(place)
         version = tables.tables.get("schema")
         self._version = Table("schema", tables, Column("version", Integer)) if version is None else version
         with self._told():
-            self._engine = _engine(place, file)
+            self._engine = _engine(place, file, cache)
             tables.create_all(self._engine)
         with self.begin() as connection:
             found = connection.scalar(select(self._version.c.version))
@@ -75,7 +76,7 @@ class Database:
             ) from error
 
 
-def _engine(place: str | Path, file: str) -> Engine:
+def _engine(place: str | Path, file: str, cache: int) -> Engine:
     if isinstance(place, str) and "://" in place:
         if place == MEMORY:
             return create_engine(place, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -83,7 +84,7 @@ def _engine(place: str | Path, file: str) -> Engine:
     directory = Path(place)
     directory.mkdir(parents=True, exist_ok=True)
     engine = create_engine(f"sqlite:///{directory / file}", connect_args={"timeout": 10})
-    event.listen(engine, "connect", _careful)
+    event.listen(engine, "connect", lambda connection, _: _careful(connection, cache))
     return engine
 
 
@@ -96,8 +97,8 @@ def _add_columns(connection: Connection, tables: MetaData) -> None:
                 connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
-def _careful(connection: sqlite3.Connection, record: object) -> None:
+def _careful(connection: sqlite3.Connection, cache: int) -> None:
     """Readers beside one writer, and a commit that survives a power cut."""
-    del record
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA cache_size=-{cache}")

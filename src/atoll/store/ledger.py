@@ -54,7 +54,7 @@ class Ledger:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._base = Database(directory, "ledger.sqlite", _TABLES)
+        self._base = Database(directory, "ledger.sqlite", _TABLES, cache=128)  # it is written, and hardly ever read
         self._waiting: list[Any] = []
 
     def leaving(self, envelope: Envelope, now: float, guard: str = "none") -> None:
