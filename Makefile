@@ -33,8 +33,8 @@ test: $(STAMP) ## all tests (ARGS="tests/test_layers.py -x")
 soak: $(STAMP) ## 1,000 rounds with 20 nodes, and 200 rounds of chaos for each log (an hour)
 	@$(BIN)/python -m pytest -s -m soak $(ARGS)
 
-fuzz: $(STAMP) ## a million spoilt inputs for every parser of what comes from outside (20 minutes)
-	@ATOLL_FUZZ=$(or $(FUZZ),80000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3000 --durations=0 $(ARGS)
+fuzz: $(STAMP) ## a million spoilt inputs for every parser of what comes from outside (an hour and a half)
+	@ATOLL_FUZZ=$(or $(FUZZ),95000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3000 --durations=0 $(ARGS)
 
 test-torch: $(TORCH_STAMP) ## the tests of the PyTorch learner, in an environment of their own
 	@PYTHONPATH=src $(TORCH_BIN)/python -m pytest tests/learners/test_torch.py $(ARGS)
