@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atoll.errors import PlanError, WireError
-from atoll.messages import FlUpdate, Message, StartTraining
+from atoll.messages import PROTOCOL, FlUpdate, Message, StartTraining
 from atoll.plan import Plan
 
 GOOD = """
@@ -140,7 +140,7 @@ def test_a_changed_copy_is_checked_like_any_plan(tmp_path):
         plan.with_(plan={"rounds": object()})
 
 
-TASK: dict[str, Any] = {"v": 1, "run": "r", "round": 1, "attempt": 1, "model": "a" * 64, "deadline": 1.5}
+TASK: dict[str, Any] = {"v": PROTOCOL, "run": "r", "round": 1, "attempt": 1, "model": "a" * 64, "deadline": 1.5}
 
 
 def test_a_message_travels():
@@ -151,7 +151,7 @@ def test_a_message_travels():
 @pytest.mark.parametrize(
     ("payload", "said"),
     [
-        (TASK | {"v": 2}, "'start_training' of protocol version 2: this side speaks 1; upgrade the older one"),
+        (TASK | {"v": 1}, f"'start_training' of protocol version 1: this side speaks {PROTOCOL}; upgrade the older one"),
         (TASK | {"model": "short"}, "no 'start_training' message: model"),
         (TASK | {"more": 1}, "no 'start_training' message: more"),
         (TASK | {"deadline": float("nan")}, "no 'start_training' message"),
