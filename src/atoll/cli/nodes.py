@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -52,9 +53,8 @@ def add(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
 
     if not re.fullmatch(NAME, name):
         raise AtollError(f"'{name}' is no name of a node: letters, digits, '.', '_', '-', at most 64")
-    enrolment = Enrolment(store)
-    token = enrolment.add(name)
-    enrolment.close()
+    with closing(Enrolment(store)) as enrolment:
+        token = enrolment.add(name)
     if as_json:
         print(json.dumps({"name": name, "token": token}))
         return
@@ -67,9 +67,8 @@ def list_(store: Store = HERE, as_json: AsJson = False) -> None:
     """Show who may join: invited (the token is not used yet), joined, revoked."""
     from atoll.store.enrolment import Enrolment
 
-    enrolment = Enrolment(store)
-    found = enrolment.all()
-    enrolment.close()
+    with closing(Enrolment(store)) as enrolment:
+        found = enrolment.all()
     if as_json:
         told = ("name", "state", "node", "added", "joined", "revoked")
         print(json.dumps({"nodes": [{fact: getattr(one, fact) for fact in told} for one in found]}))
@@ -88,9 +87,8 @@ def revoke(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
     """Let a node in no more: a running server parts with it within a second, and the round goes on without it."""
     from atoll.store.enrolment import Enrolment
 
-    enrolment = Enrolment(store)
-    found = enrolment.revoke(name)
-    enrolment.close()
+    with closing(Enrolment(store)) as enrolment:
+        found = enrolment.revoke(name)
     if as_json:
         print(json.dumps({"name": name, "node": found.node}))
         return

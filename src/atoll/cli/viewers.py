@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -24,9 +25,8 @@ def add(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
     """Make a token to look by, and show it once; the server may be running."""
     from atoll.store.viewers import Viewers
 
-    found = Viewers(store)
-    token = found.add(name)
-    found.close()
+    with closing(Viewers(store)) as found:
+        token = found.add(name)
     if as_json:
         print(json.dumps({"name": name, "token": token}))
         return
@@ -39,9 +39,8 @@ def list_(store: Store = HERE, as_json: AsJson = False) -> None:
     """Show who may look."""
     from atoll.store.viewers import Viewers
 
-    found = Viewers(store)
-    people = found.all()
-    found.close()
+    with closing(Viewers(store)) as found:
+        people = found.all()
     if as_json:
         print(json.dumps({"viewers": [{"name": name, "added": added} for name, added in people.items()]}))
         return
@@ -56,7 +55,6 @@ def revoke(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
     """Let somebody look no more, within a second."""
     from atoll.store.viewers import Viewers
 
-    found = Viewers(store)
-    found.revoke(name)
-    found.close()
+    with closing(Viewers(store)) as found:
+        found.revoke(name)
     print(json.dumps({"name": name}) if as_json else f"{name} may look no more")

@@ -7,6 +7,7 @@ end), each once, in log order, complete and durable. May import ranks 0 and 1; i
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +103,22 @@ PIECE = 900 << 10
 """Bodies travel in pieces of this many bytes: under every default limit, and long enough to pay for their handling."""
 
 
-def _mapped(path: Path) -> Buffer:
+def contents(path: Path) -> memoryview:
+    """Return a file's bytes without reading them: pages come as they are looked at, and cost no anonymous memory."""
     with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if path.stat().st_size else b""
+        return memoryview(_map(file.fileno()) if path.stat().st_size else b"")
+
+
+def _map(handle: int) -> mmap.mmap:
+    # A round maps all of its bodies at once. Where Python allows it, none of them keeps a file descriptor.
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
 
 
 def pieces(body: Sequence[Buffer] | Path, start: int = 0, length: int = PIECE) -> Iterator[Buffer]:
     """Cut a body, from byte `start` on, into pieces of at most `length` bytes; a file is mapped, not read and copied."""
-    for part in [_mapped(body)] if isinstance(body, Path) else body:
+    for part in [contents(body)] if isinstance(body, Path) else body:
         view = memoryview(part).cast("B")
         skipped = min(start, view.nbytes)
         start -= skipped

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mmap
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from atoll.errors import LogError, RefusedError, UnreachableError
-from atoll.logs import Progress
+from atoll.logs import Progress, contents
 from atoll.wire import Buffer, Envelope
 
 _READ = 1 << 20
@@ -30,23 +28,15 @@ def path_of(directory: Path, envelope: Envelope) -> Path:
 
 
 def mapped(path: Path) -> memoryview:
-    """Return a file's bytes without reading them: pages come as they are looked at, and cost no anonymous memory.
+    """Return a body's bytes, as `contents` does.
 
     Raises:
         LogError: the file is gone or can't be mapped.
     """
     try:
-        with path.open("rb") as file:
-            return memoryview(_map(file.fileno()) if path.stat().st_size else b"")
+        return contents(path)
     except (OSError, ValueError) as error:
         raise LogError(f"{path}: a body is missing from the log ({error})") from error
-
-
-def _map(handle: int) -> mmap.mmap:
-    # A round maps all of its bodies at once. Where Python allows it, none of them keeps a file descriptor.
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ, trackfd=False)
-    return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
 
 
 def check_size(envelope: Envelope, body: Sequence[Buffer] | Path) -> None:

@@ -73,7 +73,7 @@ async def replay(
                 if (record := await _next(records)) is None:
                     raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")
                 seen[record.envelope.address, record.envelope.digest] = record
-            accepted = [Accepted(address.node, partial(_body, log, seen[address, digest])) for address, digest in wanted]
+            accepted = [Accepted(address.node, partial(_body, log, seen.pop((address, digest)))) for address, digest in wanted]
             state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered)
             model = digest_of(pack(algorithm.brief(state)))
             await asyncio.to_thread(log.forget, row.round)

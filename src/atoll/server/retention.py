@@ -73,8 +73,9 @@ def _spare(directory: Path, store: SqlStore, gone: Collection[str], thinned: Col
     """Yield the files and directories that nothing needs."""
     runs = store.runs()
     kept = [row for row in runs if row.run not in gone and row.pruned is None]
-    needed = {digest for row in kept for digest in (_ends(store, row) if row.run in thinned else _named(store, row))}
-    dropped = {digest for row in runs for digest in _named(store, row)}
+    named = {row.run: _named(store, row) for row in runs}
+    needed = {digest for row in kept for digest in (_ends(store, row) if row.run in thinned else named[row.run])}
+    dropped = {digest for digests in named.values() for digest in digests}
     for digest, path in Models(directory / "models").files().items():
         if digest not in needed and (digest in dropped or _settled(path)):
             yield path
