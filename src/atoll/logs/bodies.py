@@ -111,6 +111,8 @@ class Incoming:
     def __init__(self, path: Path, start: int) -> None:
         if start and not path.exists():
             raise UnreachableError(f"the upload goes on at byte {start}, but only 0 are here")
+        if not start:
+            path.unlink(missing_ok=True)  # what was there may be mapped: who reads a map of a file that is cut dies of it
         self._path, self._file = path, path.open("r+b" if start else "w+b", buffering=0)
         self._sha = hashlib.sha256()
         self._busy = threading.Lock()

@@ -26,6 +26,7 @@ class Downloads:
     def __init__(self, url: str, directory: Path) -> None:
         self._url, self._directory = url, directory
         self._verified: str | None = None
+        self._turn = asyncio.Lock()
 
     async def get(self, session: aiohttp.ClientSession, digest: str, limit: int, progress: Progress | None = None) -> memoryview:
         """Return a model's bytes, mapped from its file: they cost no memory until they are looked at.
@@ -42,20 +43,21 @@ class Downloads:
             StoreError: it can't be written.
         """
         path = self._directory / f"{digest}.safetensors"
-        if self._verified != digest or not path.is_file():
-            try:
-                self._make_room(path)
-                await self._fetch(session, digest, path, limit, progress)
-            except aiohttp.ClientError as error:
-                raise UnreachableError(
-                    f"{self._url}: the model can't be fetched ({str(error) or type(error).__name__})"
-                ) from error
-            except TimeoutError as error:
-                raise UnreachableError(f"{self._url}: the model stopped coming") from error
-            except OSError as error:
-                raise StoreError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
-            self._verified = digest
-        return mapped(path)
+        async with self._turn:  # a run that is stopped asks for the very model that a round may be fetching
+            if self._verified != digest or not path.is_file():
+                try:
+                    self._make_room(path)
+                    await self._fetch(session, digest, path, limit, progress)
+                except aiohttp.ClientError as error:
+                    raise UnreachableError(
+                        f"{self._url}: the model can't be fetched ({str(error) or type(error).__name__})"
+                    ) from error
+                except TimeoutError as error:
+                    raise UnreachableError(f"{self._url}: the model stopped coming") from error
+                except OSError as error:
+                    raise StoreError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
+                self._verified = digest
+            return mapped(path)
 
     def _make_room(self, path: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
