@@ -16,6 +16,7 @@ from atoll.logs.inproc import InprocLog
 from atoll.preprocess import prepare
 from atoll.server import events, machine
 from atoll.server.close import Accepted, close
+from atoll.server.state import State
 from atoll.simulate import simulate
 from atoll.store.sql import SqlStore
 from atoll.wire import Address, decode, digest_of, encode, pack, seal
@@ -36,7 +37,7 @@ def test_the_journey_step_by_step():
     (train,) = [command for command in commands if isinstance(command, events.Train)]
     assert set(train.nodes) == set(names)
 
-    async def travel() -> tuple[machine.State, events.Close, dict[str, memoryview]]:
+    async def travel() -> tuple[State, events.Close, dict[str, memoryview]]:
         at, log, bodies = server, InprocLog("run"), {}
         for identity, data in people.items():
             name = names[identity.node]

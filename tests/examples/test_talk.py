@@ -21,8 +21,9 @@ import atoll
 from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
-from atoll.server import events, machine
+from atoll.server import events
 from atoll.server.runtime import Server
+from atoll.server.state import waiting_for
 from atoll.simulate import simulate
 from atoll.store.sql import SqlStore
 from atoll.wire import seal
@@ -143,7 +144,7 @@ def test_a_slow_node_is_waited_for_as_long_as_the_plan_says(kafka, tmp_path):
             if isinstance(event, events.Appended) and not other_is_in.is_set():
                 later = event.now + 500
                 await happen(events.Tick(later))
-                told.append(machine.waiting_for(server.drive.state, later))
+                told.append(waiting_for(server.drive.state, later))
                 other_is_in.set()
 
         server.drive.happen = noticing

@@ -6,6 +6,7 @@ import pytest
 from tests.federation import plan
 
 from atoll.server import events, machine
+from atoll.server.state import Phase
 from atoll.testing.network import Federation
 from atoll.testing.world import Faults
 
@@ -66,7 +67,7 @@ def some(faults: Faults) -> None:
         world(seed, faults, embedded=False)
 
 
-@pytest.mark.parametrize("at", [(machine.Phase.TRAINING, events.Tick), (machine.Phase.CLOSING, events.Closed)])
+@pytest.mark.parametrize("at", [(Phase.TRAINING, events.Tick), (Phase.CLOSING, events.Closed)])
 def test_a_machine_that_forgets_something_is_caught(monkeypatch, at):
     monkeypatch.setattr(machine, "TABLE", {key: act for key, act in machine.TABLE.items() if key != at})
     with pytest.raises(AssertionError, match=r"it hangs|nothing more will happen"):
@@ -78,6 +79,6 @@ def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
         answers = {**state.answers, event.address.node: event.digest}
         return machine._settle(machine.replace(state, answers=answers), event.now)
 
-    monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (machine.Phase.TRAINING, events.Appended): lax})
+    monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (Phase.TRAINING, events.Appended): lax})
     with pytest.raises(AssertionError, match="what counts isn't what the log holds for that round"):
         some(UNKIND["lossy"])

@@ -12,17 +12,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.federation import plan
 
 from atoll.server import events, machine
-from atoll.server.machine import Phase
+from atoll.server.state import Phase, State, waiting_for
 from atoll.wire import Address
 
 NODES = {f"id-{k}": f"name-{9 - k}" for k in range(5)}
 
 
-def begin(rounds: int = 2, **cohort: Any) -> machine.State:
+def begin(rounds: int = 2, **cohort: Any) -> State:
     return machine.begin("run", plan(plan={"rounds": rounds}, cohort=cohort), "model-0", 0.0)[0]
 
 
-def feed(state: machine.State, *happened: events.Event) -> tuple[machine.State, list[events.Command]]:
+def feed(state: State, *happened: events.Event) -> tuple[State, list[events.Command]]:
     commands: list[events.Command] = []
     for event in happened:
         state, more = machine.transition(state, event)
@@ -34,7 +34,7 @@ def joined(count: int = 3, now: float = 0.0) -> events.Joined:
     return events.Joined(now, dict(list(NODES.items())[:count]))
 
 
-def update(state: machine.State, node: str, now: float = 1.0, digest: str = "") -> events.Appended:
+def update(state: State, node: str, now: float = 1.0, digest: str = "") -> events.Appended:
     return events.Appended(now, Address("run", state.round, state.attempt, node), digest or f"digest of {node}")
 
 
@@ -172,7 +172,7 @@ def test_stopping_in_mid_round_and_while_closing():
 @pytest.mark.parametrize("happened", [(), (joined(2),), (joined(3), events.Lost(1.0, "id-0"))])
 def test_what_is_waited_for_is_one_line_with_the_time_left(happened):
     state, _ = feed(begin(), *happened)
-    said = machine.waiting_for(state, 5.0)
+    said = waiting_for(state, 5.0)
     assert "15 s left" in said
     assert "\n" not in said
     if len(happened) == 2:
@@ -269,7 +269,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.state.phase in (Phase.WAITING, Phase.TRAINING, Phase.ENDING):
             assert self.woken >= self.state.until
         assert self.finished <= 1 or self.state.phase is Phase.ENDED
-        assert "\n" not in machine.waiting_for(self.state, self.now)
+        assert "\n" not in waiting_for(self.state, self.now)
 
     def teardown(self) -> None:
         """With nothing but time passing, it ends."""

@@ -14,11 +14,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
-from atoll.plan import Cohort, Plan
+from atoll.plan import Plan
 from atoll.server.events import (
     Appended,
     Broken,
@@ -41,81 +40,13 @@ from atoll.server.events import (
     Train,
     Wake,
 )
-from atoll.stopping import Course, Stopping
+from atoll.server.state import Phase, State, admits
 from atoll.wire import Address
 
 ATTEMPTS = 3
 """How often a round is tried before the run gives up."""
 FAREWELL = 10.0
 """How long the server waits, in seconds, for nodes to take the final model; one that was just lost may come back for it."""
-
-
-class Phase(Enum):
-    """Where a run stands."""
-
-    WAITING = "waiting for nodes"
-    TRAINING = "training"
-    CLOSING = "closing a round"
-    ENDING = "saying goodbye"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class State:
-    """A run, as the server sees it.
-
-    Args:
-        run: its id.
-        rounds, seed, rules, stopping: from the plan.
-        model: digest of the newest global model.
-        round, attempt: the one that is open, or next to open.
-        names: every node that ever joined: id → name.
-        present: the nodes that are connected.
-        cohort: the nodes asked in the open round, in the order of their names; `asked` holds the same, to look them up.
-        answers: node → digest of its update, or None where it declined.
-        declines: why nodes declined, for people.
-        until: when the present wait ends.
-        enough: since when the quorum is there.
-        leaving: the nodes that have not taken the final model yet.
-        course: how models have done so far.
-    """
-
-    run: str
-    rounds: int
-    seed: int
-    rules: Cohort
-    stopping: Stopping
-    model: str
-    until: float
-    phase: Phase = Phase.WAITING
-    round: int = 1
-    attempt: int = 1
-    names: Mapping[str, str] = field(default_factory=dict)
-    present: frozenset[str] = frozenset()
-    cohort: tuple[str, ...] = ()
-    asked: frozenset[str] = frozenset()
-    answers: Mapping[str, str | None] = field(default_factory=dict)
-    declines: Mapping[str, str] = field(default_factory=dict)
-    enough: float | None = None
-    leaving: frozenset[str] = frozenset()
-    course: Course = field(default_factory=Course)
-    outcome: Outcome | None = None
-    reason: str = ""
-
-    @property
-    def accepted(self) -> dict[str, str]:
-        """The updates that are in, in the order of their nodes' names."""
-        return {node: digest for node in self.cohort if (digest := self.answers.get(node)) is not None}
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The asked nodes that have neither answered nor declined."""
-        return tuple(node for node in self.cohort if node not in self.answers)
-
-    @property
-    def needed(self) -> int:
-        """How many updates of the cohort are a quorum."""
-        return max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
 
 
 Result = tuple[State, tuple[Command, ...]]
@@ -144,24 +75,6 @@ def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
 def transition(state: State, event: Event) -> Result:
     """Return what an event makes of a state, and what is to be done about it."""
     return TABLE.get((state.phase, type(event)), _ignored)(state, event)
-
-
-def waiting_for(state: State, now: float) -> str:
-    """Say in one line what a run waits for, and until when."""
-    left = f"; {max(0.0, state.until - now):.0f} s left"
-    if state.phase is Phase.WAITING:
-        return f"round {state.round}: {len(state.present)} of at least {state.rules.minimum} nodes are here{left}"
-    if state.phase is Phase.TRAINING:
-        who = ", ".join(state.names[node] + ("" if node in state.present else " (lost)") for node in state.missing[:5])
-        more = f" and {len(state.missing) - 5} more" if len(state.missing) > 5 else ""
-        return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
-    if state.phase is Phase.ENDING:
-        return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
-    return (
-        f"round {state.round}: {len(state.accepted)} updates become the next model"
-        if state.phase is Phase.CLOSING
-        else state.reason
-    )
 
 
 def _joined(state: State, event: Joined) -> State:
@@ -225,20 +138,6 @@ def _appended_elsewhen(state: State, event: Appended) -> Result:
     if state.phase is Phase.CLOSING and state.answers.get(event.address.node) == event.digest:
         return state, ()
     return state, (Judge(event.address, event.digest, False, admits(state, event.address) or "no round is open"),)
-
-
-def admits(state: State, address: Address) -> str | None:
-    """Say why an update with this address can't count now, or None where it can."""
-    if address.node not in state.names:
-        return "the node never joined this run"
-    if (address.round, address.attempt) != (state.round, state.attempt) or state.phase is not Phase.TRAINING:
-        return (
-            f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
-            f"the run is {state.phase.value} in round {state.round} attempt {state.attempt}"
-        )
-    if address.node not in state.asked:
-        return f"the node was not asked in round {state.round}"
-    return None
 
 
 def _declined(state: State, event: Declined) -> Result:

@@ -35,6 +35,8 @@ from atoll.server.door import Door
 from atoll.server.log import open_log
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
+from atoll.server.state import State as RunState
+from atoll.server.state import admits
 from atoll.server.status import status
 from atoll.server.viewing import Viewing
 from atoll.store import RunRow
@@ -129,7 +131,7 @@ class Server:
             events.Wake: self._wake,
             events.Finish: self._finish,
         }
-        self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._failed)
+        self.drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
 
     def _begin(self, state: State) -> None:
         """Store the run and its first state; or take up the last one that another server left."""
@@ -230,7 +232,7 @@ class Server:
     async def decline(self, node: str, message: Decline) -> None:
         """Hear that a node gives nothing in this round."""
         address = Address(message.run, message.round, message.attempt, node)
-        if machine.admits(self.drive.state, address) or node in self.drive.state.answers:
+        if admits(self.drive.state, address) or node in self.drive.state.answers:
             return  # said already, or of no round that is open: nothing to remember
         await self.book.refused(address, "", 0, "declined", message.reason)
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
@@ -256,7 +258,7 @@ class Server:
             except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
-            if machine.admits(self.drive.state, envelope.address) is None:
+            if admits(self.drive.state, envelope.address) is None:
                 try:
                     update = await asyncio.to_thread(self._verify, record, self.drive.state.model)
                 except AtollError as error:
@@ -313,7 +315,7 @@ class Server:
         address = command.address
         if not command.accepted:
             log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
-            late = machine.admits(self.drive.state, address) is not None
+            late = admits(self.drive.state, address) is not None
             await self.book.refused(address, command.digest, size, "late" if late else "rejected", command.reason)
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
         await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
@@ -381,7 +383,7 @@ class Server:
         arriving = {
             address.node: progress
             for address, progress in self.log.arriving().items()
-            if machine.admits(self.drive.state, address) is None
+            if admits(self.drive.state, address) is None
         }
         return {
             "plan": self.plan.plan.name,
@@ -399,7 +401,7 @@ class Server:
         return socketio.ASGIApp(self.channel.sio, Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:
-        return self.door.refuses(envelope.address.node) or machine.admits(self.drive.state, envelope.address)
+        return self.door.refuses(envelope.address.node) or admits(self.drive.state, envelope.address)
 
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})

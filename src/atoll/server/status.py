@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atoll.server import machine
-from atoll.server.machine import Phase, State
+from atoll.server.state import Phase, State, waiting_for
 
 
 def status(
@@ -46,7 +45,7 @@ def status(
         "round": run.round,
         "attempt": run.attempt,
         "rounds": run.rounds,
-        "waiting_for": "; ".join(filter(None, (machine.waiting_for(run, now), troubles))),
+        "waiting_for": "; ".join(filter(None, (waiting_for(run, now), troubles))),
         "until": clock + run.until - now if waits else None,
         "cohort": len(run.cohort),
         "accepted": len(run.accepted),

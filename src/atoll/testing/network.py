@@ -18,6 +18,7 @@ from atoll.node import machine as node_machine
 from atoll.plan import Plan
 from atoll.server import events
 from atoll.server import machine as server_machine
+from atoll.server.state import State, admits, waiting_for
 from atoll.stopping import Course
 from atoll.testing.world import Faults, World
 from atoll.wire import Address
@@ -39,7 +40,7 @@ class _Store:
 class _Server:
     up: bool = False
     life: int = 0
-    state: server_machine.State | None = None
+    state: State | None = None
     since: int = 0
     read: int = 0
     verdicts: dict[tuple[Address, str], Verdict] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class Federation:
 
     def _said(self) -> str:
         state = self._server.state
-        return server_machine.waiting_for(state, self._world.now / self._rate) if state else "the server is away"
+        return waiting_for(state, self._world.now / self._rate) if state else "the server is away"
 
     def _after_delay(self, act: Callable[[], None]) -> None:
         self._world.later(self._world.about(self.faults.delay, self.faults.longest), act)
@@ -245,7 +246,7 @@ class Federation:
             self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
             return
         if address not in self.log:
-            if self._embedded and self._server.state and (no := server_machine.admits(self._server.state, address)):
+            if self._embedded and self._server.state and (no := admits(self._server.state, address)):
                 self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason=no), life)
                 return
             self.log[address] = digest
