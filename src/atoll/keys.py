@@ -1,4 +1,4 @@
-"""Who a node or a server is: an Ed25519 key made on first use, and signatures with it.
+"""Who a node or a server is: an Ed25519 key made on first use, and signatures with it; and secrets that two parties share.
 
 With `tls`, the home of `cryptography`. Private keys come from the operating system's generator and stay in
 their file (mode 0600); a node's id is the hash of its public key.
@@ -12,10 +12,20 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from atoll.errors import StoreError
+from atoll.errors import RefusedError, StoreError
+
+SECRET = 32
+"""Bytes in a secret, a key, and a public key for agreement."""
+SEALED = 16
+"""Bytes by which `encrypt` makes a message longer."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +99,71 @@ def signed_by(public: bytes, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def new_secret() -> bytes:
+    """Return 32 bytes of the operating system's generator."""
+    return secrets.token_bytes(SECRET)
+
+
+def derive(secret: bytes, purpose: bytes) -> bytes:
+    """Return a key of 32 bytes for one purpose (HKDF-SHA256, RFC 5869): other purposes' keys say nothing about it."""
+    return HKDF(SHA256(), SECRET, None, purpose).derive(secret)
+
+
+def agreement_key(private: bytes) -> bytes:
+    """Return the public half, 32 bytes, of an X25519 key (RFC 7748)."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes, purpose: bytes) -> bytes:
+    """Return the key of 32 bytes that the holders of two X25519 keys share for one purpose.
+
+    Raises:
+        RefusedError: `public` is no key, or one of those few that give everybody the same secret.
+    """
+    try:
+        shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:
+        raise RefusedError("a key for agreement that is none, or a weak one") from error
+    return derive(shared, purpose)
+
+
+def encrypt(key: bytes, message: bytes, bound: bytes) -> bytes:
+    """Return a message that only a holder of `key` reads, and only together with `bound` (AES-256-GCM).
+
+    The nonce is constant: a key encrypts one message, ever.
+    """
+    return AESGCM(key).encrypt(bytes(12), message, bound)
+
+
+def decrypt(key: bytes, sealed: bytes, bound: bytes) -> bytes:
+    """Return what `encrypt` hid.
+
+    Raises:
+        RefusedError: it was altered, or belongs to another key or another `bound`.
+    """
+    try:
+        return AESGCM(key).decrypt(bytes(12), sealed, bound)
+    except (InvalidTag, ValueError) as error:
+        raise RefusedError("an encrypted message that was altered, or isn't for this node") from error
+
+
+class Keystream:
+    """The bytes that AES-256-CTR makes of a key, used for nothing else: indistinguishable from random ones.
+
+    Args:
+        key: 32 bytes.
+        start: the first byte to give; a multiple of 16.
+    """
+
+    def __init__(self, key: bytes, start: int = 0) -> None:
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR((start // 16).to_bytes(16, "big"))).encryptor()
+
+    def fill(self, zeros: memoryview, into: memoryview) -> None:
+        """Write the next bytes, as many as there are zeros, into a buffer of that length."""
+        self._cipher.update_into(zeros, into)
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes."""
+        return self._cipher.update(bytes(count))
