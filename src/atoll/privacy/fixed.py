@@ -1,0 +1,104 @@
+"""Fixed-point numbers: floats as whole numbers modulo 2³² or 2⁶⁴, whose sums are exact and can't run over.
+
+Masks need a finite group to be uniform in. The step is a power of two, so multiplying with it is exact, and
+small enough a number of steps that a whole cohort's largest values still fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.errors import LayoutError, PlanError
+from atoll.keys import Keystream, new_secret
+from atoll.vector import finite
+
+Words = NDArray[Any]
+"""A flat array of uint32 or uint64: numbers modulo 2³² or 2⁶⁴."""
+_BLOCK = 1 << 14
+_COARSEST = 8
+"""Bits that one number must be left with, its sign not counted."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """How each of `nodes` nodes writes its numbers, so that their sum modulo 2^bits is the true sum of what was written.
+
+    Args:
+        clip: the largest magnitude of a number; beyond it, it is cut.
+        nodes: how many are added at most.
+        bits: 32 or 64.
+        weight: the largest weight that a number is multiplied with.
+
+    Raises:
+        PlanError: so many nodes and so large numbers leave less than 8 bits for each.
+    """
+
+    clip: float
+    nodes: int
+    bits: Literal[32, 64]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.clip < math.inf and 0 < self.weight < math.inf and self.nodes >= 1 and self.bits in {32, 64}):
+            raise PlanError(f"fixed point: clip {self.clip} and weight {self.weight} must be above 0, and bits 32 or 64")
+        if self.limit < 1 << _COARSEST:
+            raise PlanError(
+                f"fixed point: {self.nodes} nodes leave less than {_COARSEST} of {self.bits} bits to each; take 64 bits"
+            )
+
+    @property
+    def limit(self) -> int:
+        """The largest whole number that a node writes: all nodes' together stay below half of 2^bits."""
+        return ((1 << (self.bits - 1)) - 1) // self.nodes
+
+    @property
+    def exponent(self) -> int:
+        """A number is written as so many steps of 2^-exponent; the largest exponent that keeps within the limit."""
+        largest = Fraction(self.clip) * Fraction(self.weight) * (1 + Fraction(1, 1 << 50))  # products are rounded, maybe up
+        exponent = math.floor(math.log2(self.limit)) - math.floor(math.log2(largest)) + 1
+        while largest * Fraction(2) ** exponent > self.limit:
+            exponent -= 1
+        return exponent
+
+    def encode(self, values: NDArray[Any], weight: float = 1.0, stream: Keystream | None = None) -> Words:
+        """Return weight · value for each value, cut at ±clip, in whole steps.
+
+        Rounded up or down at random, so that the expectation is the number itself to 2⁻³² of a step.
+
+        Args:
+            values: float32 or float64 [numbers].
+            weight: what each is multiplied with, from 0 on.
+            stream: where the rounding's randomness comes from; the operating system's generator when None.
+
+        Raises:
+            LayoutError: a value is NaN or infinite, or the weight is none that was agreed on.
+        """
+        if not 0 <= weight <= self.weight:
+            raise LayoutError(f"a weight of {weight}: agreed were weights from 0 to {self.weight}")
+        stream = stream or Keystream(new_secret())
+        factor = math.ldexp(weight, self.exponent)
+        words = np.empty(values.size, f"uint{self.bits}")
+        signed = words.view(f"int{self.bits}")
+        for lo in range(0, values.size, _BLOCK):
+            block = values[lo : lo + _BLOCK]
+            if not finite(block):
+                raise LayoutError("numbers to be masked hold NaN or infinity; lower the learning rate or look at the data")
+            exact = np.clip(block, -self.clip, self.clip, dtype=np.float64)
+            exact *= factor
+            whole = np.floor(exact)
+            exact -= whole
+            exact *= 2.0**32
+            whole += exact > np.frombuffer(stream.take(4 * exact.size), np.uint32)
+            signed[lo : lo + _BLOCK] = whole
+        return words
+
+    def decode(self, total: Words) -> NDArray[np.float64]:
+        """Return the sum of what up to `nodes` nodes encoded, from its sum modulo 2^bits."""
+        signed = total.view(f"int{self.bits}")
+        return np.ldexp(signed.astype(np.float64), -self.exponent)

@@ -1,0 +1,81 @@
+"""Masks: what goes on comes off, whatever the number of threads; and they look like nothing at all."""
+
+from __future__ import annotations
+
+import hmac
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.errors import RefusedError
+from atoll.keys import Keystream, agree, agreement_key, decrypt, derive, encrypt, new_secret
+from atoll.privacy.masks import apply
+
+KEYS = [bytes([number]) * 32 for number in range(1, 8)]
+DTYPES = (np.uint32, np.uint64)
+
+
+@given(st.lists(st.tuples(st.integers(1, 70), st.sampled_from(DTYPES)), min_size=1, max_size=3), st.integers(1, 5))
+def test_masks_are_the_keystreams_words_whatever_the_threads(shapes, threads):
+    parts = [np.arange(size, dtype=dtype) for size, dtype in shapes]
+    apply(parts, KEYS[:2], KEYS[2:3], threads=threads)
+    streams = [Keystream(key) for key in KEYS[:3]]
+    for part, (size, dtype) in zip(parts, shapes):
+        length = -(-part.nbytes // 16) * 16
+        masks = [np.frombuffer(stream.take(length)[: part.nbytes], dtype) for stream in streams]
+        assert (part == np.arange(size, dtype=dtype) + masks[0] + masks[1] - masks[2]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_goes_on_comes_off(dtype):
+    parts = [np.arange(200_001, dtype=dtype), np.arange(0, dtype=dtype), np.arange(3, dtype=np.uint64)]
+    apply(parts, KEYS[:4], KEYS[4:], threads=1)
+    assert (parts[0][:1000] != np.arange(1000)).all()
+    apply(parts, KEYS[4:], KEYS[:4], threads=2)
+    assert all((part == np.arange(part.size)).all() for part in parts)
+
+
+def test_words_are_uniform():
+    words = np.zeros(1 << 18, np.uint32)
+    apply([words], [new_secret()])
+    counts = np.bincount(words.view(np.uint8), minlength=256)
+    expected = words.nbytes / 256
+    assert 150 < ((counts - expected) ** 2 / expected).sum() < 390  # chi-square, 255 degrees of freedom: ±6 σ
+
+
+def test_two_parties_agree_and_no_third():
+    ours, theirs, third = new_secret(), new_secret(), new_secret()
+    key = agree(ours, agreement_key(theirs), b"masks")
+    assert key == agree(theirs, agreement_key(ours), b"masks")
+    assert len({key, agree(ours, agreement_key(theirs), b"shares"), agree(third, agreement_key(ours), b"masks")}) == 3
+
+
+def test_agreement_is_that_of_rfc_7748_and_derivation_that_of_rfc_5869():
+    alice = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+    bob = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    shared = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
+    assert agreement_key(alice).hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    assert agreement_key(bob).hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+    extracted = hmac.digest(bytes(32), shared, "sha256")
+    assert agree(alice, agreement_key(bob), b"masks") == hmac.digest(extracted, b"masks\x01", "sha256")
+
+
+@pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), b"short"])
+def test_a_weak_key_is_refused(public):
+    with pytest.raises(RefusedError, match="a weak one"):
+        agree(new_secret(), public, b"masks")
+
+
+def test_an_altered_or_misplaced_message_is_refused():
+    key = derive(new_secret(), b"shares")
+    sealed = encrypt(key, b"hello", b"from 1 to 2")
+    assert decrypt(key, sealed, b"from 1 to 2") == b"hello"
+    for wrong, bound in (
+        (sealed[:-1] + bytes([sealed[-1] ^ 1]), b"from 1 to 2"),
+        (sealed, b"from 1 to 3"),
+        (b"", b"from 1 to 2"),
+    ):
+        with pytest.raises(RefusedError, match="altered"):
+            decrypt(key, wrong, bound)
