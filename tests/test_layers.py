@@ -47,6 +47,7 @@ HOMES: Mapping[str, Sequence[str]] = {
         "atoll.node.outbox",
         "atoll.node.trust",
         FLOOR,
+        "atoll.cli.bench.connect",
     ),
     "confluent_kafka": ("atoll.logs.kafka", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),

@@ -54,6 +54,7 @@ class Web(uvicorn.Server):
                 access_log=False,  # an address may hold a token, once
                 ws_per_message_deflate=False,
                 ws_max_size=message,
+                ws_ping_interval=None,  # the channel has pings of its own
                 timeout_graceful_shutdown=max(1, round(farewell)),
                 **shown,
             )

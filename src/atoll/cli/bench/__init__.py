@@ -77,6 +77,20 @@ def growth(
         print(json.dumps({"rows": rows}), flush=True)
 
 
+@bench.command()
+def connect(
+    nodes: Annotated[int, typer.Option(help="How many nodes; each takes an open file, here and in the server.")] = 10_000,
+    idle: Annotated[float, typer.Option(help="For how many seconds the idle server is measured.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Connect many idle nodes to one server process: memory and processor time of each, and the time to reach all of them."""
+    from atoll.cli.bench.connect import measure
+
+    with working("connecting nodes", quiet=as_json):
+        row = measure(nodes, idle)
+    _show(row, "connect", as_json=as_json)
+
+
 @bench.command(name="all")
 def everything(as_json: AsJson = False) -> None:
     """Run every benchmark: a few minutes."""
