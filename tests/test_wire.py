@@ -127,6 +127,25 @@ def test_not_finite_is_found_wherever_it_is(bad, place):
         check({"parameters": group}, {"parameters": group.layout})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_same_pass_measures_what_is_averaged(dtype):
+    numbers = np.random.default_rng(0).standard_normal(300_000)
+    averaged = Group(Layout((Tensor("a", (300_000,)),), dtype), numbers.astype(dtype))
+    summed = Group(Layout((Tensor("n", (2,)),), "int64", "plain"), np.array([1 << 62, -1]))
+    groups = {"parameters": averaged, "buffers": averaged, "counts": summed}
+    assert check(groups, layouts_of(groups)) == pytest.approx(np.sqrt(2) * np.linalg.norm(numbers), rel=1e-5)
+    assert check({"counts": summed}, {"counts": summed.layout}) is None
+    assert check({"empty": Group(Layout((), dtype), np.empty(0, dtype))}, {"empty": Layout((), dtype)}) == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 3e38), ("float64", 1e300)])
+def test_numbers_too_large_to_be_squared_are_finite_and_long(dtype, large):
+    group = Group(Layout((Tensor("a", (2,)),), dtype), np.array([large, 0], dtype))
+    found = check({"g": group}, {"g": group.layout})
+    assert found is not None
+    assert 1e38 < found < np.inf
+
+
 def test_layouts_that_differ_say_where():
     ours, theirs = Layout((Tensor("w", (3,)),)), Layout((Tensor("w", (4,)),))
     group = Group(ours, np.zeros(3, np.float32))

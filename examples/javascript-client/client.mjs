@@ -147,7 +147,7 @@ function fit(start, rows, { steps, epochs, batch_size: size, learning_rate: rate
 }
 
 // ---- The node
-// What a plan may ask of this client, with its defaults; [plan], [cohort] and [stopping] are the server's business.
+// What a plan may ask of this client, with its defaults; [plan], [cohort], [checks] and [stopping] are the server's business.
 const KNOWN = {
   model: { logistic: false, inputs: null, classes: [0, 1] },
   data: { features: null, target: null, columns: null, positive: null, split: null, standardise: "no",
@@ -155,7 +155,7 @@ const KNOWN = {
   training: { epochs: null, steps: null, batch_size: 32, optimizer: "sgd", learning_rate: 0.01 },
   aggregation: { rule: "fedavg" }, log: { prefix: null },
 };
-function asked({ cohort, stopping, ...sections }) {
+function asked({ cohort, checks, stopping, ...sections }) {
   const keys = Object.entries(sections).flatMap(([section, keys]) => Object.keys(keys).map((key) => [section, key]));
   const unknown = keys.find(([section, key]) => !(key in (KNOWN[section] ?? {})));
   if (unknown) refuse(`this client doesn't know what the plan asks: ${unknown.join(".")}`);

@@ -139,6 +139,24 @@ class Cohort(Section):
     grace: Annotated[float, Field(ge=0), BeforeValidator(seconds)] = 30.0
 
 
+class Checks(Section):
+    """`[checks]`: how long an update may be, and how long a node is held out that sends what can't count.
+
+    `norm` is a multiple of the running median of accepted updates' lengths, 0 for no bound. After `offences` refused
+    updates a node isn't asked for `held_out` rounds.
+    """
+
+    norm: Annotated[float, Field(ge=0)] = 100.0
+    offences: PositiveInt = 3
+    held_out: NonNegativeInt = 10
+
+    @model_validator(mode="after")
+    def _no_bound_below_the_median(self) -> Self:
+        if 0 < self.norm < 1:
+            raise ValueError("norm is 0, for no bound, or at least 1: a smaller one refuses the median update itself")
+        return self
+
+
 class Log(Section):
     """`[log]`: the channel that carries updates; without `kafka` it is the one embedded in the server."""
 
@@ -160,6 +178,7 @@ class Plan(Section):
     training: Training = Training()
     aggregation: Aggregation = Aggregation()
     cohort: Cohort = Cohort()
+    checks: Checks = Checks()
     stopping: Stopping = Stopping()
     log: Log = Log()
 

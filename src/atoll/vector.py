@@ -7,6 +7,7 @@ the `Total`s that a fold makes of many nodes' groups. Rank 0: imports nothing of
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,17 +143,39 @@ def layouts_of(groups: Groups) -> dict[str, Layout]:
     return {name: group.layout for name, group in groups.items()}
 
 
-def check(groups: Groups, layouts: Layouts) -> None:
-    """Check that groups have just these layouts, and only finite numbers.
+def check(groups: Groups, layouts: Layouts) -> float | None:
+    """Check that groups have just these layouts, and only finite numbers; each number is read once.
+
+    Returns:
+        The Euclidean norm over all groups that meet a mean; None where none does, as with Newton's sums.
 
     Raises:
         LayoutError: naming the group, and the array where there is one.
     """
     check_layouts(groups, layouts)
+    lengths = []
     for name, group in groups.items():
-        if not finite(group.values):
+        squares = squared(group.values)
+        if not math.isfinite(squares) and not finite(group.values):
             bad = next(tensor for tensor, array in group.arrays.items() if not finite(array.reshape(-1)))
             raise LayoutError(f"'{bad}' in group '{name}' holds NaN or infinity; lower the learning rate or look at the data")
+        if group.layout.total == "weighted":
+            lengths.append(squares)
+    return math.sqrt(min(math.fsum(lengths), sys.float_info.max)) if lengths else None
+
+
+def squared(values: Flat, block: int = 1 << 17) -> float:
+    """Return the sum of squares: not finite where a number isn't, or where a float64 is too large to be squared."""
+    if values.dtype.kind != "f":
+        return float(np.square(values, dtype=np.float64).sum())
+    total, spare = 0.0, np.empty(min(block, values.size), values.dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for lo in range(0, values.size, block):
+            part = values[lo : lo + block]
+            squares = float(np.multiply(part, part, out=spare[: part.size]).sum())
+            # A float32 of 1e20 is a number, but its square is none.
+            total += squares if math.isfinite(squares) else float(np.square(part, dtype=np.float64).sum())
+    return total
 
 
 def check_layouts(groups: Groups, layouts: Layouts) -> None:

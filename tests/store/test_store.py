@@ -42,7 +42,7 @@ def test_a_newer_schema_is_not_touched(tmp_path):
     base.execute("UPDATE schema SET version = 99")
     base.commit()
     base.close()
-    with pytest.raises(StoreError, match=r"made by a newer Atoll \(schema 99, this one knows 3\); upgrade Atoll"):
+    with pytest.raises(StoreError, match=r"made by a newer Atoll \(schema 99, this one knows 4\); upgrade Atoll"):
         SqlStore(tmp_path)
 
 
@@ -99,4 +99,16 @@ def test_the_ledger_says_what_left_before_what_became_of_it(tmp_path):
     ledger.judged(envelope.digest, accepted=False, reason="too late", now=11.0)
     (entry,) = ledger.entries()
     assert (entry["verdict"], entry["reason"]) == ("refused", "too late")
+    ledger.close()
+
+
+def test_an_older_ledger_gets_the_index_by_which_verdicts_are_noted(tmp_path):
+    Ledger(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as base:
+        base.execute("DROP INDEX ledger_by_digest")
+        base.execute("UPDATE schema SET version = 3")
+    ledger = Ledger(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as base:
+        (*_, how) = base.execute("EXPLAIN QUERY PLAN UPDATE ledger SET verdict = 'x' WHERE digest = 'd'").fetchone()
+    assert "USING INDEX ledger_by_digest" in how
     ledger.close()

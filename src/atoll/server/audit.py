@@ -103,11 +103,11 @@ def _rounds(stored: Sequence[RoundRow], updates: Sequence[UpdateRow], said: Sequ
 
 def _refusals(updates: Sequence[UpdateRow], said: Sequence[dict[str, Any]], first: int) -> Iterator[str]:
     """Compare what doesn't count, from a round on: the refusals of earlier ones may have come before the record began."""
-    facts = ("round", "attempt", "node", "status", "reason", "digest", "bytes")
+    facts = ("round", "attempt", "node", "status", "reason", "digest", "bytes", "norm", "offence")
     stored = (entries.refused(row) for row in updates if row.status != "accepted" and row.round >= first)
     told = (one for one in said if one["what"] == "refused" and one["round"] >= first)
-    came, told_of = (Counter(tuple(one[name] for name in facts) for one in which) for which in (stored, told))
-    for one in sorted((came - told_of) + (told_of - came)):
+    came, told_of = (Counter[tuple[Any, ...]](tuple(map(one.get, facts)) for one in which) for which in (stored, told))
+    for one in sorted((came - told_of) + (told_of - came), key=repr):
         where = "record" if came[one] > told_of[one] else "store"
         yield f"round {one[0]}: that node {one[2]}'s update was {one[3]} ({one[4][:80]}) is missing or altered in the {where}"
 

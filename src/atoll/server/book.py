@@ -16,7 +16,7 @@ from atoll.learner import pooled, summary
 from atoll.logs import Record
 from atoll.messages import Head, Verdict
 from atoll.server import entries
-from atoll.server.events import Close
+from atoll.server.events import Close, Judge
 from atoll.server.resume import Unfinished, address_of
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
@@ -122,13 +122,13 @@ class Book:
         entry = entries.opened(round_, attempt, cohort)
         await self._write(self._store.open_round, self._run, round_, attempt, cohort, tell=entry)
 
-    def arrived(self, record: Record, weight: float, metrics: Metrics, now: float) -> None:
+    def arrived(self, record: Record, weight: float, metrics: Metrics, norm: float | None, now: float) -> None:
         """A verified update is in the log."""
         run, round_, attempt, node = record.envelope.address
         if node not in self._arrivals:
             row = UpdateRow(
                 run, round_, attempt, node, "accepted", record.envelope.digest, record.envelope.size,
-                now - self._asked, weight, "", record.position, -1, metrics,
+                now - self._asked, weight, "", record.position, -1, metrics, norm,
             )  # fmt: skip
             self._arrivals[node] = _Arrival(record.envelope, row)
 
@@ -136,13 +136,20 @@ class Book:
         """The envelope of a node's update in the open round."""
         return self._arrivals[node].envelope
 
-    async def refused(self, address: Address, digest: str, size: int, status: Status, reason: str) -> None:
+    async def refused(self, status: Status, judged: Judge) -> None:
         """Something came that doesn't count."""
-        if digest and (address, digest) in self._refused:  # it comes again
+        address, key = judged.address, (judged.address, judged.digest)
+        if judged.digest and key in self._refused:  # it comes again
             return
-        self._refused.add((address, digest))
-        row = UpdateRow(address.run, address.round, address.attempt, address.node, status, digest, size, reason=reason)
-        await self._write(self._store.record_update, row, tell=entries.refused(row))
+        row = UpdateRow(
+            *address, status, judged.digest, judged.size, reason=judged.reason, norm=judged.norm, offence=judged.offence
+        )
+        self._refused.add(key)
+        try:
+            await self._write(self._store.record_update, row, tell=entries.refused(row))
+        except BaseException:
+            self._refused.discard(key)  # it isn't stored: when it comes again, it has to be
+            raise
 
     def judged(self, address: Address, digest: str, accepted: bool, reason: str) -> Verdict:
         """Remember, and return, what a node is told of its update; it may have to be told again."""

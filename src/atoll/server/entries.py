@@ -36,7 +36,9 @@ def opened(round_: int, attempt: int, cohort: Sequence[str]) -> Entry:
 def refused(row: UpdateRow) -> Entry:
     """Something came that doesn't count, or a node declined."""
     facts = {"round": row.round, "attempt": row.attempt, "node": row.node, "status": row.status}
-    return {"what": "refused", **facts, "digest": row.digest, "bytes": row.bytes, "reason": row.reason}
+    seen = {"digest": row.digest, "bytes": row.bytes, "reason": row.reason}
+    more = {name: value for name, value in (("norm", row.norm), ("offence", row.offence)) if value}
+    return {"what": "refused", **facts, **seen, **more}
 
 
 def closed(row: RoundRow, updates: Sequence[UpdateRow]) -> Entry:
@@ -53,7 +55,12 @@ def ended(outcome: str, reason: str) -> Entry:
 
 def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
     """Return the SHA-256 (hex) of a round's rows, the same before they are stored and after."""
-    return hashlib.sha256(canonical(_plain([vars(row), *map(vars, updates)])).encode()).hexdigest()
+    return hashlib.sha256(canonical(_plain([vars(row), *map(_facts, updates)])).encode()).hexdigest()
+
+
+def _facts(row: UpdateRow) -> dict[str, Any]:
+    """A row without the columns that older records don't know, where these say nothing."""
+    return {name: value for name, value in vars(row).items() if value or name not in ("norm", "offence")}
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from atoll.server.offences import Conduct
 from atoll.stopping import Course
 from atoll.wire import Address
 
@@ -42,10 +43,22 @@ class Revoked(Event):
 
 @dataclass(frozen=True)
 class Appended(Event):
-    """An update is complete and durable in the log, and was verified."""
+    """An update is complete and durable in the log, and was verified; `size` is in bytes, `norm` as `vector.check` says."""
 
     address: Address
     digest: str
+    size: int = 0
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Refused(Event):
+    """What a node signed and appended can't count, whatever the network did: other arrays than agreed, NaN, no weight."""
+
+    address: Address
+    digest: str
+    size: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -104,12 +117,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Judge:
-    """Tell a node whether its update counts, and record it."""
+    """Tell a node whether its update counts, and record it; an `offence` is refused for what the node itself put into it."""
 
     address: Address
     digest: str
     accepted: bool
     reason: str = ""
+    size: int = 0
+    norm: float | None = None
+    offence: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,7 @@ class Past(NamedTuple):
         model: digest of the newest global model.
         course: how models have done.
         answered: the nodes whose updates made that model.
+        conduct: how long updates were, and who sent what can't count.
     """
 
     closed: int
@@ -169,3 +186,4 @@ class Past(NamedTuple):
     model: str
     course: Course
     answered: tuple[str, ...]
+    conduct: Conduct = Conduct()

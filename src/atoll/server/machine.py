@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from atoll.plan import Plan
+from atoll.server import offences
 from atoll.server.events import (
     Appended,
     Broken,
@@ -34,13 +35,14 @@ from atoll.server.events import (
     Lost,
     Outcome,
     Past,
+    Refused,
     Revoked,
     Stop,
     Tick,
     Train,
     Wake,
 )
-from atoll.server.state import Phase, State, admits
+from atoll.server.state import Phase, State, admits, here
 from atoll.wire import Address
 
 ATTEMPTS = 3
@@ -55,7 +57,8 @@ Result = tuple[State, tuple[Command, ...]]
 def begin(run: str, plan: Plan, model: str, now: float) -> Result:
     """Return the first state of a run, which waits for nodes, and its first commands."""
     until = now + plan.cohort.deadline
-    return State(run, plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, model, until), (Wake(until),)
+    agreed = plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, plan.checks
+    return State(run, *agreed, model, until), (Wake(until),)
 
 
 def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
@@ -64,7 +67,8 @@ def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
     """
     state, commands = begin(run, plan, past.model, now)
-    done = replace(state, names=past.names, course=past.course, round=min(past.closed + 1, state.rounds))
+    known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct}
+    done = replace(state, **known, round=min(past.closed + 1, state.rounds))
     over = past.course.over(plan.stopping) or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
         return _farewell(done, "completed", over, now, past.answered)
@@ -87,7 +91,7 @@ def _join_waiting(state: State, event: Joined) -> Result:
 
 def _join_training(state: State, event: Joined) -> Result:
     """A node that was asked and lost is asked again; a late one waits for the next round."""
-    again = tuple(node for node in state.missing if node in event.nodes)
+    again = tuple(node for node in state.conduct.welcome(state.missing, state.round) if node in event.nodes)
     return _joined(state, event), (replace(_train(state, again, event.now), again=True),) if again else ()
 
 
@@ -131,10 +135,31 @@ def _appended(state: State, event: Appended) -> Result:
         if state.answers[node] == event.digest:
             return state, ()  # the same update again: it is in already
         return state, (Judge(event.address, event.digest, False, "the node has already answered in this round"),)
-    return _settle(replace(state, answers={**state.answers, node: event.digest}), event.now)
+    if reason := offences.too_long(state.conduct, state.checks, event.norm):
+        return _offended(state, event, reason, event.norm)
+    norms = {**state.norms, node: event.norm}
+    return _settle(replace(state, answers={**state.answers, node: event.digest}, norms=norms), event.now)
 
 
-def _appended_elsewhen(state: State, event: Appended) -> Result:
+def _refused(state: State, event: Refused) -> Result:
+    if admits(state, event.address) or event.address.node in state.answers:
+        return _appended(state, Appended(event.now, event.address, event.digest))  # whatever it holds, it doesn't count
+    return _offended(state, event, event.reason, None)
+
+
+def _offended(state: State, event: Appended | Refused, reason: str, norm: float | None) -> Result:
+    """Refuse an update for what it holds; nobody waits for the node in this round, nor in later ones if it does so often."""
+    node = event.address.node
+    conduct = state.conduct.offended(state.checks, event.address)
+    if conduct.held_out(node, state.round):
+        reason += f"; after {state.checks.offences} such updates the node is held out until round {conduct.until[node]} is over"
+    judge = Judge(event.address, event.digest, False, reason, event.size, norm, offence=True)
+    answers, declines = {**state.answers, node: None}, {**state.declines, node: reason}
+    settled, commands = _settle(replace(state, conduct=conduct, answers=answers, declines=declines), event.now)
+    return settled, (judge, *commands)
+
+
+def _appended_elsewhen(state: State, event: Appended | Refused) -> Result:
     if state.phase is Phase.CLOSING and state.answers.get(event.address.node) == event.digest:
         return state, ()
     return state, (Judge(event.address, event.digest, False, admits(state, event.address) or "no round is open"),)
@@ -151,8 +176,7 @@ def _declined(state: State, event: Declined) -> Result:
 def _tick_waiting(state: State, event: Tick) -> Result:
     if event.now < state.until:
         return state, ()
-    said = f"{len(state.present)} of at least {state.rules.minimum} nodes were there at the deadline"
-    return _farewell(state, "gave_up", f"round {state.round}: {said}", event.now)
+    return _farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
 
 
 def _tick_training(state: State, event: Tick) -> Result:
@@ -203,13 +227,14 @@ def _address(state: State, node: str) -> Address:
 
 
 def _rest(state: State) -> State:
-    return replace(state, cohort=(), asked=frozenset(), answers={}, declines={}, enough=None)
+    return replace(state, cohort=(), asked=frozenset(), answers={}, norms={}, declines={}, enough=None)
 
 
 def _closed(state: State, event: Closed) -> Result:
     verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.accepted.items())
     course = state.course.after(state.stopping, event.judged)
-    done = replace(_rest(state), model=event.model, attempt=1, course=course)
+    norms = [norm for node in state.accepted if (norm := state.norms.get(node)) is not None]
+    done = replace(_rest(state), model=event.model, attempt=1, course=course, conduct=state.conduct.closed(norms))
     if state.outcome:  # somebody asked to stop while the round was closing
         ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.accepted)
     elif state.round >= state.rounds:
@@ -224,10 +249,11 @@ def _closed(state: State, event: Closed) -> Result:
 
 
 def _start_if_enough(state: State, now: float) -> Result:
-    if len(state.present) < state.rules.minimum:
+    welcome = state.conduct.welcome(state.present, state.round)
+    if len(welcome) < state.rules.minimum:
         return state, ()
-    asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(state.present)))
-    drawn = sorted(state.present, key=lambda node: _lot(state, node))[:asked]
+    asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
+    drawn = sorted(welcome, key=lambda node: _lot(state, node))[:asked]
     cohort = tuple(sorted(drawn, key=lambda node: (state.names[node], node)))
     until = now + state.rules.deadline
     state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, asked=frozenset(cohort), until=until)
@@ -291,12 +317,14 @@ TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_W, Joined): _join_waiting,
     (_W, Lost): _lost,
     (_W, Appended): _appended_elsewhen,
+    (_W, Refused): _appended_elsewhen,
     (_W, Broken): _broken,
     (_W, Tick): _tick_waiting,
     (_W, Stop): _stop,
     (_T, Joined): _join_training,
     (_T, Lost): _lost,
     (_T, Appended): _appended,
+    (_T, Refused): _refused,
     (_T, Declined): _declined,
     (_T, Broken): _broken,
     (_T, Tick): _tick_training,
@@ -304,16 +332,19 @@ TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_C, Joined): _join_closing,
     (_C, Lost): _lost,
     (_C, Appended): _appended_elsewhen,
+    (_C, Refused): _appended_elsewhen,
     (_C, Closed): _closed,
     (_C, Broken): _broken,
     (_C, Stop): _stop_closing,
     (_E, Joined): _join_ending,
     (_E, Lost): _lost,
     (_E, Appended): _appended_elsewhen,
+    (_E, Refused): _appended_elsewhen,
     (_E, Left): _left,
     (_E, Tick): _tick_ending,
     (_X, Joined): _join_ending,
     (_X, Lost): _lost,
     (_X, Appended): _appended_elsewhen,
+    (_X, Refused): _appended_elsewhen,
     **dict.fromkeys(((phase, Revoked) for phase in Phase), _revoked),
 }

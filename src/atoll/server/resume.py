@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from atoll.chain import Link, read
@@ -10,6 +12,7 @@ from atoll.keys import Identity
 from atoll.learner import summary
 from atoll.plan import Plan
 from atoll.server.events import Past
+from atoll.server.offences import Conduct
 from atoll.stopping import Course
 from atoll.store import RunRow, UpdateRow
 from atoll.store.sql import SqlStore
@@ -71,8 +74,23 @@ def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:
         model=model,
         course=_course(store, plan, row.run, closed),
         answered=tuple(one.node for one in accepted),
+        conduct=_conduct(plan, updates),
     )
     return Unfinished(row, past, state or row.initial, accepted, refused, links[-1] if links else None)
+
+
+def _conduct(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:
+    """How nodes behaved, as the server that left saw it: the rounds' norms, and every offence in its turn."""
+    conduct = Conduct()
+    for _, mine in itertools.groupby(updates, lambda one: one.round):
+        norms = []
+        for one in mine:
+            if one.offence:
+                conduct = conduct.offended(plan.checks, address_of(one))
+            elif one.status == "accepted" and one.norm is not None:
+                norms.append(one.norm)
+        conduct = conduct.closed(norms)
+    return conduct
 
 
 def _course(store: SqlStore, plan: Plan, run: str, closed: int) -> Course:

@@ -20,7 +20,7 @@ from atoll import algorithms, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, WireError
+from atoll.errors import AtollError, GaveUpError, LayoutError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
 from atoll.logs import Record
@@ -234,7 +234,7 @@ class Server:
         address = Address(message.run, message.round, message.attempt, node)
         if admits(self.drive.state, address) or node in self.drive.state.answers:
             return  # said already, or of no round that is open: nothing to remember
-        await self.book.refused(address, "", 0, "declined", message.reason)
+        await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
         await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
 
@@ -258,28 +258,31 @@ class Server:
             except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
+            what, norm = (envelope.address, envelope.digest, envelope.size), None
             if admits(self.drive.state, envelope.address) is None:
                 try:
-                    update = await asyncio.to_thread(self._verify, record, self.drive.state.model)
+                    update, norm = await asyncio.to_thread(self._verify, record, self.drive.state.model)
+                except (WireError, LayoutError) as error:  # so it was signed
+                    await self.drive.happen(events.Refused(self.drive.now(), *what, str(error)))
+                    continue
                 except AtollError as error:
                     await self._reject(record, str(error))
                     await self.drive.happen(events.Declined(self.drive.now(), envelope.address, str(error)))
                     continue
-                self.book.arrived(record, update.weight, update.metrics, self.drive.now())
-            await self.drive.happen(events.Appended(self.drive.now(), envelope.address, envelope.digest))
+                self.book.arrived(record, update.weight, update.metrics, norm, self.drive.now())
+            await self.drive.happen(events.Appended(self.drive.now(), *what, norm))
 
-    def _verify(self, record: Record, model: str) -> Update:
+    def _verify(self, record: Record, model: str) -> tuple[Update, float | None]:
         if record.refused:
             raise RefusedError(record.refused)
         if record.envelope.plan != self.plan.digest:
             raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self.plan.digest[:12]}")
         update = decode(self.log.body(record.envelope), self.layouts, model)
-        check(update.groups, self.layouts)
-        return update
+        return update, check(update.groups, self.layouts)
 
     async def _reject(self, record: Record, reason: str) -> None:
         envelope = record.envelope
-        await self._judge(events.Judge(envelope.address, envelope.digest, accepted=False, reason=reason), envelope.size)
+        await self._judge(events.Judge(envelope.address, envelope.digest, False, reason, envelope.size))
 
     # What the machine decides.
 
@@ -311,12 +314,12 @@ class Server:
         for node in command.nodes:
             await self.channel.tell(node, end)
 
-    async def _judge(self, command: events.Judge, size: int = 0) -> None:
+    async def _judge(self, command: events.Judge) -> None:
         address = command.address
         if not command.accepted:
             log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
-            late = admits(self.drive.state, address) is not None
-            await self.book.refused(address, command.digest, size, "late" if late else "rejected", command.reason)
+            late = not command.offence and admits(self.drive.state, address) is not None
+            await self.book.refused("late" if late else "rejected", command)
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
         await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from atoll.plan import Cohort
+from atoll.plan import Checks, Cohort
 from atoll.server.events import Outcome
+from atoll.server.offences import Conduct
 from atoll.stopping import Course, Stopping
 from atoll.wire import Address
 
@@ -29,18 +30,20 @@ class State:
 
     Args:
         run: its id.
-        rounds, seed, rules, stopping: from the plan.
+        rounds, seed, rules, stopping, checks: from the plan.
         model: digest of the newest global model.
         round, attempt: the one that is open, or next to open.
         names: every node that ever joined: id → name.
         present: the nodes that are connected.
         cohort: the nodes asked in the open round, in the order of their names; `asked` holds the same, to look them up.
         answers: node → digest of its update, or None where it declined.
+        norms: node → how long its update is.
         declines: why nodes declined, for people.
         until: when the present wait ends.
         enough: since when the quorum is there.
         leaving: the nodes that have not taken the final model yet.
         course: how models have done so far.
+        conduct: how nodes have behaved so far.
     """
 
     run: str
@@ -48,6 +51,7 @@ class State:
     seed: int
     rules: Cohort
     stopping: Stopping
+    checks: Checks
     model: str
     until: float
     phase: Phase = Phase.WAITING
@@ -58,10 +62,12 @@ class State:
     cohort: tuple[str, ...] = ()
     asked: frozenset[str] = frozenset()
     answers: Mapping[str, str | None] = field(default_factory=dict)
+    norms: Mapping[str, float | None] = field(default_factory=dict)
     declines: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
     leaving: frozenset[str] = frozenset()
     course: Course = field(default_factory=Course)
+    conduct: Conduct = field(default_factory=Conduct)
     outcome: Outcome | None = None
     reason: str = ""
 
@@ -99,7 +105,7 @@ def waiting_for(state: State, now: float) -> str:
     """Say in one line what a run waits for, and until when."""
     left = f"; {max(0.0, state.until - now):.0f} s left"
     if state.phase is Phase.WAITING:
-        return f"round {state.round}: {len(state.present)} of at least {state.rules.minimum} nodes are here{left}"
+        return f"round {state.round}: {here(state)}{left}"
     if state.phase is Phase.TRAINING:
         who = ", ".join(state.names[node] + ("" if node in state.present else " (lost)") for node in state.missing[:5])
         more = f" and {len(state.missing) - 5} more" if len(state.missing) > 5 else ""
@@ -111,3 +117,11 @@ def waiting_for(state: State, now: float) -> str:
         if state.phase is Phase.CLOSING
         else state.reason
     )
+
+
+def here(state: State) -> str:
+    """Say how many nodes can be asked, and who is here besides."""
+    welcome = state.conduct.welcome(state.present, state.round)
+    held = [f"{state.names[node]} until round {state.conduct.until[node]} is over" for node in state.present - welcome]
+    more = f"; held out for refused updates: {', '.join(sorted(held)[:3])}{' …' if len(held) > 3 else ''}" if held else ""
+    return f"{len(welcome)} of at least {state.rules.minimum} nodes are here{more}"

@@ -67,7 +67,10 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """What came, or didn't, from a node in a round; `place` is its place in the fold."""
+    """What came, or didn't, from a node in a round; `place` is its place in the fold, `norm` as `vector.check` says.
+
+    An `offence` was refused for what the node itself put into it.
+    """
 
     run: str
     round: int
@@ -82,6 +85,8 @@ class UpdateRow:
     position: str = ""
     place: int = -1
     metrics: Metrics = field(default_factory=dict)
+    norm: float | None = None
+    offence: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sqlalchemy.pool import StaticPool
 
 from atoll.errors import StoreError
 
-SCHEMA = 3
-"""The version of the tables: an older store gets the columns it lacks, one of a newer version is not touched."""
+SCHEMA = 4
+"""The version of the tables: an older store gets the columns and indexes it lacks, one of a newer version is not touched."""
 MEMORY = "sqlite://"
 
 
@@ -44,7 +44,7 @@ class Database:
             if found is None:
                 connection.execute(insert(self._version).values(version=SCHEMA))
             elif found < SCHEMA:
-                _add_columns(connection, tables)
+                _add_what_lacks(connection, tables)
                 connection.execute(update(self._version).values(version=SCHEMA))
         if found is not None and found > SCHEMA:
             raise StoreError(f"{self.place}: made by a newer Atoll (schema {found}, this one knows {SCHEMA}); upgrade Atoll")
@@ -88,13 +88,15 @@ def _engine(place: str | Path, file: str, cache: int) -> Engine:
     return engine
 
 
-def _add_columns(connection: Connection, tables: MetaData) -> None:
+def _add_what_lacks(connection: Connection, tables: MetaData) -> None:
     for table in tables.tables.values():
         there = {column["name"] for column in inspect(connection).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
                 kind = column.type.compile(connection.dialect)
                 connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _careful(connection: sqlite3.Connection, cache: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, insert, select, update
+from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, insert, select, update
 
 from atoll.store.database import Database
 from atoll.wire import Envelope
@@ -20,6 +20,7 @@ _ENTRIES = Table(
     *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
     *(Column(name, Float) for name in ("at", "judged_at")),
 )
+Index("ledger_by_digest", _ENTRIES.c.digest)
 _HEADS = Table(
     "heads",
     _TABLES,

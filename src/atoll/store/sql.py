@@ -11,7 +11,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table, Text, delete, func, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from atoll.chain import Link
 from atoll.errors import StoreError
@@ -52,7 +68,8 @@ _ROUNDS = _table(
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
     _fact("node"), _fact("status"), _fact("digest"), _fact("bytes", Integer), _fact("seconds", Float), _fact("weight", Float),
-    _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON),
+    _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON), _fact("norm", Float),
+    _fact("offence", Boolean),
 )  # fmt: skip
 Index("updates_by_round", _UPDATES.c.run, _UPDATES.c.round)
 _EVALUATIONS = _table("evaluations", _key("run"), _key("round", Integer), _key("place"), _fact("metrics", JSON))
