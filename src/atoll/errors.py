@@ -75,6 +75,10 @@ class LearnerError(AtollError):
     """A model that can't be built or trained as the plan says."""
 
 
+class PrivacyError(AtollError):
+    """A guard that can't hold: who sent what it must not, or how few are left; nothing was revealed."""
+
+
 class GaveUpError(AtollError):
     """A run that stopped before its last round; everything up to there is stored."""
 

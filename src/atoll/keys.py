@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from atoll.errors import RefusedError, StoreError
+from atoll.errors import PrivacyError, StoreError
 
 SECRET = 32
 """Bytes in a secret, a key, and a public key for agreement."""
@@ -111,22 +111,31 @@ def derive(secret: bytes, purpose: bytes) -> bytes:
     return HKDF(SHA256(), SECRET, None, purpose).derive(secret)
 
 
-def agreement_key(private: bytes) -> bytes:
-    """Return the public half, 32 bytes, of an X25519 key (RFC 7748)."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+class Exchange:
+    """An X25519 key (RFC 7748): two parties' keys agree on a secret that nobody between them learns.
 
-
-def agree(private: bytes, public: bytes, purpose: bytes) -> bytes:
-    """Return the key of 32 bytes that the holders of two X25519 keys share for one purpose.
-
-    Raises:
-        RefusedError: `public` is no key, or one of those few that give everybody the same secret.
+    Args:
+        private: 32 bytes.
     """
-    try:
-        shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:
-        raise RefusedError("a key for agreement that is none, or a weak one") from error
-    return derive(shared, purpose)
+
+    def __init__(self, private: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(private)
+
+    @property
+    def public(self) -> bytes:
+        """The public half, 32 bytes."""
+        return self._private.public_key().public_bytes_raw()
+
+    def agree(self, public: bytes, purpose: bytes) -> bytes:
+        """Return the key of 32 bytes that is shared for one purpose with the holder of another key.
+
+        Raises:
+            PrivacyError: `public` is no key, or one of those few that give everybody the same secret.
+        """
+        try:
+            return derive(self._private.exchange(X25519PublicKey.from_public_bytes(public)), purpose)
+        except ValueError as error:
+            raise PrivacyError("a key for agreement that is none, or a weak one") from error
 
 
 def encrypt(key: bytes, message: bytes, bound: bytes) -> bytes:
@@ -141,12 +150,12 @@ def decrypt(key: bytes, sealed: bytes, bound: bytes) -> bytes:
     """Return what `encrypt` hid.
 
     Raises:
-        RefusedError: it was altered, or belongs to another key or another `bound`.
+        PrivacyError: it was altered, or belongs to another key or another `bound`.
     """
     try:
         return AESGCM(key).decrypt(bytes(12), sealed, bound)
     except (InvalidTag, ValueError) as error:
-        raise RefusedError("an encrypted message that was altered, or isn't for this node") from error
+        raise PrivacyError("an encrypted message that was altered, or isn't for this node") from error
 
 
 class Keystream:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.errors import RefusedError
-from atoll.keys import Keystream, agree, agreement_key, decrypt, derive, encrypt, new_secret
+from atoll.errors import PrivacyError
+from atoll.keys import Exchange, Keystream, decrypt, derive, encrypt, new_secret
 from atoll.privacy.masks import apply
 
 KEYS = [bytes([number]) * 32 for number in range(1, 8)]
@@ -47,25 +47,34 @@ def test_words_are_uniform():
 
 def test_two_parties_agree_and_no_third():
     ours, theirs, third = new_secret(), new_secret(), new_secret()
-    key = agree(ours, agreement_key(theirs), b"masks")
-    assert key == agree(theirs, agreement_key(ours), b"masks")
-    assert len({key, agree(ours, agreement_key(theirs), b"shares"), agree(third, agreement_key(ours), b"masks")}) == 3
+    key = Exchange(ours).agree(Exchange(theirs).public, b"masks")
+    assert key == Exchange(theirs).agree(Exchange(ours).public, b"masks")
+    assert (
+        len(
+            {
+                key,
+                Exchange(ours).agree(Exchange(theirs).public, b"shares"),
+                Exchange(third).agree(Exchange(ours).public, b"masks"),
+            }
+        )
+        == 3
+    )
 
 
 def test_agreement_is_that_of_rfc_7748_and_derivation_that_of_rfc_5869():
     alice = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
     bob = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
     shared = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
-    assert agreement_key(alice).hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
-    assert agreement_key(bob).hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+    assert Exchange(alice).public.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    assert Exchange(bob).public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     extracted = hmac.digest(bytes(32), shared, "sha256")
-    assert agree(alice, agreement_key(bob), b"masks") == hmac.digest(extracted, b"masks\x01", "sha256")
+    assert Exchange(alice).agree(Exchange(bob).public, b"masks") == hmac.digest(extracted, b"masks\x01", "sha256")
 
 
 @pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), b"short"])
 def test_a_weak_key_is_refused(public):
-    with pytest.raises(RefusedError, match="a weak one"):
-        agree(new_secret(), public, b"masks")
+    with pytest.raises(PrivacyError, match="a weak one"):
+        Exchange(new_secret()).agree(public, b"masks")
 
 
 def test_an_altered_or_misplaced_message_is_refused():
@@ -77,5 +86,5 @@ def test_an_altered_or_misplaced_message_is_refused():
         (sealed, b"from 1 to 3"),
         (b"", b"from 1 to 2"),
     ):
-        with pytest.raises(RefusedError, match="altered"):
+        with pytest.raises(PrivacyError, match="altered"):
             decrypt(key, wrong, bound)

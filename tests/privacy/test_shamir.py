@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.errors import RefusedError
+from atoll.errors import PrivacyError
 from atoll.keys import Keystream, new_secret
 from atoll.privacy.shamir import PRIME, combine, recover, split
 
@@ -80,9 +80,9 @@ def test_liars_are_found_up_to_half_of_the_surplus(threshold, wrong, spare, data
 def test_too_few_and_too_wrong_shares_are_refused():
     holders = [1, 2, 3, 4]
     shares = dict(zip(holders, split(number(7), 3, holders, Keystream(new_secret())), strict=True))
-    with pytest.raises(RefusedError, match="2 shares: it takes 3"):
+    with pytest.raises(PrivacyError, match="2 shares: it takes 3"):
         recover({1: shares[1], 2: shares[2]}, 3, lambda value: value == number(7))
-    with pytest.raises(RefusedError, match="more than 0 of them are wrong"):
+    with pytest.raises(PrivacyError, match="more than 0 of them are wrong"):
         recover({**shares, 2: number(5)}, 3, lambda value: value == number(7))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from atoll.errors import RefusedError
+from atoll.errors import PrivacyError
 from atoll.keys import SECRET, Keystream
 
 PRIME = 2**256 - 189
@@ -103,10 +103,10 @@ def recover(shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes]
         right: says whether a secret is the one that was split, by its hash or public key.
 
     Raises:
-        RefusedError: there are too few, or too many of them are wrong.
+        PrivacyError: there are too few, or too many of them are wrong.
     """
     if len(shares) < threshold:
-        raise RefusedError(f"{len(shares)} shares: it takes {threshold}")
+        raise PrivacyError(f"{len(shares)} shares: it takes {threshold}")
     holders = sorted(shares)
     secret = combine({holder: shares[holder] for holder in holders[:threshold]})
     if right(secret):
@@ -114,7 +114,7 @@ def recover(shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes]
     values = [int.from_bytes(shares[holder], "little") % PRIME for holder in holders]
     found = _decode(holders, values, threshold)
     if not found or not right(secret := found[0].to_bytes(SECRET, "little")):
-        raise RefusedError(
+        raise PrivacyError(
             f"{len(shares)} shares give no secret that fits: more than {(len(shares) - threshold) // 2} of them are wrong"
         )
     return secret, tuple(holder for holder, value in zip(holders, values, strict=True) if _at(found, holder) != value)
