@@ -96,7 +96,10 @@ class ConnectionReceived(Message):
 
 
 class StartTraining(Message):
-    """Server → node: fetch this model, train it, and append your update before the deadline (seconds from now)."""
+    """Server → node: fetch this model, train it, and append your update before the deadline (seconds from now).
+
+    `counted` is the node's last update in this run that became part of a model: what it remembers goes with that one.
+    """
 
     event = "start_training"
     run: Run
@@ -104,6 +107,7 @@ class StartTraining(Message):
     attempt: Count
     model: Digest
     deadline: float
+    counted: Digest | None = None
 
 
 class FlUpdate(Message):

@@ -24,7 +24,7 @@ import numpy as np
 
 from atoll.errors import LayoutError, WireError
 from atoll.keys import Identity, node_of, signed_by
-from atoll.vector import Group, Groups, Layout, Layouts, Update
+from atoll.vector import Dtype, Group, Groups, Layout, Layouts, Tensor, Update
 
 VERSION = 1
 Buffer = bytes | bytearray | memoryview
@@ -33,7 +33,8 @@ HEADER_LIMIT = 16 << 20
 ENVELOPE_LIMIT = 4096
 METRICS_LIMIT = 1000
 """No update has more metrics than this: each of them is stored for each node and round."""
-_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+_DTYPES: Mapping[Dtype, str] = {"float32": "F32", "float64": "F64", "int64": "I64"}
+_NUMPY = {said: dtype for dtype, said in _DTYPES.items()}
 
 
 class Address(NamedTuple):
@@ -215,7 +216,36 @@ def unpack_any(body: Buffer, layouts: Layouts) -> dict[str, Group]:
     return groups
 
 
-def _array(view: memoryview, entry: Any, said: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def pack_whole(groups: Groups) -> list[memoryview]:
+    """Return groups as one safetensors file that says its layouts itself: `unpack_whole` reads it."""
+    return pack(groups, {"plain": json.dumps([name for name, group in groups.items() if group.layout.total == "plain"])})
+
+
+def unpack_whole(body: Buffer) -> dict[str, Group]:
+    """Return the groups of a file that `pack_whole` made: for what never leaves a machine, so that nobody agreed on layouts.
+
+    Raises:
+        WireError: the bytes are no such file.
+        LayoutError: its arrays don't lie as its header says.
+    """
+    header, _ = _header(memoryview(body))
+    tensors: dict[str, list[Tensor]] = {}
+    dtypes: dict[str, Dtype] = {}
+    try:
+        plain = json.loads(header.pop("__metadata__")["plain"])
+        for said, entry in header.items():
+            name, _, tensor = said.partition("/")
+            tensors.setdefault(name, []).append(Tensor(tensor, tuple(entry["shape"])))
+            dtypes[name] = _NUMPY[entry["dtype"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"no file of groups: {error!r}") from error
+    layouts = {
+        name: Layout(tuple(found), dtypes[name], "plain" if name in plain else "weighted") for name, found in tensors.items()
+    }
+    return unpack(body, layouts)[0]
+
+
+def _array(view: memoryview, entry: Any, said: str, dtype: Dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         is_, (lo, hi) = (entry["dtype"], tuple(entry["shape"])), entry["data_offsets"]
         size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -151,7 +151,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Settle:
-    """The update is judged: keep what the algorithm remembers if it counts, let the kept bytes go either way."""
+    """The update is judged: let the kept bytes go."""
 
     verdict: Verdict
 
@@ -243,9 +243,9 @@ def _disconnected(state: State, event: Disconnected) -> Result:
 
 
 def _asked(state: State, event: Asked) -> Result:
-    """A task already in hand goes on; its finished update is sent again; any other task takes its place."""
+    """A task already in hand goes on; its finished update is sent again; any newer task takes its place."""
     task = event.task
-    if state.end:
+    if state.end or (state.task and task.run == state.task.run and _key(task) < _key(state.task)):
         return state, ()
     if state.task and _key(task) == _key(state.task) and state.phase is not Phase.IDLE:
         return state, (Say(_fl_update(state)),) if state.phase is Phase.SENT else ()

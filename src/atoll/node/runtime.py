@@ -14,7 +14,6 @@ import aiohttp
 import socketio
 
 from atoll import algorithms, learners
-from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError
 from atoll.keys import Identity
@@ -31,6 +30,7 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads, received
+from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
 from atoll.node.rows import Holding
@@ -88,10 +88,9 @@ class Node:
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
+        self.memories = Memories(self.directory / "memory")
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
         self.run: str | None = None
-        self.memory: Memory = {}
-        self._remembered: dict[str, Memory] = {}
         self.metrics: dict[str, float] = {}
         self._agreed, self._own, self._allow, self._token = plan, learner, allow, token
         self._watch: Watch = watch or (lambda _: None)
@@ -291,13 +290,14 @@ class Node:
     def _work(self, task: StartTraining, body: Buffer) -> str:
         began = time.monotonic()
         brief = received(body, self.layouts)
-        memory, update = algorithms.work(
-            self.plan, self.algorithm, self.learner, brief, self.memory, self.data, task.round, self.name
-        )
+        before = self.memories.recall(task.run, task.counted)
+        memory, update = algorithms.work(self.plan, self.algorithm, self.learner, brief, before, self.data, task.round, self.name)
+        if memory and task.counted and not before:
+            log.warning("round %d: what this node remembered of the run is gone; it begins anew", task.round)
         parts = encode(update, task.model)
         envelope = seal(self.identity, self._address(task), self.plan.digest, parts)
+        self.memories.keep(task.run, envelope.digest, memory, task.counted)
         self.outbox.keep(envelope, parts)
-        self._remembered = {envelope.digest: memory}
         self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(update.metrics))
         return envelope.digest
 
@@ -334,9 +334,6 @@ class Node:
 
     async def _settle(self, command: machine.Settle) -> None:
         verdict = command.verdict
-        remembered = self._remembered.pop(verdict.digest, None)
-        if verdict.accepted and remembered is not None:
-            self.memory = remembered
         self.outbox.drop(Address(verdict.run, verdict.round, verdict.attempt, self.identity.node))
         self.ledger.judged(verdict.digest, verdict.accepted, verdict.reason, time.time())
 
@@ -353,6 +350,8 @@ class Node:
             return
         except AtollError as error:
             log.warning("the final model can't be kept: %s", error)
+        if end.outcome == "completed":
+            self.memories.forget(end.run)
         if self.sio.connected:
             with contextlib.suppress(socketio.exceptions.SocketIOError):
                 ended = SessionEnded(run=end.run, metrics=self.metrics)

@@ -44,11 +44,13 @@ class Book:
     Attributes:
         names: node → name.
         lost: node → since when, in seconds since the epoch, of those that were there and are away.
+        counted: node → the digest of its last update that became part of a model.
     """
 
     def __init__(self, store: SqlStore, chain: Chain, run: str, left: Unfinished | None = None) -> None:
         self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
+        self.counted: dict[str, str] = dict(left.counted) if left else {}
         self._store, self._chain, self._run = store, chain, run
         self._admitted = dict(self.names)
         self._ended = False
@@ -185,6 +187,7 @@ class Book:
             evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
         await self._write(self._store.close_round, row, rows, evaluations, tell=entries.closed(row, rows))
         self._closed = command.round
+        self.counted |= command.accepted
         return {
             "round": command.round,
             "answered": [self.names[one.node] for one in rows],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from atoll.chain import Link, read
@@ -32,6 +32,7 @@ class Unfinished(NamedTuple):
         past: what the machine has to know.
         state: the digest of the newest state.
         accepted: the updates that made it.
+        counted: node → the digest of its last update that became part of a model.
         refused: those that were found not to count.
         last: the newest entry of its record.
     """
@@ -40,6 +41,7 @@ class Unfinished(NamedTuple):
     past: Past
     state: str
     accepted: tuple[UpdateRow, ...]
+    counted: Mapping[str, str]
     refused: frozenset[tuple[Address, str]]
     last: Link | None
 
@@ -76,7 +78,8 @@ def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:
         answered=tuple(one.node for one in accepted),
         conduct=_conduct(plan, updates),
     )
-    return Unfinished(row, past, state or row.initial, accepted, refused, links[-1] if links else None)
+    counted = {one.node: one.digest for one in updates if one.status == "accepted"}  # they come by round
+    return Unfinished(row, past, state or row.initial, accepted, counted, refused, links[-1] if links else None)
 
 
 def _conduct(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:

@@ -297,7 +297,7 @@ class Server:
             # Before anybody is asked: what comes back must find its round, even in another server.
             await self.book.opened(command.round, command.attempt, command.nodes)
         for node in command.nodes:
-            await self.channel.tell(node, task)
+            await self.channel.tell(node, task.model_copy(update={"counted": self.book.counted.get(node)}))
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""

@@ -57,6 +57,7 @@ class _Run:
     tamper: Tamper | None = None
     model: str = ""
     memories: dict[str, Memory] = field(default_factory=dict)
+    drafts: dict[str, Memory] = field(default_factory=dict)
     bodies: dict[str, bytes] = field(default_factory=dict)
     metrics: dict[str, Metrics] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +79,7 @@ class _Run:
             except AtollError as error:
                 happened.append(events.Declined(0.0, address, str(error)))
                 continue
-            self.memories[name] = memory
+            self.drafts[name] = memory
             self.metrics[name] = update.metrics
             if self.tamper:
                 updates[name] = update
@@ -108,6 +109,13 @@ class _Run:
         self.watch({"what": "round", **facts})
         return [events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])]
 
+    def judge_update(self, command: events.Judge) -> list[events.Event]:
+        """Let a client remember what goes with its update, now that it counts."""
+        name = command.address.node
+        if command.accepted:
+            self.memories[name] = self.drafts.pop(name)
+        return []
+
     def end(self, command: events.End) -> list[events.Event]:
         """Let the clients go."""
         return [events.Left(0.0, name) for name in command.nodes]
@@ -135,8 +143,8 @@ _ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] 
     events.Close: _Run.close,
     events.End: _Run.end,
     events.Finish: _Run.finish,
-    events.Judge: _Run.nothing,  # a client that is here needs no telling
-    events.Wake: _Run.nothing,  # and time stands still
+    events.Judge: _Run.judge_update,
+    events.Wake: _Run.nothing,  # time stands still
 }
 
 

@@ -35,6 +35,9 @@ class _Store:
     closed: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
     opened: tuple[int, int, tuple[str, ...]] = (0, 1, ())
 
+    def counted(self, node: str) -> str | None:
+        return next((accepted[node] for _, accepted in reversed(self.closed) if node in accepted), None)
+
 
 @dataclass
 class _Server:
@@ -55,6 +58,7 @@ class _Node:
     state: node_machine.State = field(default_factory=lambda: node_machine.State(0.0))
     connection: int | None = None
     outbox: dict[tuple[int, int], str] = field(default_factory=dict)
+    memories: set[str | None] = field(default_factory=lambda: {None})
     counted: set[str] = field(default_factory=set)
     trained: int = 0
     ended: EndSession | None = None
@@ -209,7 +213,8 @@ class Federation:
             run=RUN, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
         for node in command.nodes:
-            self._to_node(node, partial(node_machine.Asked, task=task))
+            mine = task.model_copy(update={"counted": self._store.counted(node)})
+            self._to_node(node, partial(node_machine.Asked, task=mine))
 
     def _verdict(self, address: Address, digest: str, *, accepted: bool) -> Verdict:
         _, round_, attempt, _ = address
@@ -350,8 +355,11 @@ class Federation:
             if not self._server.up or self._world.happens(self.faults.broken):  # the model can't be fetched
                 self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
                 return
+            assert task.counted in node.memories, "what goes with the node's last update that counted is gone"
             node.trained += 1
-            node.outbox[task.round, task.attempt] = _digest(key, str(task.round), str(task.attempt), task.model)
+            made = _digest(key, str(task.round), str(task.attempt), task.model, str(task.counted))
+            node.outbox[task.round, task.attempt] = made
+            node.memories = {task.counted, made}
         self._tell_node(key, partial(node_machine.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
 
     def _said_update(self, key: str, message: FlUpdate) -> None:
