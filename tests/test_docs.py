@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 import atoll
+from atoll import algorithms
 from atoll.cli import app, audit, bench, demo, doctor, kafka, look, nodes, run, simulate, start, viewers  # noqa: F401  each adds its commands
 from atoll.messages import Message
 from atoll.plan import Plan
@@ -78,6 +80,15 @@ def test_every_key_of_the_plan_is_documented():
         assert f"## `[{section}]`" in page
         for key in field.annotation.model_fields:  # type: ignore[union-attr]
             assert f"`{key}`" in page, f"{section}.{key}"
+
+
+def test_every_rule_and_its_options_are_documented():
+    page = DOCS["plan.md"].splitlines()
+    for rule, make in algorithms.known().items():
+        row = next((line for line in page if line.startswith("|") and f"`{rule}`" in line.split("|")[1]), "")
+        assert row, rule
+        for option in inspect.signature(make).parameters:
+            assert f"`{option}`" in row, f"{rule}: {option}"
 
 
 def test_every_public_name_is_documented():

@@ -7,7 +7,7 @@ Every framework stays behind an implementation in `learners/`; nothing else impo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,6 +60,15 @@ class Fit(NamedTuple):
     metrics: Metrics
 
 
+CAN: Mapping[str, str] = {
+    "correct": "let a method change each gradient",
+    "sgd": "take plain steps, the learning rate times the gradient (training.optimizer = 'sgd', without options)",
+    "curvature": "give gradient and Hessian of its loss",
+    "per_example": "give the gradient of each row",
+    "vmap": "train many clients in one call",
+}
+
+
 class Learner(Protocol):
     """A model and how it is fitted. `check_learner` in `atoll.testing` is the suite every one passes."""
 
@@ -70,7 +79,7 @@ class Learner(Protocol):
 
     @property
     def can(self) -> frozenset[str]:
-        """What it can do beyond fitting: a subset of `correct`, `per_example`, `curvature`, `vmap`."""
+        """What it can do beyond fitting: a subset of `CAN`; its values say each in words."""
         ...
 
     def initial(self, seed: int) -> Groups:

@@ -80,5 +80,5 @@ def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
         return machine._settle(machine.replace(state, answers=answers), event.now)
 
     monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (Phase.TRAINING, events.Appended): lax})
-    with pytest.raises(AssertionError, match="what counts isn't what the log holds for that round|counted is gone"):
+    with pytest.raises(AssertionError, match=r"what counts isn't what the log holds for that round|counted is gone"):
         some(UNKIND["lossy"])

@@ -18,12 +18,17 @@ import numpy as np
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.clipping import centered_clipping, norm_clipping
 from atoll.algorithms.fedavg import fedavg
+from atoll.algorithms.fedavgm import fedavgm
+from atoll.algorithms.fedopt import fedadagrad, fedadam, fedyogi
+from atoll.algorithms.fedprox import fedprox
+from atoll.algorithms.fedsgd import fedsgd
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.krum import bulyan, krum, multi_krum
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.newton import newton
+from atoll.algorithms.scaffold import scaffold
 from atoll.errors import LayoutError, PlanError
-from atoll.learner import Data, Learner
+from atoll.learner import CAN, Data, Learner
 from atoll.plan import Plan
 from atoll.vector import Groups, Update, finite
 
@@ -31,6 +36,13 @@ __all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "w
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
+    "fedsgd": fedsgd,
+    "fedavgm": fedavgm,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+    "fedadagrad": fedadagrad,
+    "fedprox": fedprox,
+    "scaffold": scaffold,
     "newton": newton,
     "median": median,
     "trimmed_mean": trimmed_mean,
@@ -67,10 +79,12 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     except TypeError as error:
         raise PlanError(f"aggregation.options: '{rule}' can't take {options}: {error}") from error
     if missing := algorithm.needs - learner.can:
+        said = " and ".join(CAN.get(what, what) for what in sorted(missing))
+        mend = "logistic = true can" if "curvature" in missing else "logistic, jax, keras and torch can"
         raise PlanError(
-            f"aggregation.rule: '{rule}' needs a learner that can {', '.join(sorted(missing))}; "
-            f"'{plan.model.kind}' can't (logistic = true can)"
+            f"aggregation.rule: '{rule}' needs a learner that can {said}; '{plan.model.kind}' as planned can't ({mend})"
         )
+    algorithm.updates(learner.layouts)  # a method that can't have this model says so
     if plan.cohort.minimum < algorithm.least:
         raise PlanError(
             f"cohort.minimum: '{rule}' with these options needs at least {algorithm.least} nodes in every round; "

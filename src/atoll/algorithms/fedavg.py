@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from atoll.algorithms.algorithm import Algorithm, Memory, State
+from atoll.algorithms.algorithm import Algorithm, State
 from atoll.algorithms.folds import mean
-from atoll.learner import Learner, Rows
-from atoll.training import Pace
-from atoll.vector import Flat, Groups, Layouts, Total, Update, check_layouts, layouts_of
+from atoll.algorithms.local import plainly, uniformly
+from atoll.vector import Group, Groups, Layouts, Total
 
 
-def fedavg() -> Algorithm:
-    """Average the nodes' models, weighted by their rows.
+def fedavg(*, weighted: bool = True) -> Algorithm:
+    """Average the nodes' models.
+
+    Args:
+        weighted: by their rows, as in the paper; else each node has one voice.
 
     Source: McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized
     Data", Algorithm 1: w ← w + Σ (nₖ/n) (wₖ − w).
     """
-    return Algorithm(init=dict, brief=_same, updates=_layouts, local=_local, step=_step, fold=mean)
+    fold = mean if weighted else uniformly
+    return Algorithm(init=dict, brief=_same, updates=_layouts, local=plainly, step=moved, fold=fold)
+
+
+def moved(state: State, total: Total) -> State:
+    """Move each group of the state that nodes sent by the mean of what they sent."""
+    return {**state, **{name: _added(state, total, name) for name in total.groups}}
+
+
+def _added(state: State, total: Total, name: str) -> Group:
+    move = total.mean(name)
+    # Into the mean's own array: one model less in memory.
+    return state[name].with_values(np.add(state[name].values, move, out=move))
 
 
 def _same(state: State) -> Groups:
@@ -26,24 +40,3 @@ def _same(state: State) -> Groups:
 
 def _layouts(model: Layouts) -> Layouts:
     return model
-
-
-def _local(
-    learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
-) -> tuple[Memory, Update]:
-    fit = learner.fit(brief, rows, pace.steps, pace.batch_size, rng, rate=pace.rate)
-    check_layouts(fit.groups, layouts_of(brief))
-    moved = {name: group.with_values(_moved(group.values, brief[name].values)) for name, group in fit.groups.items()}
-    return memory, Update(moved, float(len(rows)), fit.metrics)
-
-
-def _moved(fitted: Flat, received: Flat) -> Flat:
-    """Into the fitted vector itself, where it is the learner's own: one model less in memory."""
-    into = fitted if fitted.flags.writeable and not np.may_share_memory(fitted, received) else None
-    return np.subtract(fitted, received, out=into)
-
-
-def _step(state: State, total: Total) -> State:
-    moves = {name: total.mean(name) for name in state}
-    # Into the mean's own array: one model less in memory.
-    return {name: group.with_values(np.add(group.values, moves[name], out=moves[name])) for name, group in state.items()}

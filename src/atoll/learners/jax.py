@@ -83,7 +83,8 @@ def build(plan: Plan, function: Callable[..., Any]) -> Jax:
     except (TypeError, ValueError) as error:
         raise PlanError(f"training.options: {error}") from error
     task, loss = (None, model.loss) if plan.model.loss is None else LOSSES[plan.model.loss]
-    return Jax(model, task, loss, optimizer, training.learning_rate, training.precision)
+    plain = training.optimizer == "sgd" and not training.options
+    return Jax(model, task, loss, optimizer, training.learning_rate, training.precision, plain=plain)
 
 
 class Jax:
@@ -96,9 +97,9 @@ class Jax:
         optimizer: `(learning_rate) -> optax.GradientTransformation`; its state starts anew in each fit.
         learning_rate: what it is given.
         precision: of the arithmetic of training; parameters and their steps stay float32.
+        plain: whether the optimiser is SGD and no more.
     """
 
-    can = frozenset({"correct"})
     measure: Measure = staticmethod(nothing)
 
     def __init__(
@@ -109,7 +110,10 @@ class Jax:
         optimizer: Callable[[Any], Any],
         learning_rate: float,
         precision: str,
+        *,
+        plain: bool = False,
     ) -> None:
+        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
         self._model, self._task, self._loss = model, task, loss
         self._optimizer, self._learning_rate = optimizer, learning_rate
         self._dtype = jnp.dtype(precision)

@@ -34,7 +34,7 @@ class Logistic:
         learning_rate: the step along a mini-batch's mean gradient.
     """
 
-    can = frozenset({"correct", "curvature"})
+    can = frozenset({"correct", "sgd", "curvature"})
     measure: Measure = staticmethod(nothing)
 
     def __init__(self, inputs: int, learning_rate: float) -> None:

@@ -72,7 +72,8 @@ def build(plan: Plan, function: Callable[..., Any]) -> Torch:
         optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0)
     except (TypeError, ValueError) as error:
         raise PlanError(f"training.options: {error}") from error
-    return Torch(make, str(plan.model.loss), optimizer, training.precision)
+    plain = training.optimizer == "sgd" and not training.options
+    return Torch(make, str(plan.model.loss), optimizer, training.precision, plain=plain)
 
 
 class Torch:
@@ -83,12 +84,21 @@ class Torch:
         loss: the name of one of `LOSSES`.
         optimizer: `(parameters, rate) -> torch.optim.Optimizer`; it starts anew in each fit.
         precision: of the arithmetic of training, by autocast; parameters and their steps stay float32.
+        plain: whether the optimiser is SGD and no more.
     """
 
-    can = frozenset({"correct"})
     measure: Measure = staticmethod(nothing)
 
-    def __init__(self, make: Callable[[], Any], loss: str, optimizer: Callable[[list[Any], float], Any], precision: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        loss: str,
+        optimizer: Callable[[list[Any], float], Any],
+        precision: str,
+        *,
+        plain: bool = False,
+    ) -> None:
+        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
         self._make, self._optimizer = make, optimizer
         self._task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,8 +4,9 @@ Enters: how to make one. Leaves: nothing, or an assertion that says what it brea
 imported by tests only.
 """
 
+from atoll.testing.algorithms import check_algorithm
 from atoll.testing.learners import check_learner
 from atoll.testing.logs import check_log
 from atoll.testing.stores import check_store
 
-__all__ = ["check_learner", "check_log", "check_store"]
+__all__ = ["check_algorithm", "check_learner", "check_log", "check_store"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
 import pytest
 
 from atoll.errors import AtollError, LearnerError
-from atoll.learner import Curved, Data, Learner, Rows
+from atoll.learner import CAN, Curved, Data, Learner, Rows
 from atoll.vector import Flat, Group, Groups, Update, check, layouts_of
 from atoll.wire import decode, encode
 
@@ -31,7 +32,7 @@ def check_learner(build: Callable[[], Learner], data: Data, *, steps: int = 60, 
     """
     learner, twin = build(), build()
     assert learner.layouts == twin.layouts, "two learners of one plan have one layout"
-    assert learner.can <= {"correct", "per_example", "curvature", "vmap"}
+    assert learner.can <= CAN.keys()
     start = learner.initial(5)
     check(start, learner.layouts)
     assert _same(start, twin.initial(5)), "one seed, one initial model"
@@ -124,6 +125,23 @@ def _correcting(learner: Learner, start: Groups, rows: Rows) -> None:
     plain = _fit(learner, start, rows, 4)["parameters"].values
     same = learner.fit(start, rows, 4, _BATCH, np.random.default_rng(3), lambda gradient, _: gradient).groups
     np.testing.assert_allclose(same["parameters"].values, plain, rtol=1e-4, atol=1e-6)
+    if "sgd" in learner.can:
+        _stepping(learner, start, rows)
+
+
+def _stepping(learner: Learner, start: Groups, rows: Rows) -> None:
+    """Each step is the same part of its gradient, whatever came before it."""
+    seen: list[tuple[Flat, Flat]] = []
+
+    def see(gradient: Flat, vector: Flat) -> Flat:
+        seen.append((np.array(gradient, np.float64), np.array(vector, np.float64)))
+        return gradient
+
+    learner.fit(start, rows, 4, _BATCH, np.random.default_rng(3), see)
+    rates = [-(then[1] - now[1]) @ now[0] / (now[0] @ now[0]) for now, then in pairwise(seen)]
+    np.testing.assert_allclose(rates, rates[0], rtol=1e-3, err_msg="plain SGD has one rate")
+    for now, then in pairwise(seen):
+        np.testing.assert_allclose(then[1] - now[1], -rates[0] * now[0], rtol=1e-2, atol=1e-6, err_msg="and no other direction")
 
 
 def _curving(learner: Learner, start: Groups, rows: Rows) -> None:

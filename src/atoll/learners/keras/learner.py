@@ -43,7 +43,6 @@ class Keras:
         widest: how many numbers the largest layer gives for one row.
     """
 
-    can = frozenset({"correct"})
     measure: Measure = staticmethod(nothing)
 
     def __init__(
@@ -55,6 +54,8 @@ class Keras:
         optimizer_options: Mapping[str, Any],
         widest: int = 1,
     ) -> None:
+        plain = optimizer == "sgd" and optimizer_options.keys() <= {"learning_rate"}
+        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
         self._config, self._loss_name = config, loss
         self._rows = max(1, min(_ROWS, _NUMBERS_AT_ONCE // widest))
         self.model = self._built(seed=0)

@@ -1,0 +1,212 @@
+"""A table of methods, and what each of them holds to: its paper's equations, the same bits everywhere, a memory that survives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from tests.federation import plan, rows, run
+
+from atoll.algorithms import find, known
+from atoll.errors import PlanError
+from atoll.learners import build
+from atoll.plan import Plan
+from atoll.preprocess import prepare
+from atoll.simulate import simulate
+from atoll.testing import check_algorithm
+
+Vector = np.ndarray
+Site = tuple[Vector, Vector]
+ROUNDS, STEPS, ETA = 3, 4, 0.5
+SIZES = (40, 24, 8)
+
+
+def sites() -> list[Site]:
+    """Three nodes whose classes are cut by different planes."""
+    drawn = []
+    for k, size in enumerate(SIZES):
+        x, _ = rows(k, size)
+        drawn.append((x, (x @ [1.0, k, -k, 1.0] > 0).astype(float)))
+    return drawn
+
+
+# What the papers say, on all rows at a time, written as naively as can be.
+
+
+def slope(w: Vector, site: Site) -> Vector:
+    x, y = np.column_stack([site[0], np.ones(len(site[1]))]), site[1]
+    return x.T @ (1 / (1 + np.exp(-x @ w)) - y) / len(y)
+
+
+def loss(w: Vector, site: Site) -> float:
+    z = np.column_stack([site[0], np.ones(len(site[1]))]) @ w
+    return float(np.mean(np.log1p(np.exp(z)) - site[1] * z))
+
+
+def descend(w: Vector, site: Site, steps: int = STEPS, more: Callable[[Vector], Vector | float] = lambda w: 0.0) -> Vector:
+    for _ in range(steps):
+        w = w - ETA * (slope(w, site) + more(w))
+    return w
+
+
+def average(vectors: Sequence[Vector], weighted: bool = True) -> Vector:
+    return np.average(vectors, axis=0, weights=SIZES if weighted else None)
+
+
+def fedavg(w: Vector, weighted: bool = True) -> Vector:
+    for _ in range(ROUNDS):
+        w = average([descend(w, site) for site in sites()], weighted)
+    return w
+
+
+def fedsgd(w: Vector) -> Vector:
+    for _ in range(ROUNDS):
+        w = average([w - ETA * slope(w, site) for site in sites()])
+    return w
+
+
+def fedprox(w: Vector, mu: float) -> Vector:
+    for _ in range(ROUNDS):
+        w = average([descend(w, site, more=lambda v, w=w: mu * (v - w)) for site in sites()])
+    return w
+
+
+def fedavgm(w: Vector, beta: float, eta: float) -> Vector:
+    v = np.zeros_like(w)
+    for _ in range(ROUNDS):
+        v = beta * v + average([descend(w, site) - w for site in sites()])
+        w = w + eta * v
+    return w
+
+
+def fedopt(w: Vector, eta: float, beta: float, tau: float, second: Callable[[Vector, Vector], Vector]) -> Vector:
+    m, v = np.zeros_like(w), np.full_like(w, tau**2)
+    for _ in range(ROUNDS):
+        delta = average([descend(w, site) - w for site in sites()])
+        m, v = beta * m + (1 - beta) * delta, second(v, delta**2)
+        w = w + eta * m / (np.sqrt(v) + tau)
+    return w
+
+
+def scaffold(w: Vector, option: str, weighted: bool) -> Vector:
+    c, own = np.zeros_like(w), [np.zeros_like(w) for _ in SIZES]
+    for _ in range(ROUNDS):
+        ends, new = [], []
+        for site, mine in zip(sites(), own, strict=True):
+            y = descend(w, site, more=lambda _, mine=mine, c=c: c - mine)
+            ends.append(y)
+            new.append(slope(w, site) if option == "I" else mine - c + (w - y) / (STEPS * ETA))
+        c = c + average([a - b for a, b in zip(new, own, strict=True)], weighted)
+        w, own = w + 0.8 * (average(ends, weighted) - w), new
+    return w
+
+
+class Row(NamedTuple):
+    """A method with some options, and what comes of them by its paper."""
+
+    rule: str
+    oracle: Callable[[Vector], Vector]
+    options: Mapping[str, Any] = {}
+
+
+ADAM = {"learning_rate": 0.1, "beta_1": 0.8, "beta_2": 0.7, "tau": 0.01}
+TABLE = {
+    "fedavg": Row("fedavg", fedavg),
+    "fedavg, one voice each": Row("fedavg", lambda w: fedavg(w, False), {"weighted": False}),
+    "fedsgd": Row("fedsgd", fedsgd),
+    "fedavgm": Row("fedavgm", lambda w: fedavgm(w, 0.9, 0.5), {"momentum": 0.9, "learning_rate": 0.5}),
+    "fedadam": Row("fedadam", lambda w: fedopt(w, 0.1, 0.8, 0.01, lambda v, d: 0.7 * v + 0.3 * d), ADAM),
+    "fedyogi": Row("fedyogi", lambda w: fedopt(w, 0.1, 0.8, 0.01, lambda v, d: v - 0.3 * d * np.sign(v - d)), ADAM),
+    "fedadagrad": Row("fedadagrad", lambda w: fedopt(w, 0.1, 0.0, 0.01, np.add), {"learning_rate": 0.1, "tau": 0.01}),
+    "fedprox": Row("fedprox", lambda w: fedprox(w, 0.3), {"mu": 0.3}),
+    "scaffold": Row("scaffold", lambda w: scaffold(w, "II", False), {"weighted": False, "learning_rate": 0.8}),
+    "scaffold, by rows": Row("scaffold", lambda w: scaffold(w, "II", True), {"learning_rate": 0.8}),
+    "scaffold, option I": Row("scaffold", lambda w: scaffold(w, "I", True), {"learning_rate": 0.8, "option": "I"}),
+}
+"""A new method is a row here."""
+
+
+def agreed(name: str, **more: Mapping[str, Any]) -> Plan:
+    return plan(
+        plan={"rounds": ROUNDS},
+        training={"epochs": None, "steps": STEPS, "batch_size": max(SIZES), "learning_rate": ETA},
+        aggregation={"rule": TABLE[name].rule, "options": dict(TABLE[name].options)},
+        cohort={"minimum": 3, "quorum": 1.0, "deadline": 20},
+    ).with_(**more)
+
+
+def people() -> dict[str, Site]:
+    return {f"node-{k}": site for k, site in enumerate(sites())}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_method_is_what_its_paper_says(name):
+    found = simulate(agreed(name), people()).model["parameters"].values
+    np.testing.assert_allclose(found, TABLE[name].oracle(np.zeros(5)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_method_passes_the_suite(name):
+    small = agreed(name, training={"batch_size": 16})
+    learner = build(small)
+    check_algorithm(lambda: find(small, learner), learner, [prepare(one, small) for one in people().values()])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_deployed_run_has_the_bits_of_a_simulated_one(name, tmp_path):
+    """Nodes answer in any order, and what they remember lies on their disks."""
+    small = agreed(name, training={"batch_size": 8})
+    simulated = simulate(small, people())
+    assert simulate(small, dict(reversed(people().items()))).digest == simulated.digest
+    history = run(small, people(), tmp_path)
+    assert history["last"] == simulated.digest
+
+
+OWN = (
+    "newton",
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "geometric_median",
+    "norm_clipping",
+    "centered_clipping",
+)
+"""Rules with tests of their own."""
+
+
+def test_every_method_has_a_row():
+    assert {row.rule for row in TABLE.values()} >= known().keys() - set(OWN)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "said"),
+    [
+        ("fedprox", {"mu": -1}, "mu: it is not negative; it is -1"),
+        ("fedavgm", {"momentum": 1.0}, r"momentum: it lies in \[0, 1\); it is 1.0"),
+        ("fedadam", {"tau": 0}, "tau: it is above 0; it is 0"),
+        ("fedyogi", {"beta_2": 2}, r"beta_2: it lies in \[0, 1\); it is 2"),
+        ("scaffold", {"option": "III"}, "option: it is one of I, II; it is 'III'"),
+        ("scaffold", {"optoin": "I"}, "optoin: 'scaffold' has no such option; did you mean 'option'?"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(rule, options, said):
+    wrong = plan(aggregation={"rule": rule, "options": options})
+    with pytest.raises(PlanError, match=f"aggregation.options.{said}"):
+        find(wrong, build(wrong))
+
+
+@pytest.mark.parametrize(
+    ("rule", "model", "said"),
+    [
+        ("scaffold", {"sklearn": "SGDClassifier"}, "let a method change each gradient and take plain steps"),
+        ("fedprox", {"sklearn": "LogisticRegression"}, "let a method change each gradient; 'sklearn' as planned can't"),
+    ],
+)
+def test_a_learner_that_cannot_do_what_a_method_needs_is_named(rule, model, said):
+    wrong = plan(model={"logistic": False, **model}, training={"epochs": None, "steps": 3}, aggregation={"rule": rule})
+    with pytest.raises(PlanError, match=f"aggregation.rule: '{rule}' needs a learner that can {said}"):
+        find(wrong, build(wrong))
