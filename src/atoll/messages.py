@@ -84,13 +84,14 @@ class Head(BaseModel):
 
 
 class ConnectionReceived(Message):
-    """Server → node: you are in; this is the run, and the server's own key."""
+    """Server → node: you are in; this is the run, the server's own key, and the last round that you are held out of (or 0)."""
 
     event = "connection_received"
     run: Run
     plan: Digest
     rounds: Count
     round: Count
+    held_out: Count = 0
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     head: Head | None = None
 

@@ -17,6 +17,7 @@ from atoll.server import events, machine
 from atoll.server.offences import ENOUGH, WINDOW, Conduct, bound, too_long
 from atoll.server.resume import _conduct
 from atoll.server.state import Phase, State, waiting_for
+from atoll.server.status import status
 from atoll.store import UpdateRow
 from atoll.wire import Address
 
@@ -143,6 +144,15 @@ def test_held_out_nodes_make_the_wait_say_so_and_it_ends_at_its_deadline():
     state, commands = feed(state, events.Tick(state.until + 1))
     assert state.outcome == "gave_up"
     assert "held out" in state.reason
+
+
+def test_status_says_who_is_held_out_and_until_when():
+    state, _ = feed(begin(checks={"offences": 1, "held_out": 5}, minimum=3), joined(4))
+    rogue = next(iter(NODES))
+    state, _ = a_round(state, {}, bad=(rogue,))
+    (shown,) = [one for one in status(state, 3.0, 1000.0, {}, {}, None)["nodes"] if one["node"] == rogue]
+    assert (shown["doing"], shown["asked"]) == ("held_out", False)
+    assert shown["reason"] == "its updates were refused; until round 6 is over"
 
 
 def test_held_out_nodes_are_not_asked_again_when_they_come_back():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +18,10 @@ from atoll.cli.reach import Ca, Pin, ask
 from atoll.cli.show import figure, rounds_table, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
+from atoll.wire import Address
 
 if TYPE_CHECKING:
+    from atoll.store import UpdateRow
     from atoll.store.sql import SqlStore
 
 Store = Annotated[Path, typer.Option(help="The server's store.")]
@@ -61,7 +64,8 @@ def status(
     for node in found["nodes"]:
         why = f": {node['reason']}" if "reason" in node else ""
         share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
-        console.print(f"  {node['name']}: {node['doing']}{share}{why}", markup=False, soft_wrap=True)
+        doing = node["doing"].replace("_", " ")
+        console.print(f"  {node['name']}: {doing}{share}{why}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -77,9 +81,15 @@ def history(
     picture: Annotated[
         Path | None, typer.Option("--plot", help="Draw the curves of the runs into this picture: .png, .svg or .pdf.")
     ] = None,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Show only the updates that were refused: whose, why, and where their bytes lie.")
+    ] = False,
 ) -> None:
     """Show what is stored of a run, or of several: each round, who answered, how its model does."""
     base = open_store(store)
+    if rejected:
+        _show_rejected(base, store, runs or [None], as_json=as_json)
+        return
     found = [base.history(run) for run in runs or [base.find().run]]
     if picture:
         with working("drawing", quiet=as_json):
@@ -95,6 +105,37 @@ def history(
         _show(one)
     if picture:
         print(f"plot: {picture}")
+
+
+def _show_rejected(base: SqlStore, store: Path, runs: Sequence[str | None], *, as_json: bool) -> None:
+    found = {}
+    for run in (base.find(one).run for one in runs):
+        names = {row.node: row.name for row in base.nodes(run)}
+        found[run] = [_told(store, row, names.get(row.node, row.node)) for row in base.updates(run) if row.status == "rejected"]
+    if as_json:
+        listed = [{"run": run, "rejected": rows} for run, rows in found.items()]
+        print(json.dumps(listed[0] if len(listed) == 1 else {"runs": listed}))
+        return
+    console = Console()
+    for run, rows in found.items():
+        console.print(f"run [bold]{run}[/bold]: {len(rows)} updates were refused", soft_wrap=True)
+        for row in rows:
+            where = f"; kept as {row['file']}" if row["file"] else ""
+            said = f"  round {row['round']}.{row['attempt']}: {row['name']}: update {row['digest'][:12]}: {row['reason']}{where}"
+            console.print(said, markup=False, soft_wrap=True)
+
+
+def _told(store: Path, row: UpdateRow, name: str) -> dict[str, Any]:
+    from atoll.server import quarantine
+
+    path = quarantine.path_of(store, Address(row.run, row.round, row.attempt, row.node), row.digest)
+    facts = ("round", "attempt", "node", "digest", "bytes", "norm", "reason")
+    return {
+        **{fact: getattr(row, fact) for fact in facts},
+        "name": name,
+        "offence": bool(row.offence),
+        "file": str(path) if path.exists() else None,
+    }
 
 
 def _show(found: dict[str, Any]) -> None:

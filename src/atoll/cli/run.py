@@ -227,6 +227,7 @@ def _say(event: Mapping[str, Any]) -> None:
     lines: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "ready": lambda e: f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here",
         "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
+        "held_out": lambda e: f"held out until round {e['until']} is over, for updates that were refused; waiting",
         "waiting": lambda e: str(e["reason"]),
         "training": lambda e: f"round {e['round']}: training …",
         "trained": lambda e: (

@@ -101,6 +101,9 @@ def _timed(watch: Watch) -> Watch:
 
     def timed(event: Mapping[str, Any]) -> None:
         nonlocal last
+        if event["what"] != "round":
+            watch(event)
+            return
         now = time.monotonic()
         by = "holdout" if event["holdout"] else "nodes"
         watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last})

@@ -212,6 +212,8 @@ class Node:
     async def connection_received(self, message: ConnectionReceived) -> None:
         """The server has let this node in."""
         self._tell("connected", run=message.run, round=message.round)
+        if message.held_out >= message.round:
+            self._tell("held_out", until=message.held_out)
         await self.drive.happen(machine.Connected(self.drive.now()))
 
     async def start_training(self, task: StartTraining) -> None:

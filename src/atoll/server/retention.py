@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.errors import StoreError
+from atoll.server.quarantine import PLACE
 from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 
+_PLACES = ("log", PLACE)
+"""Where runs keep updates: those in the log, and those that were refused, each run in a directory of its name."""
 _SETTLED = 3600.0
 """Seconds after which a file that no run names is nobody's: before, it may be one that is just being made."""
 
@@ -33,14 +36,18 @@ def uses(directory: Path, store: SqlStore) -> list[Use]:
     """Return what each run takes, the newest first."""
     files = {digest: _size(path) for digest, path in Models(directory / "models").files().items()}
     return [
-        Use(row, sum(files.get(digest, 0) for digest in _named(store, row)), _size(directory / "log" / row.run))
+        Use(
+            row,
+            sum(files.get(digest, 0) for digest in _named(store, row)),
+            sum(_size(directory / place / row.run) for place in _PLACES),
+        )
         for row in store.runs()
     ]
 
 
 def held(directory: Path) -> int:
-    """Return how many bytes the models and updates of a store take."""
-    return _size(directory / "models") + _size(directory / "log")
+    """Return how many bytes the models and updates of a store take, refused ones too."""
+    return sum(_size(directory / place) for place in ("models", *_PLACES))
 
 
 def prune(
@@ -81,7 +88,7 @@ def _spare(directory: Path, store: SqlStore, gone: Collection[str], thinned: Col
             yield path
     # A run's directory is older than its row; a draft is on its way to become a model.
     known, mine = {row.run for row in runs}, {row.run for row in kept}
-    for path in [*_inside(directory / "log"), *(directory / "models").glob(".*")]:
+    for path in [*(path for place in _PLACES for path in _inside(directory / place)), *(directory / "models").glob(".*")]:
         if path.name not in mine and (path.name in known or _settled(path)):
             yield path
 

@@ -20,14 +20,14 @@ from atoll import algorithms, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, LayoutError, PlanError, RefusedError, WireError
+from atoll.errors import AtollError, GaveUpError, LayoutError, LogError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
 from atoll.logs import Record
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import events, http, machine, page, uploads, web
+from atoll.server import events, http, machine, page, quarantine, uploads, web
 from atoll.server.book import Book
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
@@ -202,6 +202,7 @@ class Server:
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
         run: Any = {"run": self.run, "plan": self.plan.digest, "rounds": self.plan.plan.rounds, "round": self.drive.state.round}
+        run["held_out"] = self.drive.state.conduct.until.get(node, 0)
         return ConnectionReceived(**run, key=self.identity.public.hex(), head=self.book.head)
 
     async def connected(self, node: str, name: str) -> None:
@@ -258,7 +259,7 @@ class Server:
             except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
-            what, norm = (envelope.address, envelope.digest, envelope.size), None
+            what, norm, self._at_hand = (envelope.address, envelope.digest, envelope.size), None, envelope
             if admits(self.drive.state, envelope.address) is None:
                 try:
                     update, norm = await asyncio.to_thread(self._verify, record, self.drive.state.model)
@@ -322,6 +323,14 @@ class Server:
             await self.book.refused("late" if late else "rejected", command)
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
         await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
+        if command.offence:
+            await asyncio.to_thread(self._set_aside, command)
+
+    def _set_aside(self, command: events.Judge) -> None:
+        """Keep a refused update where the operator can look at it: it is the one that the log has just brought."""
+        with contextlib.suppress(LogError):
+            body = self.log.body(self._at_hand)
+            quarantine.set_aside(self.directory, command.address, command.digest, body, self.quota.room)
 
     async def _close(self, command: events.Close) -> None:
         self.drive.spawn(self._closing(command))

@@ -68,6 +68,8 @@ def _doing(
         return {"doing": "declined", "reason": run.declines[node]}
     if node in run.answers:
         return {"doing": "answered"}
+    if not asked and run.conduct.held_out(node, run.round):
+        return {"doing": "held_out", "reason": f"its updates were refused; until round {run.conduct.until[node]} is over"}
     if not asked:
         return {"doing": "idle"}
     if node in arriving:

@@ -9,14 +9,14 @@ from typing import Any
 
 from atoll import algorithms, learners
 from atoll.algorithms import Algorithm, Memory, State
-from atoll.errors import AtollError, GaveUpError
+from atoll.errors import AtollError, GaveUpError, LayoutError
 from atoll.learner import Data, Learner, Rows, pooled, summary
 from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.server import events, machine
 from atoll.server.close import Accepted, close
 from atoll.simulate.attacks import Tamper
-from atoll.vector import Groups, Metrics, Update
+from atoll.vector import Groups, Metrics, Update, check
 from atoll.wire import Address, digest_of, encode, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -84,12 +84,20 @@ class _Run:
             if self.tamper:
                 updates[name] = update
             else:
-                self.bodies[name] = b"".join(encode(update, self.model))
-            happened.append(events.Appended(0.0, address, name))
+                happened.append(self.arrive(address, update))
         if self.tamper and updates:
-            sent = self.tamper(command.round, updates)
-            self.bodies = {name: b"".join(encode(update, self.model)) for name, update in sent.items()}
+            for name, update in self.tamper(command.round, updates).items():
+                happened.append(self.arrive(Address("simulated", command.round, command.attempt, name), update))
         return happened
+
+    def arrive(self, address: Address, update: Update) -> events.Event:
+        """Take an update in, and check it as a server does."""
+        body = self.bodies[address.node] = b"".join(encode(update, self.model))
+        what = address, address.node, len(body)
+        try:
+            return events.Appended(0.0, *what, check(update.groups, self.algorithm.updates(self.learner.layouts)))
+        except LayoutError as error:
+            return events.Refused(0.0, *what, str(error))
 
     def close(self, command: events.Close) -> list[events.Event]:
         """Fold what came into the next model."""
@@ -110,10 +118,12 @@ class _Run:
         return [events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])]
 
     def judge_update(self, command: events.Judge) -> list[events.Event]:
-        """Let a client remember what goes with its update, now that it counts."""
+        """Let a client remember what goes with its update, now that it counts; tell who watches of one that is refused."""
         name = command.address.node
         if command.accepted:
             self.memories[name] = self.drafts.pop(name)
+        else:
+            self.watch({"what": "rejected", "round": command.address.round, "name": name, "reason": command.reason})
         return []
 
     def end(self, command: events.End) -> list[events.Event]:
@@ -167,7 +177,7 @@ def simulate(
         holdout: rows to judge each round's model by.
         learner: the plan's learner, where one is built already.
         allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
-        watch: told of each round.
+        watch: told of each round, and of each update that is refused.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
         tamper: makes of a round's updates what clients send: hostile ones, see `atoll.simulate.attacks`.
 

@@ -59,6 +59,12 @@ def _families(status: Mapping[str, Any], past: Past) -> Iterator[tuple[str, str,
         "Nodes whose update the open round still waits for.",
         {"": sum(bool(one.get("waited_for")) for one in nodes)},
     )
+    yield (
+        "atoll_nodes_held_out",
+        "gauge",
+        "Connected nodes that aren't asked because their updates were refused.",
+        {"": sum(one["doing"] == "held_out" for one in nodes)},
+    )
     yield "atoll_log_waiting", "gauge", "1 while the update log can't be read, else 0.", {"": bool(status["log_waiting"])}
     for figure, said in (("loss", "Mean loss of the newest judged model."), ("accuracy", "Accuracy of the newest judged model.")):
         judged = {f'{{on="{place}"}}': newest[place][figure] for place in PLACES if figure in newest.get(place, {})}

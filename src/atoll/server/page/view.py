@@ -23,7 +23,7 @@ CHARTS = 4
 _REFUSED = 60
 _OTHERS = {"precision", "recall", "mean_squared_error", "mean_absolute_error"}
 """Figures that get a chart only where the plan judges models by them."""
-_ORDER = ("lost", "declined", "sending", "training", "idle", "answered")
+_ORDER = ("lost", "held_out", "declined", "sending", "training", "idle", "answered")
 _LABELS = {"holdout": "server's holdout", "nodes": "nodes' own rows"}
 
 
