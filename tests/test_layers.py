@@ -49,7 +49,7 @@ HOMES: Mapping[str, Sequence[str]] = {
         FLOOR,
         "atoll.cli.bench.connect",
     ),
-    "confluent_kafka": ("atoll.logs.kafka", FLOOR),
+    "confluent_kafka": ("atoll.logs.kafka", "atoll.logs.topics", "atoll.logs.users", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),
     "pyarrow": ("atoll.preprocess.parquet",),
     "PIL": ("atoll.preprocess.images",),

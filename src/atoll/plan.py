@@ -162,6 +162,23 @@ class Log(Section):
 
     kafka: str | None = None
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = "atoll."
+    topics: Literal["shared", "node"] = "shared"
+
+    @property
+    def apart(self) -> bool:
+        """Whether each node has a topic of its own, so that a broker can keep others from writing there."""
+        return self.topics == "node"
+
+    @property
+    def topic(self) -> str:
+        """The topic of updates; with `apart` a node's own is this one, a dot and the node's id."""
+        return f"{self.prefix}updates"
+
+    @model_validator(mode="after")
+    def _has_topics(self) -> Self:
+        if self.apart and not self.kafka:
+            raise ValueError('topics = "node" is of Kafka: name its brokers with kafka = "host:port", or leave topics out')
+        return self
 
 
 class Plan(Section):

@@ -6,6 +6,7 @@ SHA-256 of a certificate's public key (its SubjectPublicKeyInfo, as in RFC 7469)
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import hmac
@@ -13,6 +14,7 @@ import ipaddress
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,24 +52,69 @@ def own(directory: Path, host: str) -> Certificate:
     Raises:
         StoreError: the files can't be kept there.
     """
-    chain, key_file, ca_file = directory / "server.pem", directory / "server.key", directory / "ca.pem"
+    chain, key_file = directory / "server.pem", directory / "server.key"
+    with _told(directory):
+        ca_key, ca = _authority(directory)
+        key = _key(key_file)
+        chain.write_bytes(_signed(ca_key, "Atoll server", key, host) + ca)
+    return Certificate(chain, key_file, _pin(key.public_key()))
+
+
+def pair(directory: Path, name: str, to: Path, host: str | None = None) -> None:
+    """Write a new key with a certificate for it by the CA of `own`, in one PEM file by mode 0600.
+
+    Args:
+        directory: as for `own`.
+        name: whose it is.
+        to: the file; one that is there goes.
+        host: an address it serves at; None for a client.
+
+    Raises:
+        StoreError: it can't be written, or the CA's files can't be used.
+    """
+    with _told(directory):
+        ca_key, ca = _authority(directory)
+        key = ec.generate_private_key(ec.SECP256R1())
+        to.unlink(missing_ok=True)
+        write_private(to, _bare(key) + _signed(ca_key, name, key, host) + ca)
+
+
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ca_key, key = _key(directory / "ca.key"), _key(key_file)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Atoll CA {_pin(ca_key.public_key())[:8]}")])
-        if not ca_file.exists():
-            made = _draft(name, name, ca_key.public_key(), _YEARS, 0).sign(ca_key, hashes.SHA256())
-            ca_file.write_bytes(made.public_bytes(Encoding.PEM))
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Atoll server")])
-        draft = _draft(subject, name, key.public_key(), _SERVED, None)
-        draft = draft.add_extension(x509.SubjectAlternativeName(_names(host)), critical=False)
-        draft = draft.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-        chain.write_bytes(draft.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM) + ca_file.read_bytes())
+        yield
     except OSError as error:
         raise StoreError(f"{directory}: certificates can't be kept there ({error.strerror}); choose another --store") from error
     except ValueError as error:
         raise StoreError(f"{directory}: holds a key that is none ({error}); move the folder away for a new CA") from error
-    return Certificate(chain, key_file, _pin(key.public_key()))
+
+
+def _authority(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A directory's own CA: its key, and its certificate in PEM."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key, file = _key(directory / "ca.key"), directory / "ca.pem"
+    if not file.exists():
+        made = _draft(_ca_name(key), _ca_name(key), key.public_key(), _YEARS, 0).sign(key, hashes.SHA256())
+        file.write_bytes(made.public_bytes(Encoding.PEM))
+    return key, file.read_bytes()
+
+
+def _ca_name(key: ec.EllipticCurvePrivateKey) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Atoll CA {_pin(key.public_key())[:8]}")])
+
+
+def _signed(ca: ec.EllipticCurvePrivateKey, name: str, key: ec.EllipticCurvePrivateKey, host: str | None) -> bytes:
+    """A certificate in PEM: of who serves at a host, or of a client."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    draft = _draft(subject, _ca_name(ca), key.public_key(), _SERVED if host else _YEARS, None)
+    draft = draft.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)
+    if host:
+        draft = draft.add_extension(x509.SubjectAlternativeName(_names(host)), critical=False)
+    return draft.sign(ca, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _bare(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def given(chain: Path, key: Path) -> Certificate:
@@ -110,8 +157,7 @@ def required(tls: bool | tuple[Path, Path], directory: Path, host: str, *, insec
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
-        made = ec.generate_private_key(ec.SECP256R1())
-        write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        write_private(path, _bare(ec.generate_private_key(ec.SECP256R1())))
     key = load_pem_private_key(path.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError(path.name)  # noqa: TRY004  what is in the file is wrong, not what we do with it

@@ -17,6 +17,7 @@ from tests.federation import plan
 from atoll import __version__
 from atoll.cli import doctor
 from atoll.server.runtime import Server
+from atoll.tls import Trust
 
 
 def run(*words: str | Path, code: int = 0) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def test_a_server_is_asked_for_its_run_and_its_clock(tmp_path):
         server = Server(plan(), store=tmp_path / "store", port=0)
         serving = asyncio.create_task(server.serve_async())
         try:
-            return await asyncio.to_thread(lambda: list(doctor._server(server.url)))
+            return await asyncio.to_thread(lambda: list(doctor._server(server.url, Trust())))
         finally:
             server.stop()
             await serving

@@ -14,6 +14,7 @@ import pytest
 from tests.federation import clients, plan, run
 
 from atoll.errors import AtollError, LogError, StoreError
+from atoll.logs.access import PLAIN, Access
 from atoll.node.runtime import Node
 from atoll.server import retention
 from atoll.server.replay import replay
@@ -22,12 +23,12 @@ from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 
 
-def replayed(store: Path, name: str) -> list[str]:
+def replayed(store: Path, name: str, known_by: Access = PLAIN) -> list[str]:
     """The models that the replay of a run gives; each must be the stored one."""
 
     async def whole() -> list[str]:
         base = SqlStore(store)
-        rounds = [one async for one in replay(store, base, base.find(name))]
+        rounds = [one async for one in replay(store, base, base.find(name), access=known_by)]
         base.close()
         assert all(one.found == one.stored for one in rounds)
         return [one.found for one in rounds]
@@ -189,9 +190,11 @@ def test_a_quota_that_is_none(tmp_path, wrong):
     assert "plan.toml" in told.stderr or "is no size; it looks like 50GB" in told.stderr
 
 
-def test_a_kafka_run_is_replayed_from_its_topic_after_what_lies_before_was_dropped(tmp_path, kafka):
+@pytest.mark.parametrize("topics", ["shared", "node"])
+def test_a_kafka_run_is_replayed_from_its_topic_after_what_lies_before_was_dropped(tmp_path, kafka, topics):
+    """Where nobody is asked who comes, the server makes nodes' own topics by itself."""
     store = tmp_path / "store"
-    agreed = plan(log={"kafka": kafka, "prefix": f"{tmp_path.name}."})
+    agreed = plan(log={"kafka": kafka, "prefix": f"{tmp_path.name}.", "topics": topics})
     old, kept = run(agreed, clients(), tmp_path), run(agreed.with_(plan={"seed": 9}), clients(), tmp_path)
     assert not list((store / "log").glob("*/*")), "copies of bodies go with the run"
     told = command("prune", old["run"], "--topic", "--store", store)

@@ -12,8 +12,8 @@ import re
 import shutil
 import socket
 import time
-import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -26,9 +26,11 @@ from rich.text import Text
 from atoll import __version__, memory
 from atoll.cli import app
 from atoll.cli.look import HERE
+from atoll.cli.reach import Ca, KafkaConfig, Pin, asked
 from atoll.cli.show import size, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
+from atoll.tls import Trust
 
 _NAME = "atoll-fl"
 _PATIENCE = 5.0
@@ -52,13 +54,16 @@ def doctor(
     plan: Annotated[Path | None, typer.Argument(help="A plan: can it be carried out here?")] = None,
     server: Annotated[str | None, typer.Option(help="A server's address: does it answer, and does its clock agree?")] = None,
     kafka: Annotated[str | None, typer.Option(help="A broker's host:port; by default the plan's.")] = None,
+    kafka_config: KafkaConfig = None,
+    pin: Pin = None,
+    ca: Ca = None,
     store: Annotated[Path, typer.Option(help="Where a server's store is, or will be.")] = HERE,
     port: Annotated[int, typer.Option(help="The port that a server would listen on.")] = 8740,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look at this machine: versions, optional parts, port, broker, disk, clock, processors and memory. No data, no secrets."""
     with working("looking", quiet=as_json):
-        findings = list(_findings(plan, server, kafka, store, port))
+        findings = list(_findings(plan, store, port, (kafka, kafka_config), (server, Trust(pin, ca))))
     problems = sum(one.state == "problem" for one in findings)
     if as_json:
         print(json.dumps({"problems": problems, "findings": [one._asdict() for one in findings]}))
@@ -71,7 +76,9 @@ def doctor(
         raise AtollError(f"{problems} problem{'s' if problems > 1 else ''} found")
 
 
-def _findings(plan: Path | None, server: str | None, kafka: str | None, store: Path, port: int) -> Iterator[Finding]:
+def _findings(
+    plan: Path | None, store: Path, port: int, broker: tuple[str | None, Path | None], server: tuple[str | None, Trust]
+) -> Iterator[Finding]:
     yield Finding("atoll", "fine", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield from _parts()
     yield from _programs()
@@ -80,14 +87,16 @@ def _findings(plan: Path | None, server: str | None, kafka: str | None, store: P
     yield _clock()
     yield _disk(store)
     yield _port(port)
+    kafka, kafka_config = broker
     if plan:
         agreed, finding = _plan(plan)
         yield finding
         kafka = kafka or (agreed.log.kafka if agreed else None)
     if kafka:
-        yield _broker(kafka)
-    if server:
-        yield from _server(server)
+        yield _broker(kafka, kafka_config)
+    url, trust = server
+    if url:
+        yield from _server(url, trust)
 
 
 def _parts() -> Iterator[Finding]:
@@ -209,27 +218,27 @@ def _plan(path: Path) -> tuple[Plan | None, Finding]:
     return plan, Finding("plan", "fine", f"{plan.plan.name}, a {plan.model.kind} model, digest {plan.digest[:12]}")
 
 
-def _broker(address: str) -> Finding:
+def _broker(address: str, kafka_config: Path | None) -> Finding:
+    from atoll.logs import access
+
     try:
-        from atoll.logs.kafka import brokers
+        from atoll.logs.topics import brokers
     except ModuleNotFoundError:
         return Finding("broker", "problem", f"{address}: confluent-kafka is not installed; pip install '{_NAME}[kafka]'")
     try:
-        return Finding("broker", "fine", f"{address} answers: {brokers(address, _PATIENCE)} in all")
+        return Finding("broker", "fine", f"{address} answers: {brokers(address, _PATIENCE, access.read(kafka_config))} in all")
     except AtollError as error:
         return Finding("broker", "problem", str(error))
 
 
-def _server(url: str) -> Iterator[Finding]:
-    if not url.startswith(("http://", "https://")):
-        yield Finding("server", "problem", "--server is no address; it looks like http://127.0.0.1:8740")
-        return
+def _server(url: str, trust: Trust) -> Iterator[Finding]:
     shown = re.sub(r"//[^/@]*@", "//", url)  # without a password in it
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=_PATIENCE) as answer:  # noqa: S310  http, checked above
-            run, date = json.load(answer)["run"], answer.headers.get("Date")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield Finding("server", "problem", f"{shown}: no Atoll server answers there ({getattr(error, 'reason', error)})")
+        with asked(shown, "/healthz", trust) as answer:
+            run, date = json.loads(answer.read())["run"], answer.headers.get("Date")
+    except (AtollError, OSError, ValueError, KeyError, TypeError, HTTPException) as error:
+        said = error if isinstance(error, AtollError) else f"{shown}: no Atoll server answers there ({error!r})"
+        yield Finding("server", "problem", str(said))
         return
     yield Finding("server", "fine", f"{shown} serves run {run}")
     if date:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from atoll.cli import app
 from atoll.cli.look import HERE, Allow, AsJson, Run, Store, open_store, stored_runs
+from atoll.cli.reach import KafkaConfig
 from atoll.cli.show import size
 from atoll.errors import AtollError, StoreError
 from atoll.plan import Plan
@@ -41,6 +42,7 @@ def prune(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also let go of a named run that never ended: its server died.")] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    kafka_config: KafkaConfig = None,
     store: Store = HERE,
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +59,7 @@ def prune(
     thinned = [row.run for row in there if models and row.run not in gone and row.outcome != "running"]
     freed = retention.prune(store, base, gone, thinned, dry=dry)
     if topic and not dry:
-        _drop(base)
+        _drop(base, kafka_config)
     if as_json:
         print(json.dumps({"gone": gone, "thinned": thinned, "freed": freed, "dry": dry}))
         return
@@ -84,21 +86,22 @@ def _chosen(there: Sequence[RunRow], named: Sequence[str], keep: int | None, old
     return [row.run for row in there if row.run in gone]
 
 
-def _drop(base: SqlStore) -> None:
+def _drop(base: SqlStore, kafka_config: Path | None) -> None:
     """Have Kafka drop what no kept run needs: in each partition all before the oldest kept run, or all where none is kept."""
-    from atoll.logs.kafka import let_go
+    from atoll.logs import access, topics
 
-    topics: dict[tuple[str, str], dict[str, int]] = {}
+    known_by = access.read(kafka_config)
+    runs: dict[tuple[str, str], list[RunRow]] = {}
     for row in base.runs():
         log = Plan.from_json(row.plan).log
-        if log.kafka is None:
-            continue
-        first = topics.setdefault((log.kafka, f"{log.prefix}updates"), {})
-        for partition, offset in (one.split(":") for one in (row.log_start or "").split()):
-            starts = [offset for offset in (first.get(partition, -1), -1 if row.pruned else int(offset)) if offset >= 0]
-            first[partition] = min(starts, default=-1)
-    for (servers, topic), first in topics.items():
-        let_go(servers, topic, " ".join(f"{partition}:{offset}" for partition, offset in first.items()))
+        if log.kafka:
+            runs.setdefault((log.kafka, log.topic), []).append(row)
+    for (servers, topic), rows in runs.items():
+        began = {row.run: dict(map(topics.place, (row.log_start or "").split())) for row in rows}
+        kept = [began[row.run] for row in rows if row.pruned is None]
+        # A partition that a kept run doesn't know of came later: all that is in it may be that run's.
+        keys = dict.fromkeys(key for one in began.values() for key in one)
+        topics.let_go(servers, topic, {key: min((one.get(key, 0) for one in kept), default=-1) for key in keys}, known_by)
         print(f"topic {topic}: Kafka keeps what lies from the oldest kept run on", file=sys.stderr)
 
 
@@ -120,18 +123,20 @@ def replay(
     run: Run = None,
     store: Store = HERE,
     allow: Allow = None,
+    kafka_config: KafkaConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every global model of a run from the updates in its log, and compare digests."""
-    asyncio.run(_replay(run, store, allow or (), as_json=as_json))
+    asyncio.run(_replay(run, store, allow or (), kafka_config, as_json=as_json))
 
 
-async def _replay(run: str | None, store: Path, allow: Sequence[str], *, as_json: bool) -> None:
+async def _replay(run: str | None, store: Path, allow: Sequence[str], kafka_config: Path | None, *, as_json: bool) -> None:
+    from atoll.logs import access
     from atoll.server.replay import replay as again
 
     base = open_store(store)
     found, rounds = base.find(run), 0
-    async for one in again(store, base, found, allow=allow):
+    async for one in again(store, base, found, allow=allow, access=access.read(kafka_config)):
         if one.found != one.stored:
             raise StoreError(
                 f"run {found.run}: round {one.round}: its {one.updates} updates give model {one.found[:12]}, "

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
-from atoll.cli.reach import Ca, Pin
+from atoll.cli.reach import Ca, KafkaConfig, Pin
 from atoll.cli.show import figure, round_line, rounds_table, size, size_of, told, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
@@ -54,6 +54,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Speak TLS by these certificates, a PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert, a PEM file.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without TLS.")] = False,
+    kafka_config: KafkaConfig = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each event as one JSON object a line; the last is the run.")
     ] = False,
@@ -78,6 +79,7 @@ def serve(
         "start": start,
         "allow": allow or (),
         "resume": resume,
+        "kafka_config": kafka_config,
     }
     options |= secure
     if as_json:
@@ -114,6 +116,7 @@ def join(
     pin: Pin = None,
     ca: Ca = None,
     token: Annotated[str | None, typer.Option(help="To join for the first time, as `atoll nodes add` showed it.")] = None,
+    kafka_config: KafkaConfig = None,
     allow: Allow = None,
     check: Annotated[bool, typer.Option("--check", help="Only say what would be used; nothing is sent.")] = False,
     as_json: Annotated[
@@ -128,6 +131,7 @@ def join(
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
         about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
+        about["kafka_config"] = kafka_config
         node = Node(url, source, name=name, directory=directory, watch=watch, **about)
         if check:
             _show_check(node, as_json)

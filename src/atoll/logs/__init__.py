@@ -69,6 +69,15 @@ class Reader(Protocol):
         """Why nothing can be read at present, in a few words for a person; None where all is well."""
         ...
 
+    def follow(self, node: str) -> None:
+        """Take up what this node appends, where a log keeps nodes apart; may take a moment, and be asked again.
+
+        Raises:
+            RefusedError: it has no place in the log.
+            UnreachableError, LogError: its place can't be read.
+        """
+        ...
+
     def records(self) -> AsyncIterator[Record]:
         """Yield every record of this run, first those already there, then each as it becomes complete and durable."""
         ...

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from atoll.errors import LogError
+from atoll.logs import guarded
 
 VERSION = "4.1.0"
 _JAVA = 17
@@ -38,13 +39,14 @@ _POM = f"""<project><modelVersion>4.0.0</modelVersion>
 <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
 </dependencies></project>
 """
+_OPEN = """listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
+"""
 _SETTINGS = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 num.partitions=1
 offsets.topic.replication.factor=1
@@ -79,21 +81,24 @@ class Broker:
         controller: the port of its own controller.
         pid: its process.
         directory: where its data lie.
+        secure: whether it asks who comes.
     """
 
     address: str
     controller: int
     pid: int
     directory: Path
+    secure: bool = False
 
 
-def start(directory: Path, port: int | None = None, *, report: Report) -> Broker:
+def start(directory: Path, port: int | None = None, *, report: Report, secure: bool = False) -> Broker:
     """Start a broker, or find it running; return once it answers.
 
     Args:
         directory: its own; a broker that ran there before keeps its data and port.
         port: on 127.0.0.1; without one the port of the last time, or a free one.
         report: told what goes on.
+        secure: ask everybody who they are, see `guarded`; a broker that once did does so for ever.
 
     Raises:
         LogError: Java or Maven are missing, the port is taken, or the broker doesn't come up.
@@ -107,18 +112,24 @@ def start(directory: Path, port: int | None = None, *, report: Report) -> Broker
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LogError(f"{directory}: the broker can't live there ({error.strerror}); choose another --dir") from error
+    if secure := secure or guarded.is_guarded(directory):
+        guarded.prepare(directory)
     ports = _ports(directory, port)
-    settings = _configure(directory, *ports)
+    settings = _configure(directory, *ports, guarded.SETTINGS if secure else _OPEN)
     run = [java, "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
     run += [f"-Dlog4j2.configurationFile={directory / 'log4j2.yaml'}", "-cp", f"{jars}/*"]
     if not (directory / "data" / "meta.properties").exists():
         report("formatting the broker's storage")
-        _format([*run, "kafka.tools.StorageTool", "format", "-t", _cluster(), "-c", str(settings)])
+        with guarded.first_user(directory) if secure else contextlib.nullcontext() as user:
+            more = [user] if user else []
+            _format([*run, "kafka.tools.StorageTool", "format", "-t", _cluster(), "-c", str(settings), *more])
     report("starting Kafka")
     pid = _detached([*run, "kafka.Kafka", str(settings)], directory / "broker.log")
-    broker = Broker(f"127.0.0.1:{ports[0]}", ports[1], pid, directory)
+    broker = Broker(f"127.0.0.1:{ports[0]}", ports[1], pid, directory, secure)
     try:
         _await(broker)
+        if secure and not guarded.file(directory, guarded.SERVER).exists():
+            guarded.allow(directory, broker.address, guarded.SERVER)
     except BaseException:  # Ctrl-C too: nothing is left running
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -233,9 +244,10 @@ def _free(port: int, *, asked: bool) -> int:
         return int(probe.getsockname()[1])
 
 
-def _configure(directory: Path, port: int, controller: int) -> Path:
+def _configure(directory: Path, port: int, controller: int, door: str) -> Path:
     settings = directory / "server.properties"
-    settings.write_text(_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
+    values = {"port": port, "controller": controller, "data": directory / "data", "tls": directory / "tls"}
+    settings.write_text((_SETTINGS + door).format(**values))
     (directory / "log4j2.yaml").write_text(_LOGGING)
     return settings
 
@@ -265,7 +277,7 @@ def _await(broker: Broker) -> None:
     log = broker.directory / "broker.log"
     until = time.monotonic() + _PATIENCE
     while _alive(broker.pid, broker.directory) and time.monotonic() < until:
-        if _answers(broker.address):
+        if guarded.answers(broker.directory, broker.address) if broker.secure else _answers(broker.address):
             return
         time.sleep(0.1)
     lines = log.read_text(errors="replace").splitlines()

@@ -193,6 +193,9 @@ class EmbeddedLog:
             async with self._news:
                 self._news.notify_all()
 
+    def follow(self, node: str) -> None:
+        """See `Reader.follow`: there is one place for all."""
+
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
         for seen in itertools.count():
@@ -324,6 +327,9 @@ class Stored:
             self._lines = (self._directory / "index.jsonl").read_bytes().splitlines()
         except OSError as error:
             raise LogError(f"{self._directory}: the run's updates aren't there ({error.strerror})") from error
+
+    def follow(self, node: str) -> None:
+        """See `Reader.follow`: there is one place for all."""
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`; a half line at the end is one that a server is writing, or never wrote to its end."""

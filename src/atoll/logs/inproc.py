@@ -50,6 +50,9 @@ class InprocLog:
         if progress:
             progress(envelope.size)
 
+    def follow(self, node: str) -> None:
+        """See `Reader.follow`: there is one place for all."""
+
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
         for seen in itertools.count():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
 import time
 import zlib
@@ -21,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from atoll.errors import LogError, UnreachableError, WireError
-from atoll.logs import LATE, Progress, Record, pieces
+from atoll.errors import LogError, RefusedError, UnreachableError, WireError
+from atoll.logs import LATE, Progress, Record, pieces, topics
+from atoll.logs.access import PLAIN, Access
 from atoll.logs.bodies import check_size
 from atoll.logs.spool import Spool, parts_of, whole
 from atoll.wire import Address, Buffer, Envelope
@@ -33,8 +34,8 @@ log = logging.getLogger("atoll.logs.kafka")
 _SPOOLERS = 4
 _WINDOW = 8
 """Pieces of a body that wait for their acknowledgement at a time."""
-_PATIENCE = 10.0
-"""Seconds in which nothing moves until a broker counts as down."""
+_ASKING = 3.0
+"""Seconds in which a broker has to say whether it lets a node in, before that takes part."""
 
 
 class KafkaAppender:
@@ -43,31 +44,40 @@ class KafkaAppender:
     Args:
         servers: `host:port` of one or more brokers, by commas.
         topic: the topic of updates.
+        access: by what the broker knows this node.
     """
 
-    def __init__(self, servers: str, topic: str) -> None:
-        self._servers, self._topic = servers, topic
+    def __init__(self, servers: str, topic: str, access: Access = PLAIN) -> None:
+        self._servers, self._topic, self._access = servers, topic, access
         self._producer = self._new()
 
     def _new(self) -> Producer:
+        self._ear = topics.Ear(self._servers)
         return Producer(
             {
-                "bootstrap.servers": self._servers,
+                **topics.settings(self._servers, self._access, self._ear),
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 0,
-                "message.timeout.ms": int(_WINDOW * _PATIENCE * 1000),  # of a whole window; `_wait` is for each piece
-                "error_cb": _quiet,
-                "log_level": 0,
+                "message.timeout.ms": int(_WINDOW * topics.PATIENCE * 1000),  # of a whole window; `_wait` is for each piece
             }
         )
+
+    def check(self) -> None:
+        """Find out whether the broker lets this node write there; one that doesn't answer may do so later.
+
+        Raises:
+            RefusedError: it doesn't.
+        """
+        with contextlib.suppress(LogError):
+            topics.reach(self._servers, self._access, _ASKING, self._topic)
 
     async def append(self, envelope: Envelope, body: Sequence[Buffer] | Path, progress: Progress | None = None) -> None:
         """See `Appender.append`; what another body under the address means, the reader decides."""
         check_size(envelope, body)
         loop = asyncio.get_running_loop()
         told = (lambda sent: loop.call_soon_threadsafe(progress, sent)) if progress else None
-        sending = _Sending(self._producer, told)
+        sending = _Sending(self._producer, self._ear, told)
         try:
             await asyncio.to_thread(self._append, sending, envelope, body)
         except asyncio.CancelledError:
@@ -78,6 +88,8 @@ class KafkaAppender:
                 # What it still holds must not arrive behind our back, and after some errors it is of no use at all.
                 sending.producer.purge()
                 self._producer = self._new()
+            if refused := sending.refusal(self._servers):
+                raise RefusedError(refused) from error
             said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
             raise UnreachableError(f"Kafka at {self._servers}: the update can't be appended ({said})") from error
 
@@ -101,6 +113,7 @@ class _Sending:
     """One body on its way out, in a worker thread."""
 
     producer: Producer
+    ear: topics.Ear
     progress: Callable[[int], object] | None
     produced: int = 0
     delivered: int = 0
@@ -110,7 +123,7 @@ class _Sending:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def produce(self, topic: str, piece: bytes, key: str, headers: Headers) -> None:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + topics.PATIENCE
         while True:
             try:
                 self.producer.produce(topic, piece, key, headers=headers, on_delivery=self._on_delivery)
@@ -134,21 +147,23 @@ class _Sending:
 
     def wait(self, fewer: int) -> None:
         """Wait until fewer than so many pieces are without acknowledgement."""
-        seen, until = self.delivered, time.monotonic() + _PATIENCE
+        seen, until = self.delivered, time.monotonic() + topics.PATIENCE
         while self.produced - self.delivered >= fewer:
             self.producer.poll(0.1)
             if self.failed:
                 raise KafkaException(self.failed)
+            if self.ear.refusal:
+                raise TimeoutError(self.ear.refusal)
             if self.stop:
                 raise TimeoutError("cancelled")
             if self.delivered > seen:
-                seen, until = self.delivered, time.monotonic() + _PATIENCE
+                seen, until = self.delivered, time.monotonic() + topics.PATIENCE
             if time.monotonic() > until:
-                raise TimeoutError(f"it doesn't answer for {_PATIENCE:.0f} s")
+                raise TimeoutError(f"it doesn't answer for {topics.PATIENCE:.0f} s")
 
-
-def _quiet(error: object) -> None:
-    log.debug("kafka: %s", error)
+    def refusal(self, servers: str) -> str | None:
+        """Say why sending again is of no use, or None."""
+        return self.ear.refusal or (topics.refusal(servers, self.failed) if self.failed else None)
 
 
 def _headers(envelope: Envelope) -> Headers:
@@ -158,7 +173,7 @@ def _headers(envelope: Envelope) -> Headers:
 
 
 class KafkaReader:
-    """The server's end: one consumer, from where the topic stood when the run was made.
+    """The server's end: one consumer, from where each topic stood when the run was made.
 
     Args:
         servers: `host:port` of one or more brokers, by commas.
@@ -166,9 +181,12 @@ class KafkaReader:
         run: the run whose updates are read.
         directory: where runs keep their bodies.
         limit: the longest body, in bytes.
-        positions: where the run begins in the topic, as an earlier reader's `positions` said; without it the run is
-            new, and begins where the topic ends now.
+        positions: where the run begins, as an earlier reader's `positions` said; without it the run is new, and begins where
+            topics end now.
         closed: the rounds up to this one are over, and left out.
+        access: by what the broker knows this server.
+        apart: each node has a topic of its own, `topic.<node>`, which is read once somebody asks to `follow` it; what lies in
+            another node's topic is nobody's.
 
     Attributes:
         positions: for the server to keep with the run, so that another reader can take up all of its updates.
@@ -176,33 +194,39 @@ class KafkaReader:
         skipped: how many messages were no piece of an update.
 
     Raises:
+        RefusedError: the broker won't have this server.
         LogError: the broker doesn't answer, it has lost a part of the run, or the directory can't be used.
     """
 
-    def __init__(
-        self, servers: str, topic: str, run: str, directory: Path, limit: int, positions: str | None = None, closed: int = 0
+    def __init__(  # noqa: PLR0913  all but what it always needs by their names
+        self,
+        servers: str,
+        topic: str,
+        run: str,
+        directory: Path,
+        limit: int,
+        positions: str | None = None,
+        closed: int = 0,
+        *,
+        access: Access = PLAIN,
+        apart: bool = False,
     ) -> None:
         self.waiting: str | None = None
         self.skipped = 0
         self._servers, self._topic, self._run, self._closed = servers, topic, run, closed
+        self._access, self._apart, self._followed = access, apart, set[str]()
+        self._following, self._more = threading.Lock(), queue.SimpleQueue[list[TopicPartition]]()
         self._bodies = Spool(directory / run, limit)
-        _make_topic(servers, topic)
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": servers,
-                "group.id": f"atoll-{run}",  # the client asks for one; nothing is ever committed under it
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 100,
-                "max.partition.fetch.bytes": 8 << 20,
-                "queued.max.messages.kbytes": 32 << 10,
-                "error_cb": self._trouble,
-                "log_level": 0,
-            }
-        )
-        start = _start(self._consumer, servers, topic, positions)
-        self.positions = " ".join(f"{one.partition}:{one.offset}" for one in start)
-        self._consumer.assign(start)
+        self._consumer = self._new()
+        known = None if positions is None else dict(map(topics.place, positions.split()))
+        if apart:
+            self._known = topics.ends(servers, topic, access) if known is None else known
+        else:
+            topics.make(servers, topic, access)
+            start = topics.begin(servers, topic, known, access)
+            self._known = {str(one.partition): one.offset for one in start}
+            self._consumer.assign(start)
+        self.positions = topics.places(self._known)
         self._news: asyncio.Queue[Record | None] = asyncio.Queue()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -210,6 +234,28 @@ class KafkaReader:
         self._spoolers = [ThreadPoolExecutor(1, "spool") for _ in range(_SPOOLERS)]
         self._room = threading.Semaphore(4 * _SPOOLERS)
         self._spooled: deque[Future[Record | None]] = deque()
+
+    def _new(self) -> Consumer:
+        return Consumer(
+            {
+                **topics.settings(self._servers, self._access, self._trouble),
+                "group.id": f"atoll-{self._run}",  # the client asks for one; nothing is ever committed under it
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 100,
+                "max.partition.fetch.bytes": 8 << 20,
+                "queued.max.messages.kbytes": 32 << 10,
+            }
+        )
+
+    def follow(self, node: str) -> None:
+        """See `Reader.follow`: its topic is read from where it ended when the run began, or from its beginning."""
+        with self._following:
+            if not self._apart or node in self._followed:
+                return
+            topics.make(self._servers, f"{self._topic}.{node}", self._access)
+            self._more.put(topics.begin(self._servers, self._topic, self._known, self._access, node))
+            self._followed.add(node)
 
     async def records(self) -> AsyncIterator[Record]:
         """See `Reader.records`."""
@@ -243,6 +289,8 @@ class KafkaReader:
 
     def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stopped.is_set():
+            with contextlib.suppress(queue.Empty):  # here, since a consumer that is polled by one thread holds up others
+                self._consumer.incremental_assign(self._more.get_nowait())
             message = self._consumer.poll(0.2)
             if message is None:
                 self._look_again()
@@ -258,19 +306,22 @@ class KafkaReader:
         """Find out whether a broker that was away is back: it may have nothing new to tell."""
         if self.waiting:
             with contextlib.suppress(KafkaException):
-                self._consumer.list_topics(self._topic, timeout=1)
+                self._consumer.list_topics(timeout=1)
                 self.waiting = None
 
     def _pass_on(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
         """Hand a piece of this run to a spooler; leave out everything else."""
         headers = {name: value for name, value in dict(message.headers() or ()).items() if isinstance(value, bytes)}
-        position = f"{message.partition()}:{message.offset()}"
+        own = (message.topic() or "").removeprefix(self._topic).removeprefix(".")
+        position = f"{own}{'/' if own else ''}{message.partition()}:{message.offset()}"
         try:
             if headers["run"] != self._run.encode() or int(headers["round"]) <= self._closed:
                 return
             envelope, part = Envelope.from_header(headers["envelope"]), int(headers["part"])
             if envelope.address.run != self._run:
                 raise WireError("its envelope is of another run")
+            if self._apart and own != envelope.address.node:
+                raise WireError("its envelope is of another node than its topic")
         except (WireError, ValueError, KeyError) as error:
             self._skip(position, error)
             return
@@ -313,79 +364,5 @@ class KafkaReader:
         log.warning("the message at %s is no piece of an update: %s", position, error)
 
     def _trouble(self, error: KafkaError) -> None:
-        self.waiting = f"Kafka at {self._servers}: {error.str()}"
+        self.waiting = topics.refusal(self._servers, error) or f"Kafka at {self._servers}: {error.str()}"
         log.info(self.waiting)
-
-
-def brokers(servers: str, patience: float) -> int:
-    """Return how many brokers there are, as one of these tells.
-
-    Raises:
-        LogError: none answers within so many seconds.
-    """
-    try:
-        return len(AdminClient({"bootstrap.servers": servers, "log_level": 0}).list_topics(timeout=patience).brokers)
-    except KafkaException as error:
-        said = error.args[0].str()
-        raise LogError(f"Kafka at {servers} doesn't answer ({said}); is it running? `atoll kafka start`") from error
-
-
-def let_go(servers: str, topic: str, positions: str) -> None:
-    """Have Kafka drop every message of a topic that lies before these positions (-1: the end), of whichever run or server.
-
-    Raises:
-        LogError: it can't be done.
-    """
-    before = [TopicPartition(topic, int(k), int(v)) for k, v in (one.split(":") for one in positions.split())]
-    try:
-        admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-        for done in admin.delete_records(before, request_timeout=_PATIENCE).values():
-            done.result(_PATIENCE)
-    except (KafkaException, TimeoutError) as error:
-        raise LogError(f"Kafka at {servers}: messages of topic {topic} can't be dropped ({error})") from error
-
-
-def _make_topic(servers: str, topic: str) -> None:
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    # Synced before acknowledged; and the log is the truth, so it goes when an operator says so, not after Kafka's seven days.
-    config = {"flush.messages": "1", "retention.ms": "-1"}
-    made = admin.create_topics([NewTopic(topic, 1, config=config)], request_timeout=_PATIENCE)
-    try:
-        made[topic].result(_PATIENCE)
-    except TimeoutError as error:
-        raise LogError(f"Kafka at {servers} doesn't answer; is it running? `atoll kafka start`") from error
-    except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise LogError(
-                f"Kafka at {servers} doesn't answer ({error.args[0].str()}); is it running? `atoll kafka start`"
-            ) from error
-
-
-def _start(consumer: Consumer, servers: str, topic: str, positions: str | None) -> list[TopicPartition]:
-    """Where to read every partition from: a run that begins has nothing before the end."""
-    known = None if positions is None else {int(k): int(v) for k, v in (one.split(":") for one in positions.split())}
-    try:
-        found = [TopicPartition(topic, number) for number in _partitions(consumer, topic)]
-        for one in found:
-            first, end = consumer.get_watermark_offsets(one, timeout=_PATIENCE)
-            one.offset = end if known is None else known.get(one.partition, first)
-            if not first <= one.offset <= end:
-                raise LogError(
-                    f"Kafka at {servers}: topic {topic} goes from {first} to {end}, but the run began at {one.offset}: "
-                    "its updates are gone; begin a new run, and keep them longer (retention.ms)"
-                )
-    except KafkaException as error:
-        raise LogError(f"Kafka at {servers}: topic {topic} can't be read; is the broker running?") from error
-    return found
-
-
-def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    """Which partitions a topic has, once the broker knows of it."""
-    until = time.monotonic() + _PATIENCE
-    while True:
-        known = consumer.list_topics(topic, timeout=_PATIENCE).topics.get(topic)
-        if known and known.partitions:
-            return sorted(known.partitions)
-        if time.monotonic() > until:
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +11,26 @@ import aiohttp
 
 from atoll.errors import StoreError, WireError
 from atoll.logs import Appender
+from atoll.logs.access import Access
 from atoll.logs.upload import HttpAppender
 from atoll.plan import Plan
 from atoll.wire import Address, Envelope
 
 
-def appender(plan: Plan, url: str, session: aiohttp.ClientSession) -> Appender:
-    """Return the way out that a plan names: to the server's own log, or to Kafka."""
+async def appender(plan: Plan, url: str, session: aiohttp.ClientSession, node: str, access: Access) -> Appender:
+    """Return the way out that a plan names: to the server's own log, or to Kafka.
+
+    Raises:
+        RefusedError: Kafka doesn't let this node write where the plan has it write.
+    """
     if plan.log.kafka is None:
         return HttpAppender(url, session)
     from atoll.logs.kafka import KafkaAppender  # an optional part
 
-    return KafkaAppender(plan.log.kafka, f"{plan.log.prefix}updates")
+    topic = f"{plan.log.topic}.{node}" if plan.log.apart else plan.log.topic
+    found = KafkaAppender(plan.log.kafka, topic, access)
+    await asyncio.to_thread(found.check)
+    return found
 
 
 class Outbox:

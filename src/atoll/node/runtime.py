@@ -18,6 +18,7 @@ from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
+from atoll.logs import access
 from atoll.messages import (
     NAMESPACE,
     ConnectionReceived,
@@ -63,6 +64,7 @@ class Node:
         allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
         pin, ca: whom to believe at an https:// address: who holds the key with this pin, or has a certificate of this CA.
         token: what an operator's `atoll nodes add` showed, to join by `name` for the first time.
+        kafka_config: a file that says by what Kafka knows this node, where the plan's updates go there.
 
     Raises:
         AtollError: the directory, the pin or the CA's file can't be used.
@@ -82,9 +84,11 @@ class Node:
         pin: str | None = None,
         ca: str | Path | None = None,
         token: str | None = None,
+        kafka_config: str | Path | None = None,
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
         self._tls = certain(Trust(pin, Path(ca) if ca else None), self.url)
+        self._access = access.read(Path(kafka_config) if kafka_config else None)
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
@@ -184,7 +188,7 @@ class Node:
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
-        self.appender = appender(self.plan, self.url, self.session)
+        self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from atoll.logs import Reader
+from atoll.logs.access import Access
 from atoll.logs.embedded import EmbeddedLog, Room
 from atoll.plan import Plan
 from atoll.server.resume import Unfinished
 
 
-def open_log(plan: Plan, directory: Path, run: str, size: int, room: Room, left: Unfinished | None) -> EmbeddedLog | Reader:
+def open_log(
+    plan: Plan, directory: Path, run: str, size: int, room: Room, left: Unfinished | None, access: Access
+) -> EmbeddedLog | Reader:
     """Open the log.
 
     Args:
@@ -20,9 +23,10 @@ def open_log(plan: Plan, directory: Path, run: str, size: int, room: Room, left:
         size: of an update's numbers, in bytes.
         room: asked before a body is taken in.
         left: what another server left of the run, if that is so.
+        access: by what Kafka knows this server.
 
     Raises:
-        LogError: it can't be had.
+        RefusedError, LogError: it can't be had.
     """
     limit = int(1.01 * size) + (1 << 20)
     if plan.log.kafka is None:
@@ -30,4 +34,8 @@ def open_log(plan: Plan, directory: Path, run: str, size: int, room: Room, left:
     from atoll.logs.kafka import KafkaReader  # an optional part
 
     start, closed = (left.row.log_start, left.past.closed) if left else (None, 0)
-    return KafkaReader(plan.log.kafka, f"{plan.log.prefix}updates", run, directory, limit, start, closed)
+    topic, apart = plan.log.topic, plan.log.apart
+    reader = KafkaReader(plan.log.kafka, topic, run, directory, limit, start, closed, access=access, apart=apart)
+    for node in left.past.names if left else ():
+        reader.follow(node)
+    return reader

@@ -15,6 +15,7 @@ from atoll.algorithms import Algorithm, State
 from atoll.errors import LogError, StoreError
 from atoll.learner import Learner
 from atoll.logs import Reader, Record
+from atoll.logs.access import PLAIN, Access
 from atoll.logs.embedded import Stored
 from atoll.plan import Plan
 from atoll.server.close import Accepted, close
@@ -40,7 +41,12 @@ class Replayed(NamedTuple):
 
 
 async def replay(
-    directory: Path, store: SqlStore, run: RunRow, learner: Learner | None = None, allow: Collection[str] = ()
+    directory: Path,
+    store: SqlStore,
+    run: RunRow,
+    learner: Learner | None = None,
+    allow: Collection[str] = (),
+    access: Access = PLAIN,
 ) -> AsyncIterator[Replayed]:
     """Recompute the global model of every closed round from the run's initial model and its logged updates.
 
@@ -52,6 +58,7 @@ async def replay(
         run: which run.
         learner: the run's, where the plan names none.
         allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
+        access: by what Kafka knows this machine.
 
     Raises:
         StoreError: the run's files were let go, or its initial model isn't what it was.
@@ -63,7 +70,10 @@ async def replay(
     learner = learner or learners.build(plan, allow)
     algorithm = algorithms.find(plan, learner)
     state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
-    log = _open(directory / "log", run, plan, sum(one.nbytes for one in algorithm.updates(learner.layouts).values()))
+    size = sum(one.nbytes for one in algorithm.updates(learner.layouts).values())
+    log = _open(directory / "log", run, plan, size, access)
+    for one in store.nodes(run.run):
+        await asyncio.to_thread(log.follow, one.node)
     updates = [one for one in store.updates(run.run) if one.status == "accepted"]
     model, seen, records = run.initial, dict[tuple[Address, str], Record](), log.records()
     try:
@@ -94,13 +104,14 @@ def _initial(algorithm: Algorithm, learner: Learner, models: Models, run: RunRow
     return state
 
 
-def _open(directory: Path, run: RunRow, plan: Plan, size: int) -> Reader:
+def _open(directory: Path, run: RunRow, plan: Plan, size: int, access: Access) -> Reader:
     if plan.log.kafka is None:
         return Stored(directory, run.run)
     from atoll.logs.kafka import KafkaReader  # an optional part
 
-    topic, limit = f"{plan.log.prefix}updates", 2 * size + (1 << 20)
-    return KafkaReader(plan.log.kafka, topic, run.run, directory / _COPIES, limit, run.log_start or "")
+    topic, start, limit = plan.log.topic, run.log_start or "", 2 * size + (1 << 20)
+    copies, apart = directory / _COPIES, plan.log.apart
+    return KafkaReader(plan.log.kafka, topic, run.run, copies, limit, start, access=access, apart=apart)
 
 
 async def _next(records: AsyncIterator[Record]) -> Record | None:

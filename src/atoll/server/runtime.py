@@ -23,7 +23,7 @@ from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, LayoutError, LogError, PlanError, RefusedError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
-from atoll.logs import Record
+from atoll.logs import Record, access
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
@@ -63,6 +63,7 @@ class Server:
         host, port: where to listen; port 0 takes a free one.
         tls: speak TLS, by a CA made in the store on first use, or by (certificates, key) of your own, two PEM files.
         insecure: let other machines in without TLS.
+        kafka_config: a file that says by what Kafka knows this server, where the plan's updates go there.
         watch: told of each thing that a person would like to see.
         learner: one of your own, in place of the one that the plan names; nodes need the same.
         quota: the most bytes that the store may take.
@@ -90,6 +91,7 @@ class Server:
         resume: bool = False,
         tls: bool | tuple[Path, Path] = False,
         insecure: bool = False,
+        kafka_config: str | Path | None = None,
     ) -> None:
         if resume and start is not None:
             raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
@@ -100,6 +102,7 @@ class Server:
         self._size = sum(layout.nbytes for layout in self.layouts.values())
         first = learners.first(plan, self.learner, start)
         self.directory = Path(store)
+        known_by = access.read(Path(kafka_config) if kafka_config else None)
         self.certificate = required(tls, self.directory / "tls", host, insecure=insecure)
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
             self._listener = opened.enter_context(web.bind(host, port))
@@ -113,7 +116,7 @@ class Server:
             self.door, self.viewers = Door(self.directory, self.run), Viewers(self.directory)
             opened.callback(self.door.close)
             opened.callback(self.viewers.close)
-            self.log = open_log(plan, self.directory / "log", self.run, self._size, self.quota.room, self._left)
+            self.log = open_log(plan, self.directory / "log", self.run, self._size, self.quota.room, self._left, known_by)
             self._opened = opened.pop_all()
         self.channel = Channel(self, self.run)
         self.url = f"{'https' if self.certificate else 'http'}://{host}:{self._listener.getsockname()[1]}"
@@ -200,6 +203,7 @@ class Server:
         await self.door.admit(message)
         if self.book.taken(node, message.name):
             raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
+        await asyncio.to_thread(self.log.follow, node)
         await self.book.saw(node, message.name, message.key)
         run: Any = {"run": self.run, "plan": self.plan.digest, "rounds": self.plan.plan.rounds, "round": self.drive.state.round}
         run["held_out"] = self.drive.state.conduct.until.get(node, 0)
