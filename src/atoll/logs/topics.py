@@ -175,7 +175,8 @@ def begin(servers: str, topic: str, known: Mapping[str, int] | None, access: Acc
         time.sleep(0.05)  # made just now: it takes the broker a moment to know of it
     found = [TopicPartition(name, number) for number in sorted(partitions)]
     for one, (first, end) in zip(found, _offsets(servers, access, found)):
-        one.offset = end if known is None else known.get(f"{label}{one.partition}", first)
+        later = 0 if node else first  # a node's topic that isn't known came after the run began: all of it may be the run's
+        one.offset = end if known is None else known.get(f"{label}{one.partition}", later)
         if not first <= one.offset <= end:
             raise LogError(
                 f"Kafka at {servers}: topic {name} goes from {first} to {end}, but the run began at {one.offset}: "
