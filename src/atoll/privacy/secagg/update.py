@@ -1,0 +1,104 @@
+"""A whole update as words to be masked, weight and metrics with it; and the total that the unmasked sum of such words is.
+
+Parameters take 32 or 64 bits a number; all else takes 64. A weight goes into the numbers it multiplies and, beside them, as a
+number of its own: the server learns Σ wᵢxᵢ and Σ wᵢ, and no wᵢ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from atoll.errors import LayoutError
+from atoll.privacy.fixed import Fixed, Words
+from atoll.vector import Flat, Group, Layout, Layouts, Metrics, Total, Update
+
+CUT = "cut"
+"""The metric that says how many numbers of an update were beyond the clip, and cut: a clip is too low where it is large."""
+_WIDE = 2.0**20
+"""The largest magnitude in groups that no clip is for, as running variances: beyond it, an update is refused."""
+_METRIC = 2.0**31
+"""The largest magnitude of one node's metric, which is a sum over its rows."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """How the nodes of a sum write their updates.
+
+    Args:
+        layouts: of an update's groups.
+        metrics: the names of all metrics that a node may have.
+        clip: the largest magnitude of a parameter's change.
+        weight: the largest weight of a node.
+        nodes: how many are added at most.
+        bits: of a parameter, 32 or 64.
+    """
+
+    layouts: Layouts
+    metrics: tuple[str, ...]
+    clip: float
+    weight: float
+    nodes: int
+    bits: Literal[32, 64]
+
+    def encode(self, update: Update) -> list[Words]:
+        """Return an update as words: one part a group, by name, and one for weight and metrics.
+
+        Raises:
+            LayoutError: it holds NaN or infinity, or a weight, a metric or a buffer larger than agreed.
+        """
+        if not 0 < update.weight <= self.weight:
+            raise LayoutError(
+                f"a weight of {update.weight:g}: up to {self.weight:g} can be hidden; raise the plan's largest weight"
+            )
+        if strange := update.metrics.keys() - set(self.metrics):
+            raise LayoutError(f"metric '{min(strange)}' is none that was agreed on: {', '.join(self.metrics)}")
+        parts, cut = [], 0
+        for name, fixed, layout in self._groups():
+            values = update.groups[name].values
+            beyond = int(np.count_nonzero(values > fixed.clip) + np.count_nonzero(values < -fixed.clip))
+            if beyond and name != "parameters":
+                raise LayoutError(f"group '{name}' holds a number beyond ±{fixed.clip:g}, which can't be hidden")
+            cut += beyond
+            parts.append(fixed.encode(values, update.weight if layout.total == "weighted" else 1.0))
+        rows = np.array([update.metrics.get(name, 0.0) for name in self.metrics] + [float(cut)])
+        if (np.abs(rows) > _METRIC).any():
+            raise LayoutError(f"a metric beyond ±{_METRIC:g}, which can't be hidden")
+        return [*parts, np.concatenate([self._weights.encode(np.array([update.weight])), self._sums.encode(rows)])]
+
+    def decode(self, parts: Sequence[Words], participants: int, registered: int) -> tuple[Total, Metrics]:
+        """Return what the sum of some nodes' words says: their total, and their metrics' sums with `CUT`.
+
+        Args:
+            parts: as `encode` gives them, added modulo 2³² or 2⁶⁴ and unmasked.
+            participants: how many nodes are in the sum.
+            registered: how many belong to the run.
+        """
+        groups = {
+            name: Group(layout, _as(layout, fixed.decode(words)))
+            for (name, fixed, layout), words in zip(self._groups(), parts, strict=False)
+        }
+        rest = parts[-1]
+        sums = dict(zip([*self.metrics, CUT], self._sums.decode(rest[1:]).tolist(), strict=True))
+        return Total(groups, float(self._weights.decode(rest[:1])[0]), participants, registered), sums
+
+    def _groups(self) -> Iterator[tuple[str, Fixed, Layout]]:
+        for name, layout in sorted(self.layouts.items()):
+            weight = self.weight if layout.total == "weighted" else 1.0
+            clipped = name == "parameters"
+            yield name, Fixed(self.clip if clipped else _WIDE, self.nodes, self.bits if clipped else 64, weight), layout
+
+    @property
+    def _weights(self) -> Fixed:
+        return Fixed(self.weight, self.nodes, 64)
+
+    @property
+    def _sums(self) -> Fixed:
+        return Fixed(_METRIC, self.nodes, 64)
+
+
+def _as(layout: Layout, sums: Flat) -> Flat:
+    return (np.rint(sums) if layout.dtype == "int64" else sums).astype(layout.dtype)
