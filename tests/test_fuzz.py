@@ -329,6 +329,7 @@ def body(**changed: str) -> bytes:
     return b"".join(pack(GROUPS, words))
 
 
+PLACED = b"".join(pack(GROUPS))
 MANY = json.dumps(dict.fromkeys(map(str, range(2000)), "0x0p+0"))
 
 
@@ -341,6 +342,7 @@ MANY = json.dumps(dict.fromkeys(map(str, range(2000)), "0x0p+0"))
         (lambda text: decode(text, LAYOUTS, MODEL), body(weight="0x1p+60"), "no number of rows"),
         (lambda text: decode(text, LAYOUTS, MODEL), body(metrics='{"\\ud800": "0x1p+1"}'), "not printable"),
         (lambda text: decode(text, LAYOUTS, MODEL), body(metrics=MANY), "1000"),
+        (lambda text: unpack_any(text, LAYOUTS), PLACED.replace(b"[0,8]", b"[0.0,8]").replace(b"}  ", b"}"), "no dtype, shape"),
         (messages.Decline.read, {"run": "r", "round": 1 << 70, "attempt": 1, "reason": ""}, "round"),
         (messages.StartTraining.read, {"run": "r", "round": -1, "attempt": 1, "model": MODEL, "deadline": 1}, "round"),
     ],

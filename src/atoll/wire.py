@@ -17,6 +17,7 @@ import base64
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -247,7 +248,7 @@ def unpack_whole(body: Buffer) -> dict[str, Group]:
 
 def _array(view: memoryview, entry: Any, said: str, dtype: Dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        is_, (lo, hi) = (entry["dtype"], tuple(entry["shape"])), entry["data_offsets"]
+        is_, (lo, hi) = (entry["dtype"], tuple(entry["shape"])), map(operator.index, entry["data_offsets"])
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if is_ != (_DTYPES[dtype], shape):
             raise LayoutError(f"'{said}' is {is_[0]} {list(is_[1])}, the plan's model has {_DTYPES[dtype]} {list(shape)} there")
