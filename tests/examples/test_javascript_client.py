@@ -20,7 +20,6 @@ from tests.federation import plan
 from atoll import learners
 from atoll.errors import UnreachableError
 from atoll.logs.embedded import EmbeddedLog
-from atoll.messages import NAMESPACE
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server.runtime import Server
@@ -198,8 +197,8 @@ def test_connections_cut_in_every_round_lose_nothing(client, tmp_path):
     def cut(event: Mapping[str, Any]) -> None:
         if event["what"] == "asked" and len(event["nodes"]) == 3:
             channel = servers[0].channel
-            for sid in list(channel._nodes):
-                asyncio.get_running_loop().create_task(channel.sio.disconnect(sid, namespace=NAMESPACE))
+            for node in list(channel._nodes):
+                asyncio.get_running_loop().create_task(channel.hang_up(node))
 
     history, said, code = federation(client, tmp_path, watch=cut, made=servers.append)
     assert code == 0, said

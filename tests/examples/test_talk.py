@@ -22,6 +22,7 @@ from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server import events
+from atoll.server.lines import Lines
 from atoll.server.runtime import Server
 from atoll.server.state import waiting_for
 from atoll.simulate import simulate
@@ -105,14 +106,18 @@ def test_models_travel_as_raw_bytes_and_never_as_messages(kafka, tmp_path, monke
     import socketio
 
     width, messages = 20_000, []
-    for kind in (socketio.AsyncServer, socketio.AsyncClient):
-        emit = kind.emit
+    emit, event_of = socketio.AsyncClient.emit, Lines.event
 
-        async def noting(self: Any, event: str, data: Any = None, *more: Any, emit: Any = emit, **named: Any) -> Any:
-            messages.append((event, len(json.dumps(data))))
-            return await emit(self, event, data, *more, **named)
+    async def noting(self: Any, event: str, data: Any = None, *more: Any, **named: Any) -> Any:
+        messages.append((event, len(json.dumps(data))))
+        return await emit(self, event, data, *more, **named)
 
-        monkeypatch.setattr(kind, "emit", noting)
+    def noting_too(self: Any, event: str, data: Any) -> bytes:
+        messages.append((event, len(json.dumps(data))))
+        return event_of(self, event, data)
+
+    monkeypatch.setattr(socketio.AsyncClient, "emit", noting)
+    monkeypatch.setattr(Lines, "event", noting_too)
     agreed = plan(model={"inputs": width}, plan={"rounds": 2}, cohort={"minimum": 2}, log={"kafka": kafka, "prefix": "raw."})
     wide = {name: (np.random.default_rng(k).normal(size=(20, width)), rows(k, 20)[1]) for k, name in enumerate("ab")}
     history = run(agreed, wide, tmp_path)

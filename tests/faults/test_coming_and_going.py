@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.federation import clients, plan, rows, run
 
-from atoll.messages import NAMESPACE, StartTraining
+from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.server.runtime import Server
@@ -33,8 +33,8 @@ def test_connections_cut_in_every_round_change_no_bit(tmp_path: Path):
 
         def cut(event: Any) -> None:
             if event["what"] == "sent":
-                for sid in list(server.channel._nodes)[:2]:
-                    asyncio.get_running_loop().create_task(server.channel.sio.disconnect(sid, namespace=NAMESPACE))
+                for node in list(server.channel._nodes)[:2]:
+                    asyncio.get_running_loop().create_task(server.channel.hang_up(node))
 
         nodes = [Counting(server.url, data, name=name, directory=tmp_path / name, watch=cut) for name, data in clients().items()]
         history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
-import socketio
+from starlette.types import ASGIApp
 
 from atoll.errors import AtollError, RefusedError, UnreachableError
 from atoll.keys import node_of, signed_by
 from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded
 from atoll.server.challenge import Challenges
+from atoll.server.lines import PING, Line, Lines, NotWelcomeError
 
 M = TypeVar("M", bound=Message)
 MESSAGE_LIMIT = 512 << 10
 """No message of the control channel is longer, in bytes."""
 _STRANGER = 15.0
 """Seconds until whoever opened a connection and didn't come in as a node is hung up on: twice as many at most."""
-_GOODBYE = 5.0
-"""Seconds for hanging up on everybody: who doesn't take it finds out anyway."""
-_PING_EVERY, _PING_PATIENCE = 10, 15
-"""Seconds between signs of life, and without one until a silent connection counts as lost."""
+_PING_EVERY, _PING_PATIENCE = 5.0, 15.0
+"""Seconds between pings, and without an answer to one until a silent connection counts as lost."""
+_NOTICED = 3.0
+"""Seconds that an answer to a ping may take until a connection is said to be silent: a look at it comes every second."""
 
 
 class Host(Protocol):
@@ -64,58 +63,63 @@ class Channel:
     def __init__(self, host: Host, run: str) -> None:
         self._host, self._run = host, run
         self.challenges = Challenges()
-        self._sids: dict[str, str] = {}
-        self._nodes: dict[str, str] = {}
+        self._nodes: dict[str, Line] = {}
+        self._lines = Lines(self, NAMESPACE, MESSAGE_LIMIT, _PING_EVERY, _PING_PATIENCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        quiet = logging.getLogger("atoll.server.channel")  # a stranger's garbage is no news, and no page of it is
-        quiet.setLevel(logging.CRITICAL)
-        self.sio = socketio.AsyncServer(
-            engineio_logger=quiet,
-            async_mode="asgi",
-            namespaces=[NAMESPACE],
-            max_http_buffer_size=MESSAGE_LIMIT,
-            ping_interval=_PING_EVERY,
-            ping_timeout=_PING_PATIENCE,
-            transports=["websocket"],
-        )
-        self.sio.on("connect", self._connect, namespace=NAMESPACE)
-        self.sio.on("disconnect", self._disconnect, namespace=NAMESPACE)
-        self._answer(FlUpdate, host.fl_update)
-        self._answer(Decline, host.decline)
-        self._answer(SessionEnded, host.session_ended)
+        self._answers: Mapping[str, Callable[[str, object], Awaitable[None]]] = {
+            FlUpdate.event: _read(FlUpdate, host.fl_update),
+            Decline.event: _read(Decline, host.decline),
+            SessionEnded.event: _read(SessionEnded, host.session_ended),
+        }
+
+    def over(self, app: ASGIApp) -> ASGIApp:
+        """Return an application that takes the channel's connections, and leaves everything else to another."""
+        return self._lines.over(app)
 
     async def tell(self, node: str, message: Message) -> None:
         """Send a message to a node; nothing happens where it isn't connected: it hears on its return."""
-        if sid := self._sids.get(node):
-            await self.sio.emit(message.event, message.payload(), to=sid, namespace=NAMESPACE)
+        await self.tell_all([node], message)
+
+    async def tell_all(self, nodes: Iterable[str], message: Message) -> None:
+        """Send a message to nodes, as `tell` does to one."""
+        said = self._lines.event(message.event, message.payload())
+        for node in nodes:
+            if line := self._nodes.get(node):
+                line.wire.write(said)
 
     async def hang_up(self, node: str) -> bool:
         """Close a node's connection; return whether it had one."""
-        if sid := self._sids.get(node):
-            await self.sio.disconnect(sid, namespace=NAMESPACE)
-        return sid is not None
+        if line := self._nodes.get(node):
+            self._lines.hang_up(line)
+        return line is not None
 
     async def close(self) -> None:
         """Hang up on everybody."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE):
-                for sid in list(self._nodes):
-                    await self.sio.disconnect(sid, namespace=NAMESPACE)
-        await self.sio.shutdown()
+        for line in tuple(self._lines.open):
+            self._lines.hang_up(line)
 
-    async def sweep(self) -> None:
-        """Hang up, for as long as the server runs, on whoever opens a connection and doesn't come in."""
-        before: set[str] = set()
+    def silent(self) -> dict[str, float]:
+        """Return for how many seconds nothing was heard of nodes that should have answered a ping by now."""
+        now = asyncio.get_running_loop().time()
+        quiet = {node: now - line.wire.heard for node, line in self._nodes.items()}
+        return {node: seconds for node, seconds in quiet.items() if seconds > _PING_EVERY + _NOTICED}
+
+    async def pulse(self) -> None:
+        """Ping everybody for as long as the server runs; hang up on who doesn't answer, or doesn't come in."""
+        now = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(_STRANGER)
-            here = self.sio.eio.sockets
-            strangers = here.keys() - {self.sio.manager.eio_sid_from_sid(sid, NAMESPACE) for sid in self._nodes}
-            for sid in strangers & before:
-                await here[sid].close(wait=False)
-            before = strangers
+            await asyncio.sleep(min(1.0, _PING_EVERY / 2))
+            for line in tuple(self._lines.open):
+                if (
+                    line.node is None and now() - line.since > _STRANGER
+                ) or now() - line.wire.heard > _PING_EVERY + _PING_PATIENCE:
+                    line.wire.abort()
+                elif now() >= line.due:
+                    line.due = now() + _PING_EVERY
+                    line.wire.write(PING)
 
-    async def _connect(self, sid: str, environ: dict[str, Any], auth: object = None) -> None:
-        del environ
+    async def welcome(self, line: Line, auth: object) -> None:
+        """See `lines.Talk`."""
         try:
             message = Connect.read(auth)
             key = bytes.fromhex(message.key)
@@ -125,38 +129,40 @@ class Channel:
             node = node_of(key)
             welcome = await self._host.connect(message, node)
         except AtollError as error:
-            again = {"again": isinstance(error, UnreachableError)}
-            raise socketio.exceptions.ConnectionRefusedError(str(error), again) from None
-        # In a task, since the node hears nothing before this handler has returned.
-        task = asyncio.create_task(self._welcome(sid, node, message.name, welcome))
+            raise NotWelcomeError(str(error), {"again": isinstance(error, UnreachableError)}) from None
+        before = self._nodes.get(node)
+        self._nodes[node], line.node = line, node
+        if before:  # the same node on a new connection: the old one is dead or a twin
+            self._lines.hang_up(before)
+        # In a task, since the line takes nothing in before this has returned.
+        task = asyncio.create_task(self._come_in(line, message.name, welcome))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _welcome(self, sid: str, node: str, name: str, welcome: Message) -> None:
-        before = self._sids.get(node)
-        self._sids[node], self._nodes[sid] = sid, node
-        if before:  # the same node on a new connection: the old one is dead or a twin
-            del self._nodes[before]
-            await self.sio.disconnect(before, namespace=NAMESPACE)
-        await self.tell(node, welcome)
-        await self._host.connected(node, name)
+    async def _come_in(self, line: Line, name: str, welcome: Message) -> None:
+        if line.node and self._nodes.get(line.node) is line:
+            await self.tell(line.node, welcome)
+            await self._host.connected(line.node, name)
 
-    async def _disconnect(self, sid: str, *reason: object) -> None:
-        del reason
-        if node := self._nodes.pop(sid, None):
-            del self._sids[node]
-            await self._host.disconnected(node)
+    async def gone(self, line: Line) -> None:
+        """See `lines.Talk`."""
+        if line.node and self._nodes.get(line.node) is line:
+            del self._nodes[line.node]
+            await self._host.disconnected(line.node)
 
-    def _answer(self, kind: type[M], act: Callable[[str, M], Awaitable[None]]) -> None:
-        """Route one kind of message; what comes back to the node is None, or the one line that refuses it."""
+    async def hear(self, line: Line, event: str, payload: object) -> str | None:
+        """See `lines.Talk`."""
+        if line.node is None or self._nodes.get(line.node) is not line or event not in self._answers:
+            return "not connected as a node, or no event of this channel"
+        try:
+            await self._answers[event](line.node, payload)
+        except AtollError as error:
+            return str(error)
+        return None
 
-        async def answer(sid: str, payload: object = None) -> str | None:
-            try:
-                if not (node := self._nodes.get(sid)):
-                    raise RefusedError("not connected as a node")
-                await act(node, kind.read(payload))
-            except AtollError as error:
-                return str(error)
-            return None
 
-        self.sio.on(kind.event, answer, namespace=NAMESPACE)
+def _read(kind: type[M], act: Callable[[str, M], Awaitable[None]]) -> Callable[[str, object], Awaitable[None]]:
+    async def read(node: str, payload: object) -> None:
+        await act(node, kind.read(payload))
+
+    return read

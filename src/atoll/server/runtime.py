@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import socketio
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from atoll import algorithms, learners
 from atoll.algorithms import State
@@ -168,7 +168,7 @@ class Server:
         site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
-        self.drive.spawn(self.channel.sweep())
+        self.drive.spawn(self.channel.pulse())
         self.drive.spawn(self.door.watch(self._revoke))
         try:
             with on_signals(self.stop):
@@ -316,8 +316,7 @@ class Server:
             reason=command.reason[:2000],
             head=self.book.head,
         )
-        for node in command.nodes:
-            await self.channel.tell(node, end)
+        await self.channel.tell_all(command.nodes, end)
 
     async def _judge(self, command: events.Judge) -> None:
         address = command.address
@@ -410,11 +409,11 @@ class Server:
         """End the run in order: nodes are told, everything is stored."""
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
 
-    def _app(self) -> socketio.ASGIApp:
+    def _app(self) -> ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self)]
         if isinstance(self.log, EmbeddedLog):
             routes += uploads.routes(self.log, self._admits)
-        return socketio.ASGIApp(self.channel.sio, Viewing(Starlette(routes=routes), self.viewers))
+        return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:
         return self.door.refuses(envelope.address.node) or admits(self.drive.state, envelope.address)

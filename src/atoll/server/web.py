@@ -17,6 +17,8 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Request
 
 from atoll.errors import AtollError
 from atoll.tls import Certificate
@@ -181,10 +183,38 @@ class _Http(HttpToolsProtocol):
 
 
 class _Socket(WSProtocol):
+    """A websocket whose application may write frames of its own at once: see `lines.Wire`."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._leave = cast("_Config", self.config).enter(transport)
         self._taken = _Deadline(transport.abort)
+        self._whole, self.heard = True, self.loop.time()
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        cast("dict[str, Any]", self.scope["extensions"])["wire"] = self
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
+        if self.handshake_complete:
+            if self._whole and _is_pong(data):
+                return  # it has said what it is for: a queue and a task's turn would cost ten times as much
+            self._whole = self._whole and _ends_whole(data)
+        super().data_received(data)
+
+    def write(self, frame: bytes) -> None:
+        if not (self.transport.is_closing() or self.close_sent):
+            self.transport.write(frame)
+
+    def close(self) -> None:
+        if self.conn.state is ConnectionState.OPEN:
+            self.write(self.conn.send(CloseConnection(1000)))
+        self.close_sent = True
+        self.transport.close()
+
+    def abort(self) -> None:
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         self._taken.within(STUCK)
@@ -198,6 +228,23 @@ class _Socket(WSProtocol):
         self._leave()
         self._taken.met()
         super().connection_lost(exc)
+
+
+def _is_pong(data: bytes) -> bool:
+    """Say whether bytes are one client's frame with the text "3": Engine.IO's answer to a ping."""
+    return len(data) == 7 and data[:2] == b"\x81\x81" and data[2] ^ data[6] == 0x33
+
+
+def _ends_whole(data: bytes) -> bool:
+    """Say whether bytes that begin with a client's frame end with one, too."""
+    start = 0
+    while start + 2 <= len(data):
+        size = data[start + 1] & 0x7F
+        if size == 127:  # longer than any message here
+            return False
+        more = 2 if size == 126 else 0
+        start += 6 + more + (int.from_bytes(data[start + 2 : start + 4], "big") if more else size)
+    return start == len(data)
 
 
 def bind(host: str, port: int) -> socket.socket:
