@@ -1,6 +1,6 @@
 """Which rule withstands which attack: MNIST on 20 simulated nodes, uneven by class, 4 of them hostile.
 
-    python run.py MNIST-FOLDER [--rounds 30] [--rules median,krum] [--attacks none,alie] [--json]
+    python run.py MNIST-FOLDER [--rounds 30] [--rules median,krum] [--attacks none,alie] [--norm 10] [--json]
 
 The folder holds MNIST's four IDX files (.gz). Each row of the table is a rule, each column an attack: accuracy of the final
 model on the 10,000 test pictures; for backdoors also, after a slash, how often the trigger calls up the hostile nodes' label.
@@ -30,6 +30,8 @@ from atoll.simulate import attacks
 from atoll.simulate.partition import partition
 
 NODES, HOSTILE, TARGET, SEED = 20, 4, 0, 1
+ROOT = 100
+"""Pictures that the server of `fltrust` trains on, drawn from all nodes', as in its paper."""
 RULES: Mapping[str, Mapping[str, Any]] = {
     "fedavg": {},
     "median": {},
@@ -40,6 +42,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "geometric_median": {},
     "norm_clipping": {},
     "centered_clipping": {},
+    "fltrust": {},
 }
 ON_UPDATES: Mapping[str, attacks.Attack] = {
     "sign flip": attacks.sign_flip(scale=NODES / HOSTILE),
@@ -90,7 +93,7 @@ def attacked(clients: dict[str, Data], attack: str) -> tuple[dict[str, Data], at
     return data, attacks.hostile(names, ON_UPDATES[attack]) if attack in ON_UPDATES else None
 
 
-def planned(rule: str, rounds: int) -> atoll.Plan:
+def planned(rule: str, rounds: int, norm: float) -> atoll.Plan:
     """The plan of a row; its model is put aside for the learner given to `simulate`."""
     return atoll.Plan.of(
         {
@@ -98,15 +101,16 @@ def planned(rule: str, rounds: int) -> atoll.Plan:
             "model": {"logistic": True, "inputs": 784},
             "training": {"steps": 10, "batch_size": 32, "learning_rate": 0.1},
             "aggregation": {"rule": rule, "options": RULES[rule]},
-            "cohort": {"minimum": NODES},
+            "cohort": {"minimum": NODES - HOSTILE if norm else NODES, "quorum": 1.0},
+            "checks": {"norm": norm},  # 0: what no rule sees is no merit of the rule's
         }
     )
 
 
-def cell(plan: atoll.Plan, learner: Learner, clients: dict[str, Data], holdout: Rows, attack: str) -> list[float]:
+def cell(plan: atoll.Plan, learner: Learner, clients: dict[str, Data], root: Rows, holdout: Rows, attack: str) -> list[float]:
     """Accuracy, and with a backdoor how often it opens."""
     data, tamper = attacked(clients, attack)
-    done = atoll.simulate(plan, data, learner=learner, tamper=tamper)
+    done = atoll.simulate(plan, data, learner=learner, tamper=tamper, holdout=root)
     judged = [holdout]
     if attack in BACKDOORS:
         others = holdout.y != TARGET
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--attacks", default=",".join(ATTACKS))
+    parser.add_argument("--norm", type=float, default=0.0, help="refuse updates so many times as long as is usual")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     said = parser.parse_args()
     chosen = said.attacks.split(",")
@@ -129,12 +134,14 @@ def main() -> None:
             parser.error(f"{kind}: {', '.join(sorted(unknown))} is not among {', '.join(known)}")
     began = time.monotonic()
     learner = Perceptron(learning_rate=0.1)
-    clients, holdout = spread(digits(said.folder, "train"), SEED), digits(said.folder, "t10k")
+    train, holdout = digits(said.folder, "train"), digits(said.folder, "t10k")
+    clients, drawn = spread(train, SEED), np.random.default_rng(SEED).choice(len(train), ROOT, replace=False)
+    root = Rows(train.x[drawn], train.y[drawn])
     table: dict[str, dict[str, list[float]]] = {}
     print("| rule |", " | ".join(chosen), "|\n|---" + "|---" * len(chosen) + "|", flush=True)
     for rule in said.rules.split(","):
-        plan = planned(rule, said.rounds)
-        table[rule] = {attack: cell(plan, learner, clients, holdout, attack) for attack in chosen}
+        plan = planned(rule, said.rounds, said.norm)
+        table[rule] = {attack: cell(plan, learner, clients, root, holdout, attack) for attack in chosen}
         print(
             f"| `{rule}` |",
             " | ".join(" / ".join(f"{one:.3f}" for one in found) for found in table[rule].values()),

@@ -173,6 +173,7 @@ OWN = (
     "bulyan",
     "geometric_median",
     "norm_clipping",
+    "fltrust",
     "centered_clipping",
 )
 """Rules with tests of their own."""

@@ -45,9 +45,21 @@ class Updates(NamedTuple):
             "counts": Layout((Tensor("batches", (1,)),), "int64", "plain"),
         }
 
+    @property
+    def reference(self) -> dict[str, Group]:
+        cut = {"parameters": root(self.rows)[: self.cut], "buffers": root(self.rows)[self.cut :]}
+        return {name: Group(self.layouts[name], values.astype(self.rows.dtype)) for name, values in cut.items()} | {
+            "counts": Group(self.layouts["counts"], np.array([1]))
+        }
+
     def block(self, group: str, lo: int, hi: int) -> list[Matrix]:
         parts = {"parameters": self.rows[:, : self.cut], "buffers": self.rows[:, self.cut :], "counts": self.counts}[group]
         return [row[lo:hi] for row in parts]
+
+
+def root(rows: Matrix) -> Matrix:
+    """What the server learned, for the rules that ask it."""
+    return np.median(rows.astype(np.float64), axis=0)
 
 
 def fold(rule: str, rows: Matrix, weights: Sequence[float] | None = None, **options: Any) -> Total:
@@ -116,9 +128,16 @@ def centered_clipping(x: Matrix) -> Matrix:
     return centre
 
 
+def fltrust(x: Matrix) -> Matrix:
+    own = root(x)
+    length = np.linalg.norm(own)
+    trust = [max(0.0, float(row @ own) / (np.linalg.norm(row) * length)) for row in x]
+    return sum(one * length / np.linalg.norm(row) * row for one, row in zip(trust, x, strict=True)) / sum(trust)
+
+
 NAIVE: dict[str, Callable[[Matrix], Matrix]] = {
     function.__name__: function
-    for function in (median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, norm_clipping, centered_clipping)
+    for function in (median, trimmed_mean, krum, multi_krum, bulyan, geometric_median, norm_clipping, centered_clipping, fltrust)
 }
 every_rule = pytest.mark.parametrize("rule", NAIVE)
 
@@ -272,6 +291,26 @@ def test_deployed_equals_simulated(rule, minimum, tmp_path):
     agreed, data = plan(rule, minimum), federation.clients(minimum)
     history = federation.run(agreed, data, tmp_path)
     assert history["rounds"][-1]["model"] == atoll.simulate(agreed, data).digest
+
+
+class Alone(Updates):
+    """Updates of which none points where the server's own does."""
+
+    @property
+    def reference(self) -> dict[str, Group]:
+        return {name: group.with_values(-group.values) for name, group in super().reference.items()}
+
+
+def test_what_points_away_from_the_server_has_no_say():
+    rows = some(9, 9, 30)
+    rows[:4] = -100 * root(rows)
+    found = result("fltrust", rows)
+    honest = np.linalg.norm(root(rows))
+    assert float(found @ root(rows)) > 0.9 * np.linalg.norm(found) * honest
+    assert np.linalg.norm(found) <= honest * (1 + 1e-9)
+    alone = known()["fltrust"]().fold(Alone(np.repeat(rows[-1:], 5, axis=0), np.ones((5, 1), int), 16), [1.0] * 5, 5)
+    assert not alone.mean("parameters").any(), "where nobody is trusted, nothing moves"
+    assert alone.mean("counts").tolist() == [5], "the server's own counts aren't the nodes'"
 
 
 def test_a_step_moves_the_model_by_the_result():

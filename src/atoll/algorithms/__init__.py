@@ -22,17 +22,18 @@ from atoll.algorithms.fedavgm import fedavgm
 from atoll.algorithms.fedopt import fedadagrad, fedadam, fedyogi
 from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.fedsgd import fedsgd
+from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.krum import bulyan, krum, multi_krum
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.newton import newton
 from atoll.algorithms.scaffold import scaffold
 from atoll.errors import LayoutError, PlanError
-from atoll.learner import CAN, Data, Learner
+from atoll.learner import CAN, Data, Learner, Rows
 from atoll.plan import Plan
 from atoll.vector import Groups, Update, finite
 
-__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "work"]
+__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "reference", "work"]
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
@@ -52,6 +53,7 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "geometric_median": geometric_median,
     "norm_clipping": norm_clipping,
     "centered_clipping": centered_clipping,
+    "fltrust": fltrust,
 }
 
 
@@ -111,14 +113,44 @@ def work(
         LayoutError: the result is not finite.
     """
     received = learner.evaluate({group: brief[group] for group in learner.layouts}, data.judge)
-    rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
-    pace = plan.training.pace(len(data.train), round_, plan.plan.rounds)
-    memory, update = algorithm.local(learner, brief, memory, data.train, pace, rng)
-    if not all(finite(group.values) for group in update.groups.values()):
-        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
+    memory, update = _local(plan, algorithm, learner, brief, memory, data.train, round_, name)
     return memory, Update(
         update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}
     )
+
+
+def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
+    """Check that the server has rows of its own where its method trains on them.
+
+    Raises:
+        PlanError: it has none.
+    """
+    if algorithm.root and not rows:
+        raise PlanError(
+            f"aggregation.rule: '{plan.aggregation.rule}' trains on the server's own rows too: give it a holdout (--holdout FILE)"
+        )
+
+
+def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, rows: Rows | None, round_: int) -> Groups | None:
+    """Do the local half on the server's own rows, where the method asks for it; seeded as a node with a name that no node has.
+
+    Raises:
+        LayoutError: the result is not finite.
+    """
+    if not algorithm.root or rows is None:
+        return None
+    return _local(plan, algorithm, learner, algorithm.brief(state), {}, rows, round_, "the server")[1].groups
+
+
+def _local(
+    plan: Plan, algorithm: Algorithm, learner: Learner, brief: Groups, memory: Memory, rows: Rows, round_: int, name: str
+) -> tuple[Memory, Update]:
+    rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
+    pace = plan.training.pace(len(rows), round_, plan.plan.rounds)
+    memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
+    if not all(finite(group.values) for group in update.groups.values()):
+        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
+    return memory, update
 
 
 def _nearest(word: str, words: list[str]) -> str:

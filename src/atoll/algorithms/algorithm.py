@@ -31,6 +31,11 @@ class Bodies(Protocol):
         """The layouts that every body has."""
         ...
 
+    @property
+    def reference(self) -> Groups | None:
+        """The server's own update of this round, where the method has it train too."""
+        ...
+
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
         """Return numbers `lo` to `hi` of one group of every body, `[updates][hi - lo]`: views, not copies."""
         ...
@@ -52,6 +57,7 @@ class Algorithm(NamedTuple):
         fold: how updates are added up.
         needs: what the learner must be able to do (see `Learner.can`).
         least: how few updates it can be computed from; `cohort.minimum` is no less.
+        root: whether the server does the local half too, on rows of its own, for the fold to compare with.
     """
 
     init: Callable[[Groups], State]
@@ -62,3 +68,4 @@ class Algorithm(NamedTuple):
     fold: Fold
     needs: frozenset[str] = frozenset()
     least: int = 1
+    root: bool = False

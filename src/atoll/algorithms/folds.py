@@ -44,7 +44,7 @@ def mean(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
 
     Source: McMahan et al. 2017, Algorithm 1, the server's line.
     """
-    return _sum(bodies, weights, float(sum(weights)), registered)
+    return scaled_sum(bodies, weights, float(sum(weights)), registered)
 
 
 def combination(weigh: Weigh) -> Fold:
@@ -57,7 +57,9 @@ def combination(weigh: Weigh) -> Fold:
         products = gram(bodies)
         scales, whole = weigh(products, weights)
         near = products.diagonal() < _FAR
-        return _sum(bodies, [float(scale) if here else 0.0 for scale, here in zip(scales, near, strict=True)], whole, registered)
+        return scaled_sum(
+            bodies, [float(scale) if here else 0.0 for scale, here in zip(scales, near, strict=True)], whole, registered
+        )
 
     return fold
 
@@ -122,7 +124,7 @@ def distances(products: NDArray[np.float64]) -> NDArray[np.float64]:
     return away
 
 
-def _sum(bodies: Bodies, scales: Sequence[float], whole: float, registered: int) -> Total:
+def scaled_sum(bodies: Bodies, scales: Sequence[float], whole: float, registered: int) -> Total:
     """Add up what has a scale: Σ cᵢxᵢ; plain groups Σ xᵢ over all."""
     groups = {}
     chosen = [place for place, scale in enumerate(scales) if scale]

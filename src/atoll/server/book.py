@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.chain import Chain
 from atoll.errors import StoreError
@@ -22,6 +22,14 @@ from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, Update
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
 from atoll.wire import Address, Envelope
+
+
+class Made(NamedTuple):
+    """Digests of what a round gave: the model, the state, and the server's own update, where there is one."""
+
+    model: str
+    state: str
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -171,12 +179,12 @@ class Book:
         verdict = self._verdicts.get((address, digest))
         return verdict and verdict.model_copy(update={"head": self.head})
 
-    async def close_round(self, command: Close, model: str, state: str, holdout: Metrics | None, now: float) -> dict[str, Any]:
+    async def close_round(self, command: Close, made: Made, holdout: Metrics | None, now: float) -> dict[str, Any]:
         """Store a closed round in one transaction; return its facts for people."""
         rows = [replace(self._arrivals[node].row, place=place) for place, node in enumerate(command.accepted)]
         row = RoundRow(
-            self._run, command.round, command.attempt, self._opened, now - self._asked, model, state,
-            command.cohort, len(rows), sum(one.bytes for one in rows), command.registered,
+            self._run, command.round, command.attempt, self._opened, now - self._asked, made.model, made.state,
+            command.cohort, len(rows), sum(one.bytes for one in rows), command.registered, made.reference,
         )  # fmt: skip
         # Nodes judge the model they receive: the one that the round before made.
         everywhere = pooled(one.metrics for one in rows)
@@ -194,7 +202,7 @@ class Book:
             "cohort": command.cohort,
             "bytes": row.bytes,
             "seconds": row.seconds,
-            "model": model,
+            "model": made.model,
             "judged": summary(holdout if holdout is not None else everywhere),
             "by": "holdout" if holdout is not None else "nodes",
         }

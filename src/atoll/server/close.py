@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from atoll.algorithms import Algorithm, State
-from atoll.vector import Flat, Layouts, Update
+from atoll.vector import Flat, Groups, Layouts, Update
 from atoll.wire import Buffer, decode
 
 
@@ -23,8 +23,8 @@ class Accepted(NamedTuple):
 class _Bodies:
     """Updates as a fold wants them: blocks of views into their bytes."""
 
-    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts) -> None:
-        self.ids, self.layouts = ids, layouts
+    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts, reference: Groups | None) -> None:
+        self.ids, self.layouts, self.reference = ids, layouts, reference
         self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
@@ -38,6 +38,7 @@ def close(
     model: str,
     accepted: Sequence[Accepted],
     registered: int,
+    reference: Groups | None = None,
 ) -> State:
     """Return the next state.
 
@@ -48,11 +49,12 @@ def close(
         model: digest of the model that the nodes started from.
         accepted: the updates that count, in fold order.
         registered: how many nodes belong to the run.
+        reference: the server's own update, where the method has it train too.
 
     Raises:
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
     """
     layouts = algorithm.updates(model_layouts)
     updates = [decode(one.body(), layouts, model) for one in accepted]
-    bodies = _Bodies([one.node for one in accepted], updates, layouts)
+    bodies = _Bodies([one.node for one in accepted], updates, layouts, reference)
     return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates], registered))

@@ -55,12 +55,12 @@ def ended(outcome: str, reason: str) -> Entry:
 
 def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
     """Return the SHA-256 (hex) of a round's rows, the same before they are stored and after."""
-    return hashlib.sha256(canonical(_plain([vars(row), *map(_facts, updates)])).encode()).hexdigest()
+    return hashlib.sha256(canonical(_plain([_facts(row), *map(_facts, updates)])).encode()).hexdigest()
 
 
-def _facts(row: UpdateRow) -> dict[str, Any]:
+def _facts(row: RoundRow | UpdateRow) -> dict[str, Any]:
     """A row without the columns that older records don't know, where these say nothing."""
-    return {name: value for name, value in vars(row).items() if value or name not in ("norm", "offence")}
+    return {name: value for name, value in vars(row).items() if value or name not in ("norm", "offence", "reference")}
 
 
 def _plain(value: Any) -> Any:

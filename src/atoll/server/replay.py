@@ -20,10 +20,10 @@ from atoll.logs.embedded import Stored
 from atoll.plan import Plan
 from atoll.server.close import Accepted, close
 from atoll.server.resume import address_of
-from atoll.store import RunRow
+from atoll.store import RoundRow, RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
-from atoll.vector import layouts_of
+from atoll.vector import Groups, Layouts, layouts_of
 from atoll.wire import Address, digest_of, pack
 
 _COPIES = ".replay"
@@ -61,7 +61,7 @@ async def replay(
         access: by what Kafka knows this machine.
 
     Raises:
-        StoreError: the run's files were let go, or its initial model isn't what it was.
+        StoreError: the run's files were let go, or its initial model, or what its server trained, isn't what it was.
         LogError: an update that counted is missing from the log, or isn't what it was.
     """
     if run.pruned is not None:
@@ -84,7 +84,8 @@ async def replay(
                     raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")
                 seen[record.envelope.address, record.envelope.digest] = record
             accepted = [Accepted(address.node, partial(_body, log, seen.pop((address, digest)))) for address, digest in wanted]
-            state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered)
+            own = _trained(directory, row, algorithm.updates(learner.layouts))
+            state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered, own)
             model = digest_of(pack(algorithm.brief(state)))
             await asyncio.to_thread(log.forget, row.round)
             yield Replayed(row.round, len(accepted), row.model, model)
@@ -102,6 +103,17 @@ def _initial(algorithm: Algorithm, learner: Learner, models: Models, run: RunRow
     if digest_of(pack(algorithm.brief(state))) != run.initial:
         raise StoreError(f"{models.path(run.initial)}: the initial model isn't what it was: the file is damaged")
     return state
+
+
+def _trained(directory: Path, row: RoundRow, layouts: Layouts) -> Groups | None:
+    """What the server itself trained in a round: as it was stored, since its rows, and the machine it trained on, may be gone."""
+    if not row.reference:
+        return None
+    models = Models(directory / "models")
+    found = models.get(row.reference, layouts)
+    if digest_of(pack(found)) != row.reference:
+        raise StoreError(f"{models.path(row.reference)}: the server's own update of round {row.round} isn't what it was")
+    return found
 
 
 def _open(directory: Path, run: RunRow, plan: Plan, size: int, access: Access) -> Reader:

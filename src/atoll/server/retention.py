@@ -94,14 +94,16 @@ def _spare(directory: Path, store: SqlStore, gone: Collection[str], thinned: Col
 
 
 def _named(store: SqlStore, row: RunRow) -> set[str]:
-    """All models and states of a run."""
-    return {row.initial, *(digest for one in store.rounds(row.run) for digest in (one.model, one.state))}
+    """All models and states of a run, and what the server itself trained."""
+    made = (digest for one in store.rounds(row.run) for digest in (one.model, one.state, one.reference) if digest)
+    return {row.initial, *made}
 
 
 def _ends(store: SqlStore, row: RunRow) -> set[str]:
-    """The models of a run that people ask for, and the state that it goes on from."""
-    found = store.history(row.run)
-    return {row.initial, *(one.state for one in store.rounds(row.run)[-1:]), *filter(None, (found["best"], found["last"]))}
+    """The models of a run that people ask for, the state that it goes on from, and what a replay can't make again."""
+    found, rounds = store.history(row.run), store.rounds(row.run)
+    trained = (one.reference for one in rounds)
+    return {row.initial, *(one.state for one in rounds[-1:]), *filter(None, (found["best"], found["last"], *trained))}
 
 
 class Quota:

@@ -28,7 +28,7 @@ from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
 from atoll.server import events, http, machine, page, quarantine, uploads, web
-from atoll.server.book import Book
+from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
 from atoll.server.door import Door
@@ -98,6 +98,7 @@ class Server:
         self.plan, self.holdout = plan, holdout
         self.learner = learner or learners.build(plan, allow)
         self.algorithm = algorithms.find(plan, self.learner)
+        algorithms.rooted(plan, self.algorithm, holdout)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self._size = sum(layout.nbytes for layout in self.layouts.values())
         first = learners.first(plan, self.learner, start)
@@ -340,9 +341,9 @@ class Server:
 
     async def _closing(self, command: events.Close) -> None:
         try:
-            model, state = await asyncio.to_thread(self.aggregate, command)
+            made = await asyncio.to_thread(self.aggregate, command)
             judged = await asyncio.to_thread(self.evaluate)
-            facts = await self.store_history(command, model, state, judged)
+            facts = await self.store_history(command, made, judged)
             await asyncio.to_thread(self.log.forget, command.round)
             await asyncio.to_thread(self._make_room, command.registered)
         except Exception as error:  # the run can't go on without this model: say so, and end in order
@@ -350,14 +351,18 @@ class Server:
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        await self.drive.happen(events.Closed(self.drive.now(), model, facts["judged"]))
+        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"]))
 
-    def aggregate(self, command: events.Close) -> tuple[str, str]:
-        """Fold the accepted updates into the next state; return the digests of the stored model and state."""
+    def aggregate(self, command: events.Close) -> Made:
+        """Fold the accepted updates into the next state, and store it."""
         accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
         model = self.drive.state.model
-        state = close(self.algorithm, self.state, self.learner.layouts, model, accepted, command.registered)
-        return self._keep(state)
+        own = algorithms.reference(self.plan, self.algorithm, self.learner, self.state, self.holdout, command.round)
+        reference = self.models.put(own) if own else ""
+        if own:
+            own = self.models.get(reference, self.layouts)  # from its file, where it costs no memory
+        state = close(self.algorithm, self.state, self.learner.layouts, model, accepted, command.registered, own)
+        return Made(*self._keep(state), reference)
 
     def _keep(self, state: State) -> tuple[str, str]:
         """Store a state and the model in it, and go on with views into its file, which cost no memory; return both digests."""
@@ -378,9 +383,9 @@ class Server:
         brief = self.algorithm.brief(self.state)
         return self.holdout and self.learner.evaluate({name: brief[name] for name in self.learner.layouts}, self.holdout)
 
-    async def store_history(self, command: events.Close, model: str, state: str, judged: Metrics | None) -> dict[str, Any]:
+    async def store_history(self, command: events.Close, made: Made, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
-        return await self.book.close_round(command, model, state, judged, self.drive.now())
+        return await self.book.close_round(command, made, judged, self.drive.now())
 
     async def _wake(self, command: events.Wake) -> None:
         self.drive.wake(command.at, events.Tick)

@@ -103,7 +103,8 @@ class _Run:
         """Fold what came into the next model."""
         accepted = [Accepted(name, lambda name=name: self.bodies[name]) for name in command.accepted]  # type: ignore[misc]
         layouts, registered = self.learner.layouts, len(self.clients)
-        self.state = close(self.algorithm, self.state, layouts, self.model, accepted, registered)
+        own = algorithms.reference(self.plan, self.algorithm, self.learner, self.state, self.holdout, command.round)
+        self.state = close(self.algorithm, self.state, layouts, self.model, accepted, registered, own)
         self.model = digest_of(pack(self.algorithm.brief(self.state)))
         facts: dict[str, Any] = {
             "round": command.round,
@@ -190,6 +191,7 @@ def simulate(
     """
     learner = learner or learners.build(plan, allow)
     algorithm = algorithms.find(plan, learner)
+    algorithms.rooted(plan, algorithm, holdout)
     data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
     if len(data) < plan.cohort.minimum:
         raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")

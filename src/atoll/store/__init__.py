@@ -50,7 +50,10 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """A closed round, and the model that it made; `registered` nodes belonged to the run."""
+    """A closed round, and the model that it made; `registered` nodes belonged to the run.
+
+    `reference` is the digest of the server's own update, where the method had it train too.
+    """
 
     run: str
     round: int
@@ -63,6 +66,7 @@ class RoundRow:
     accepted: int
     bytes: int
     registered: int = 0
+    reference: str = ""
 
 
 @dataclass(frozen=True)

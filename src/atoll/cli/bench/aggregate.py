@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atoll.algorithms import known
 from atoll.errors import AtollError
-from atoll.vector import Flat, Layout, Tensor
+from atoll.vector import Flat, Group, Layout, Tensor
 
 _REPEATS = 5
 
@@ -26,6 +26,7 @@ class _Updates:
     def __init__(self, flats: Sequence[Flat]) -> None:
         self.ids = [str(k) for k in range(len(flats))]
         self.layouts = {"parameters": Layout((Tensor("all", (flats[0].size,)),))}
+        self.reference = {"parameters": Group(self.layouts["parameters"], flats[0])}
         self._flats = flats
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
