@@ -23,7 +23,7 @@ class Accepted(NamedTuple):
 class _Bodies:
     """Updates as a fold wants them: blocks of views into their bytes."""
 
-    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts, reference: Groups | None) -> None:
+    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts, reference: Groups | None = None) -> None:
         self.ids, self.layouts, self.reference = ids, layouts, reference
         self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
 
