@@ -32,6 +32,11 @@ def sites() -> list[Site]:
     return drawn
 
 
+def alike() -> list[Site]:
+    """Three nodes that each have the same row many times: whatever is drawn, a mini-batch is the same."""
+    return [(np.repeat(x[:1], len(x), axis=0), np.repeat(y[:1], len(y))) for x, y in sites()]
+
+
 # What the papers say, on all rows at a time, written as naively as can be.
 
 
@@ -103,14 +108,64 @@ def scaffold(w: Vector, option: str, weighted: bool) -> Vector:
     return w
 
 
+def fednova(w: Vector, mu: float) -> Vector:
+    for _ in range(ROUNDS):
+        directions, shares = [], []
+        for site, steps in zip(alike(), (6, 4, 2), strict=True):
+            shares.append(sum((1 - ETA * mu) ** j for j in range(steps)))
+            end = descend(w, site, steps, more=lambda v, w=w: mu * (v - w))
+            directions.append((w - end) / ETA / shares[-1])
+        w = w - average(shares) * ETA * average(directions)
+    return w
+
+
+def feddyn(w: Vector, alpha: float) -> Vector:
+    h, duals = np.zeros_like(w), [np.zeros_like(w) for _ in SIZES]
+    for _ in range(ROUNDS):
+        ends = []
+        for k, site in enumerate(sites()):
+            ends.append(descend(w, site, more=lambda v, w=w, dual=duals[k]: alpha * (v - w) - dual))
+            duals[k] = duals[k] - alpha * (ends[-1] - w)
+        h = h - alpha * np.mean([end - w for end in ends], axis=0)
+        w = np.mean(ends, axis=0) - h / alpha
+    return w
+
+
+def mime_lite(w: Vector, beta: float) -> Vector:
+    m = np.zeros_like(w)
+    for _ in range(ROUNDS):
+        ends = []
+        for site in sites():
+            y = w
+            for _ in range(STEPS):
+                y = y - ETA * ((1 - beta) * slope(y, site) + beta * m)
+            ends.append(y)
+        w, m = average(ends), (1 - beta) * average([slope(w, site) for site in sites()]) + beta * m
+    return w
+
+
+def qffl(w: Vector, q: float, lipschitz: float) -> Vector:
+    for _ in range(ROUNDS):
+        up, down = 0.0, 0.0
+        for site in sites():
+            f, move = loss(w, site), lipschitz * (w - descend(w, site))
+            up = up + f**q * move
+            down += q * f ** (q - 1) * float(move @ move) + lipschitz * f**q
+        w = w - up / down
+    return w
+
+
 class Row(NamedTuple):
     """A method with some options, and what comes of them by its paper."""
 
     rule: str
     oracle: Callable[[Vector], Vector]
     options: Mapping[str, Any] = {}
+    data: Callable[[], list[Site]] = sites
+    training: Mapping[str, Any] = {}
 
 
+EPOCHS = {"steps": None, "epochs": 2, "batch_size": 16}
 ADAM = {"learning_rate": 0.1, "beta_1": 0.8, "beta_2": 0.7, "tau": 0.01}
 TABLE = {
     "fedavg": Row("fedavg", fedavg),
@@ -124,6 +179,12 @@ TABLE = {
     "scaffold": Row("scaffold", lambda w: scaffold(w, "II", False), {"weighted": False, "learning_rate": 0.8}),
     "scaffold, by rows": Row("scaffold", lambda w: scaffold(w, "II", True), {"learning_rate": 0.8}),
     "scaffold, option I": Row("scaffold", lambda w: scaffold(w, "I", True), {"learning_rate": 0.8, "option": "I"}),
+    "fednova": Row("fednova", lambda w: fednova(w, 0.0), {}, alike, EPOCHS),
+    "fednova, pulled": Row("fednova", lambda w: fednova(w, 0.3), {"mu": 0.3}, alike, EPOCHS),
+    "feddyn": Row("feddyn", lambda w: feddyn(w, 0.2), {"alpha": 0.2}),
+    "mime_lite": Row("mime_lite", lambda w: mime_lite(w, 0.7), {"momentum": 0.7}),
+    "qffl": Row("qffl", lambda w: qffl(w, 2.0, 1 / ETA), {"q": 2.0}),
+    "qffl, L given": Row("qffl", lambda w: qffl(w, 0.5, 3.0), {"q": 0.5, "lipschitz": 3.0}),
 }
 """A new method is a row here."""
 
@@ -131,19 +192,19 @@ TABLE = {
 def agreed(name: str, **more: Mapping[str, Any]) -> Plan:
     return plan(
         plan={"rounds": ROUNDS},
-        training={"epochs": None, "steps": STEPS, "batch_size": max(SIZES), "learning_rate": ETA},
+        training={"epochs": None, "steps": STEPS, "batch_size": max(SIZES), "learning_rate": ETA, **TABLE[name].training},
         aggregation={"rule": TABLE[name].rule, "options": dict(TABLE[name].options)},
         cohort={"minimum": 3, "quorum": 1.0, "deadline": 20},
     ).with_(**more)
 
 
-def people() -> dict[str, Site]:
-    return {f"node-{k}": site for k, site in enumerate(sites())}
+def people(name: str) -> dict[str, Site]:
+    return {f"node-{k}": site for k, site in enumerate(TABLE[name].data())}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_is_what_its_paper_says(name):
-    found = simulate(agreed(name), people()).model["parameters"].values
+    found = simulate(agreed(name), people(name)).model["parameters"].values
     np.testing.assert_allclose(found, TABLE[name].oracle(np.zeros(5)), rtol=1e-9, atol=1e-12)
 
 
@@ -151,16 +212,16 @@ def test_a_method_is_what_its_paper_says(name):
 def test_a_method_passes_the_suite(name):
     small = agreed(name, training={"batch_size": 16})
     learner = build(small)
-    check_algorithm(lambda: find(small, learner), learner, [prepare(one, small) for one in people().values()])
+    check_algorithm(lambda: find(small, learner), learner, [prepare(one, small) for one in people(name).values()])
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_deployed_run_has_the_bits_of_a_simulated_one(name, tmp_path):
     """Nodes answer in any order, and what they remember lies on their disks."""
     small = agreed(name, training={"batch_size": 8})
-    simulated = simulate(small, people())
-    assert simulate(small, dict(reversed(people().items()))).digest == simulated.digest
-    history = run(small, people(), tmp_path)
+    simulated = simulate(small, people(name))
+    assert simulate(small, dict(reversed(people(name).items()))).digest == simulated.digest
+    history = run(small, people(name), tmp_path)
     assert history["last"] == simulated.digest
 
 

@@ -19,6 +19,8 @@ from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.clipping import centered_clipping, norm_clipping
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.fedavgm import fedavgm
+from atoll.algorithms.feddyn import feddyn
+from atoll.algorithms.fednova import fednova
 from atoll.algorithms.fedopt import fedadagrad, fedadam, fedyogi
 from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.fedsgd import fedsgd
@@ -26,7 +28,9 @@ from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.krum import bulyan, krum, multi_krum
 from atoll.algorithms.median import median, trimmed_mean
+from atoll.algorithms.mime import mime_lite
 from atoll.algorithms.newton import newton
+from atoll.algorithms.qffl import qffl
 from atoll.algorithms.scaffold import scaffold
 from atoll.errors import LayoutError, PlanError
 from atoll.learner import CAN, Data, Learner, Rows
@@ -44,6 +48,10 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedadagrad": fedadagrad,
     "fedprox": fedprox,
     "scaffold": scaffold,
+    "fednova": fednova,
+    "feddyn": feddyn,
+    "mime_lite": mime_lite,
+    "qffl": qffl,
     "newton": newton,
     "median": median,
     "trimmed_mean": trimmed_mean,

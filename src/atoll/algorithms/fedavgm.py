@@ -6,7 +6,8 @@ import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, State
 from atoll.algorithms.fedavg import fedavg, moved
-from atoll.algorithms.fedopt import rest, without
+from atoll.algorithms.fedopt import without
+from atoll.algorithms.local import rest
 from atoll.algorithms.options import above_0, part
 from atoll.vector import Groups, Total
 
@@ -33,7 +34,7 @@ def fedavgm(momentum: float = 0.9, learning_rate: float = 1.0, *, weighted: bool
         return {**model, "velocity": start.with_values(np.zeros_like(start.values))}
 
     def step(state: State, total: Total) -> State:
-        after, delta = moved(state, rest(total)), total.mean("parameters")
+        after, delta = moved(state, rest(total, "parameters")), total.mean("parameters")
         velocity = momentum * state["velocity"].values + delta
         model = state["parameters"].with_values(state["parameters"].values + learning_rate * velocity)
         return {**after, "parameters": model, "velocity": state["velocity"].with_values(velocity)}

@@ -8,6 +8,7 @@ import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, State
 from atoll.algorithms.fedavg import fedavg, moved
+from atoll.algorithms.local import rest
 from atoll.algorithms.options import above_0, part
 from atoll.vector import Flat, Groups, Total
 
@@ -75,7 +76,7 @@ def _fedopt(second: Second, learning_rate: float, beta_1: float, tau: float, *, 
         return {**model, "first": start.with_values(zero), "second": start.with_values(least)}
 
     def step(state: State, total: Total) -> State:
-        after = moved(state, rest(total))
+        after = moved(state, rest(total, "parameters"))
         delta = total.mean("parameters")
         m = beta_1 * state["first"].values + (1 - beta_1) * delta
         v = second(state["second"].values, delta * delta)
@@ -84,12 +85,6 @@ def _fedopt(second: Second, learning_rate: float, beta_1: float, tau: float, *, 
         return {**after, **{name: state[name].with_values(values) for name, values in found.items()}}
 
     return fedavg(weighted=weighted)._replace(init=init, brief=without("first", "second"), step=step)
-
-
-def rest(total: Total) -> Total:
-    """Return a total without the parameters: buffers meet only the mean, counts only the sum."""
-    groups = {name: group for name, group in total.groups.items() if name != "parameters"}
-    return Total(groups, total.weight, total.participants, total.registered)
 
 
 def without(*names: str) -> Callable[[State], Groups]:

@@ -55,6 +55,12 @@ def gradient(learner: Learner, brief: Groups, rows: Rows, pace: Pace, rng: np.ra
     return total, fit.groups
 
 
+def rest(total: Total, *apart: str) -> Total:
+    """Return a total without some groups: what is left meets only the mean (buffers) or the sum (counts)."""
+    groups = {name: group for name, group in total.groups.items() if name not in apart}
+    return Total(groups, total.weight, total.participants, total.registered)
+
+
 def uniformly(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
     """Add updates up with one voice each, however many rows stand behind it."""
     return mean(bodies, [1.0] * len(weights), registered)

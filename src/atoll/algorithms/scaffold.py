@@ -7,7 +7,7 @@ import numpy as np
 from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.fedavg import moved
 from atoll.algorithms.folds import mean
-from atoll.algorithms.local import gradient, trained, uniformly
+from atoll.algorithms.local import gradient, rest, trained, uniformly
 from atoll.algorithms.options import above_0, one_of
 from atoll.learner import Learner, Rows
 from atoll.training import Pace
@@ -48,9 +48,8 @@ def scaffold(option: str = "II", learning_rate: float = 1.0, *, weighted: bool =
         return {"control": whole.with_values(new)}, Update(groups, update.weight, update.metrics)
 
     def step(state: State, total: Total) -> State:
-        model = {name: group for name, group in total.groups.items() if name not in ("parameters", "control")}
         return {
-            **moved(state, Total(model, total.weight, total.participants, total.registered)),
+            **moved(state, rest(total, "parameters", "control")),
             "parameters": _ahead(state["parameters"], total.mean("parameters"), learning_rate),
             # eq. 5: the mean over who took part, as far as those are all there are
             "control": _ahead(state["control"], total.mean("control"), total.participants / total.registered),
