@@ -145,7 +145,7 @@ class Decline(Message):
 
 
 class EndSession(Message):
-    """Server → node: the run is over; this is its final model (None where there is none)."""
+    """Server → node: the run is over; this is its final model (None where there is none). `counted` as in `StartTraining`."""
 
     event = "end_session"
     run: Run
@@ -153,6 +153,7 @@ class EndSession(Message):
     model: Digest | None
     outcome: Literal["completed", "gave_up", "stopped"]
     reason: Reason = ""
+    counted: Digest | None = None
     head: Head | None = None
 
 

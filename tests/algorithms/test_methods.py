@@ -155,11 +155,63 @@ def qffl(w: Vector, q: float, lipschitz: float) -> Vector:
     return w
 
 
+# Methods with a model of each node's own: the federation's, and these.
+
+
+def fedper(w: Vector) -> tuple[Vector, list[Vector]]:
+    mine = [np.zeros(1) for _ in SIZES]
+    for _ in range(ROUNDS):
+        ends = [descend(np.append(w[:4], own), site) for own, site in zip(mine, sites(), strict=True)]
+        w, mine = np.append(average(ends)[:4], 0.0), [end[4:] for end in ends]
+    return w, [np.append(w[:4], own) for own in mine]
+
+
+def finetune(w: Vector, steps: int) -> tuple[Vector, list[Vector]]:
+    w = fedavg(w)
+    return w, [descend(w, site, steps) for site in sites()]
+
+
+def ditto(w: Vector, pull: float) -> tuple[Vector, list[Vector]]:
+    mine = [w for _ in SIZES]
+    for _ in range(ROUNDS):
+        near = [descend(v, site, more=lambda u, w=w: pull * (u - w)) for v, site in zip(mine, sites(), strict=True)]
+        w, mine = average([descend(w, site) for site in sites()]), near
+    return w, mine
+
+
+def apfl(w: Vector, alpha: float) -> tuple[Vector, list[Vector]]:
+    mine = [w for _ in SIZES]
+    for _ in range(ROUNDS):
+        ends = []
+        for k, site in enumerate(sites()):
+            y = w
+            for _ in range(STEPS):
+                down = slope(alpha * mine[k] + (1 - alpha) * y, site)
+                y, mine[k] = descend(y, site, 1), mine[k] - ETA * alpha * down
+            ends.append(y)
+        w = average(ends)
+    return w, [alpha * v + (1 - alpha) * w for v in mine]
+
+
+def ifca(w: Vector) -> tuple[Vector, list[Vector]]:
+    both = [w, w + np.random.default_rng(0).normal(0, 0.3, (2, 5))[1]]
+    for _ in range(ROUNDS):
+        chosen = [int(np.argmin([loss(one, site) for one in both])) for site in sites()]
+        ends = [descend(both[k], site) for k, site in zip(chosen, sites(), strict=True)]
+        rows = [sum(size for size, k in zip(SIZES, chosen, strict=True) if k == j) for j in (0, 1)]
+        both = [
+            sum(size * end for size, end, k in zip(SIZES, ends, chosen, strict=True) if k == j) / rows[j] if rows[j] else both[j]
+            for j in (0, 1)
+        ]
+    assert all(rows), "a test of clusters needs two"
+    return np.average(both, axis=0, weights=rows), [min(both, key=lambda one: loss(one, site)) for site in sites()]
+
+
 class Row(NamedTuple):
     """A method with some options, and what comes of them by its paper."""
 
     rule: str
-    oracle: Callable[[Vector], Vector]
+    oracle: Callable[[Vector], Vector | tuple[Vector, list[Vector]]]
     options: Mapping[str, Any] = {}
     data: Callable[[], list[Site]] = sites
     training: Mapping[str, Any] = {}
@@ -185,6 +237,13 @@ TABLE = {
     "mime_lite": Row("mime_lite", lambda w: mime_lite(w, 0.7), {"momentum": 0.7}),
     "qffl": Row("qffl", lambda w: qffl(w, 2.0, 1 / ETA), {"q": 2.0}),
     "qffl, L given": Row("qffl", lambda w: qffl(w, 0.5, 3.0), {"q": 0.5, "lipschitz": 3.0}),
+    "fedper": Row("fedper", fedper, {"personal": ["bias"]}),
+    "fedbn": Row("fedbn", fedper, {"personal": ["b*"]}),
+    "finetune": Row("finetune", lambda w: finetune(w, STEPS)),
+    "finetune, two steps": Row("finetune", lambda w: finetune(w, 2), {"steps": 2}),
+    "ditto": Row("ditto", lambda w: ditto(w, 0.3), {"pull": 0.3}),
+    "apfl": Row("apfl", lambda w: apfl(w, 0.3), {"alpha": 0.3}),
+    "ifca": Row("ifca", ifca, {"clusters": 2, "spread": 0.3}),
 }
 """A new method is a row here."""
 
@@ -204,8 +263,12 @@ def people(name: str) -> dict[str, Site]:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_method_is_what_its_paper_says(name):
-    found = simulate(agreed(name), people(name)).model["parameters"].values
-    np.testing.assert_allclose(found, TABLE[name].oracle(np.zeros(5)), rtol=1e-9, atol=1e-12)
+    found = simulate(agreed(name), people(name))
+    expected = TABLE[name].oracle(np.zeros(5))
+    model, own = expected if isinstance(expected, tuple) else (expected, [expected] * len(SIZES))
+    np.testing.assert_allclose(found.model["parameters"].values, model, rtol=1e-9, atol=1e-12)
+    losses = [loss(one, site) for one, site in zip(own, TABLE[name].data(), strict=True)]
+    np.testing.assert_allclose([judged["loss"] for judged in found.by_node.values()], losses, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -223,6 +286,9 @@ def test_a_deployed_run_has_the_bits_of_a_simulated_one(name, tmp_path):
     assert simulate(small, dict(reversed(people(name).items()))).digest == simulated.digest
     history = run(small, people(name), tmp_path)
     assert history["last"] == simulated.digest
+    assert history["rounds"][-1]["by_node"] == simulated.by_node
+    personal = [(tmp_path / node / "personal.safetensors").exists() for node in simulated.by_node]
+    assert personal == [find(small, build(small)).own is not None] * len(SIZES)
 
 
 OWN = (
@@ -251,6 +317,19 @@ def test_every_method_has_a_row():
         ("fedavgm", {"momentum": 1.0}, r"momentum: it lies in \[0, 1\); it is 1.0"),
         ("fedadam", {"tau": 0}, "tau: it is above 0; it is 0"),
         ("fedyogi", {"beta_2": 2}, r"beta_2: it lies in \[0, 1\); it is 2"),
+        ("fednova", {"mu": -1}, "mu: it is not negative; it is -1"),
+        ("feddyn", {"alpha": 0}, "alpha: it is above 0; it is 0"),
+        ("mime_lite", {"momentum": 1}, r"momentum: it lies in \[0, 1\); it is 1"),
+        ("qffl", {"q": -2}, "q: it is not negative; it is -2"),
+        ("qffl", {"lipschitz": 0}, "lipschitz: it is above 0; it is 0"),
+        ("finetune", {"steps": 0}, "steps: it is a whole number from 1 up; it is 0"),
+        ("ditto", {"pull": -1}, "pull: it is not negative; it is -1"),
+        ("apfl", {"alpha": 2}, r"alpha: it lies in \[0, 1\]; it is 2"),
+        ("ifca", {"clusters": 1}, "clusters: it is a whole number from 2 up; it is 1"),
+        ("fedper", {"personal": "bias"}, "personal: is a list of names of arrays"),
+        ("fedper", {"personal": ["beta"]}, r"personal: \['beta'\] fits no array of the model; it has kernel, bias"),
+        ("fedper", {"personal": ["*"]}, r"personal: \['\*'\] fits every array of the model"),
+        ("fedbn", {}, "personal: .* fits no array of the model"),
         ("scaffold", {"option": "III"}, "option: it is one of I, II; it is 'III'"),
         ("scaffold", {"optoin": "I"}, "optoin: 'scaffold' has no such option; did you mean 'option'?"),
     ],

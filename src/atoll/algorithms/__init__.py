@@ -16,17 +16,24 @@ from typing import Any
 import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
+from atoll.algorithms.apfl import apfl
 from atoll.algorithms.clipping import centered_clipping, norm_clipping
+from atoll.algorithms.ditto import ditto
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.fedavgm import fedavgm
+from atoll.algorithms.fedbn import fedbn
 from atoll.algorithms.feddyn import feddyn
 from atoll.algorithms.fednova import fednova
 from atoll.algorithms.fedopt import fedadagrad, fedadam, fedyogi
+from atoll.algorithms.fedper import fedper
 from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.fedsgd import fedsgd
 from atoll.algorithms.fltrust import fltrust
+from atoll.algorithms.finetune import finetune
 from atoll.algorithms.geometric_median import geometric_median
+from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
+from atoll.algorithms.local import only
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.mime import mime_lite
 from atoll.algorithms.newton import newton
@@ -37,7 +44,7 @@ from atoll.learner import CAN, Data, Learner, Rows
 from atoll.plan import Plan
 from atoll.vector import Groups, Update, finite
 
-__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "reference", "work"]
+__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "work"]
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
@@ -52,6 +59,12 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "feddyn": feddyn,
     "mime_lite": mime_lite,
     "qffl": qffl,
+    "finetune": finetune,
+    "ditto": ditto,
+    "apfl": apfl,
+    "fedper": fedper,
+    "fedbn": fedbn,
+    "ifca": ifca,
     "newton": newton,
     "median": median,
     "trimmed_mean": trimmed_mean,
@@ -120,7 +133,7 @@ def work(
     Raises:
         LayoutError: the result is not finite.
     """
-    received = learner.evaluate({group: brief[group] for group in learner.layouts}, data.judge)
+    received = learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge)
     memory, update = _local(plan, algorithm, learner, brief, memory, data.train, round_, name)
     return memory, Update(
         update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}
@@ -153,12 +166,32 @@ def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, 
 def _local(
     plan: Plan, algorithm: Algorithm, learner: Learner, brief: Groups, memory: Memory, rows: Rows, round_: int, name: str
 ) -> tuple[Memory, Update]:
-    rng = np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8]])
-    pace = plan.training.pace(len(rows), round_, plan.plan.rounds)
+    rng, pace = _drawing(plan, round_, name), plan.training.pace(len(rows), round_, plan.plan.rounds)
     memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
     if not all(finite(group.values) for group in update.groups.values()):
         raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
     return memory, update
+
+
+def own(
+    plan: Plan,
+    algorithm: Algorithm,
+    learner: Learner,
+    brief: Groups,
+    memory: Memory,
+    data: Data,
+    round_: int,
+    name: str,
+) -> Groups:
+    """Return the model that a node itself uses: the received one, or what a personal method makes of it."""
+    if algorithm.own is None:
+        return only(brief, learner.layouts)
+    rng, pace = _drawing(plan, round_, name, 1), plan.training.pace(len(data.train), round_, plan.plan.rounds)
+    return algorithm.own(learner, brief, memory, data.train, pace, rng)
+
+
+def _drawing(plan: Plan, round_: int, name: str, *more: int) -> np.random.Generator:
+    return np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8], *more])
 
 
 def _nearest(word: str, words: list[str]) -> str:

@@ -45,6 +45,10 @@ Fold = Callable[[Bodies, Sequence[float], int], Total]
 """`fold(bodies, weights, registered)`: same bits whatever the order of arrival; memory: models, and a block of every update."""
 
 
+Own = Callable[[Learner, Groups, Memory, Rows, Pace, np.random.Generator], Groups]
+"""`own(learner, brief, memory, rows, pace, rng)`: the model that a node itself uses, from the one that it received."""
+
+
 class Algorithm(NamedTuple):
     """A method, cut where the network cuts; made by a factory named after its paper.
 
@@ -58,6 +62,7 @@ class Algorithm(NamedTuple):
         needs: what the learner must be able to do (see `Learner.can`).
         least: how few updates it can be computed from; `cohort.minimum` is no less.
         root: whether the server does the local half too, on rows of its own, for the fold to compare with.
+        own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
     """
 
     init: Callable[[Groups], State]
@@ -69,3 +74,4 @@ class Algorithm(NamedTuple):
     needs: frozenset[str] = frozenset()
     least: int = 1
     root: bool = False
+    own: Own | None = None

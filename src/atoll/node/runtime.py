@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from atoll.store.ledger import Ledger
 from atoll.store.models import write_durably
 from atoll.tls import Trust
 from atoll.vector import layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal
+from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, pack, seal
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -350,7 +350,7 @@ class Node:
         try:
             if end.model is not None:
                 body = await self._model(end.model)
-                self.metrics = await asyncio.to_thread(self._keep_final, body)
+                self.metrics = await asyncio.to_thread(self._keep_final, end, body)
         except UnreachableError:
             await self.drive.happen(machine.NotTaken(self.drive.now()))
             return
@@ -364,13 +364,21 @@ class Node:
                 await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
         await self.drive.happen(machine.Taken(self.drive.now()))
 
-    def _keep_final(self, body: Buffer) -> dict[str, float]:
-        groups = received(body, self.layouts)
+    def _keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
+        brief = received(body, self.layouts)
+        self._write("final", [memoryview(body)])
+        memory = self.memories.recall(end.run, end.counted)
+        about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
+        mine = algorithms.own(*about)
+        if self.algorithm.own is not None:
+            self._write("personal", pack(mine))
+        return dict(self.learner.evaluate(mine, self.data.judge))
+
+    def _write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         try:
-            write_durably(self.directory / "final.safetensors", [memoryview(body)])
+            write_durably(self.directory / f"{name}.safetensors", parts)
         except OSError as error:
-            raise StoreError(f"{self.directory}: the final model can't be written ({error.strerror})") from error
-        return dict(self.learner.evaluate({name: groups[name] for name in self.learner.layouts}, self.data.judge))
+            raise StoreError(f"{self.directory}: the {name} model can't be written ({error.strerror})") from error
 
     async def _wake(self, command: machine.Wake) -> None:
         self.drive.wake(command.at, machine.Tick)

@@ -302,8 +302,7 @@ class Server:
             self.book.opens(command.round, self.drive.now())
             # Before anybody is asked: what comes back must find its round, even in another server.
             await self.book.opened(command.round, command.attempt, command.nodes)
-        for node in command.nodes:
-            await self.channel.tell(node, task.model_copy(update={"counted": self.book.counted.get(node)}))
+        await self._tell_each(command.nodes, task)
 
     async def end_session(self, command: events.End) -> None:
         """Tell nodes that the run is over."""
@@ -317,7 +316,14 @@ class Server:
             reason=command.reason[:2000],
             head=self.book.head,
         )
-        await self.channel.tell_all(command.nodes, end)
+        await self._tell_each(command.nodes, end)
+
+    async def _tell_each(self, nodes: Collection[str], message: StartTraining | EndSession) -> None:
+        """Tell nodes, and each which of its updates was the last to count; those of whom none did are told all at once."""
+        await self.channel.tell_all((node for node in nodes if node not in self.book.counted), message)
+        for node in nodes:
+            if digest := self.book.counted.get(node):
+                await self.channel.tell(node, message.model_copy(update={"counted": digest}))
 
     async def _judge(self, command: events.Judge) -> None:
         address = command.address

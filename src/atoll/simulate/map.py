@@ -148,6 +148,12 @@ class _Run:
         brief = self.algorithm.brief(self.state)
         return summary(self.learner.evaluate({name: brief[name] for name in self.learner.layouts}, rows))
 
+    def judge_own(self, name: str) -> dict[str, float]:
+        """How the model that a client itself uses does on its rows, as figures."""
+        brief, memory, data = self.algorithm.brief(self.state), self.memories.get(name, {}), self.clients[name]
+        about = (self.plan, self.algorithm, self.learner, brief, memory, data, self.plan.plan.rounds, name)
+        return summary(self.learner.evaluate(algorithms.own(*about), data.judge))
+
 
 _ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] = {
     events.Train: _Run.train,
@@ -205,6 +211,6 @@ def simulate(
         for command in commands:
             waiting.extend(_ACTS[type(command)](run, command))
     brief = algorithm.brief(run.state)
-    by_node = {name: run.judge(rows.judge) for name, rows in data.items()}
+    by_node = {name: run.judge_own(name) for name in data}
     model = {name: brief[name] for name in learner.layouts}
     return Simulated(run.rounds, model, run.model, run.judge(holdout) if holdout else {}, by_node, run.reason)
