@@ -137,6 +137,13 @@ class Cohort(Section):
     deadline: Seconds = 600.0
     quorum: Fraction = 0.8
     grace: Annotated[float, Field(ge=0), BeforeValidator(seconds)] = 30.0
+    cycle: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_a_round(self) -> Self:
+        if self.cycle and (self.minimum != 1 or self.fraction != 1):
+            raise ValueError("with cycle one node trains in a round: minimum must be 1, and fraction is left out")
+        return self
 
 
 class Checks(Section):

@@ -250,10 +250,13 @@ def _closed(state: State, event: Closed) -> Result:
 
 def _start_if_enough(state: State, now: float) -> Result:
     welcome = state.conduct.welcome(state.present, state.round)
-    if len(welcome) < state.rules.minimum:
+    if len(welcome) < (state.rules.cycle or state.rules.minimum):
         return state, ()
-    asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
-    drawn = sorted(welcome, key=lambda node: _lot(state, node))[:asked]
+    if state.rules.cycle:
+        drawn = [_next(state, welcome)]
+    else:
+        asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
+        drawn = sorted(welcome, key=lambda node: _lot(state, node))[:asked]
     cohort = tuple(sorted(drawn, key=lambda node: (state.names[node], node)))
     until = now + state.rules.deadline
     state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, asked=frozenset(cohort), until=until)
@@ -263,6 +266,14 @@ def _start_if_enough(state: State, now: float) -> Result:
 def _lot(state: State, node: str) -> bytes:
     """A node's lot in the draw of a cohort: as good as random, and the same on every replay."""
     return hashlib.sha256(f"{state.seed} {state.round} {state.attempt} {state.names[node]} {node}".encode()).digest()
+
+
+def _next(state: State, welcome: Iterable[str]) -> str:
+    """Whose turn it is: everybody's once in a cycle, in an order that each cycle draws anew; who fails is passed over."""
+    names = {state.names[node]: node for node in welcome}
+    cycle, turn = divmod(state.round - 1, len(names))
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{state.seed} cycle {cycle} {name}".encode()).digest())
+    return names[order[(turn + state.attempt - 1) % len(order)]]
 
 
 def _train(state: State, nodes: tuple[str, ...], now: float) -> Train:
