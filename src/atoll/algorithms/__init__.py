@@ -28,8 +28,8 @@ from atoll.algorithms.fedopt import fedadagrad, fedadam, fedyogi
 from atoll.algorithms.fedper import fedper
 from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.fedsgd import fedsgd
-from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.finetune import finetune
+from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
