@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from atoll.errors import AtollError, RefusedError, StoreError
+from atoll.errors import AtollError, StoreError
 from atoll.keys import write_private
 
 _YEARS = dt.timedelta(days=3650)
@@ -200,45 +200,75 @@ def pin_of(der: bytes) -> str:
     return _pin(x509.load_der_x509_certificate(der).public_key())
 
 
+class OtherPinError(ssl.SSLCertVerificationError):
+    """A server whose key has another pin than a person said; its text is one line for that person."""
+
+
 class Trust(NamedTuple):
-    """By what a client believes a server: the pin of its key, a CA's file, or (neither) the CAs of this machine.
+    """By what a client believes a server, and what it shows to it.
+
+    Args:
+        pin: of the server's key.
+        ca: a file of CAs; where there is no pin either, the CAs of this machine are believed.
+        certificate: a file with a key and its certificate, as `pair` writes it, for a server that asks for one.
 
     Raises (by its methods):
-        AtollError: the pin is none, or the file holds no certificate.
+        AtollError: the pin is none, or a file holds no certificate.
     """
 
     pin: str | None = None
     ca: Path | None = None
+    certificate: Path | None = None
 
     def check(self, url: str) -> None:
         """Refuse what can't be: a pin that is none, or one for an address without TLS."""
         if self.pin is not None and not re.fullmatch(r"[0-9a-f]{64}", self.pin):
             raise AtollError(f"--pin '{self.pin}' is none: it is 64 of the signs 0-9 and a-f, as `atoll serve --tls` prints it")
-        if (self.pin or self.ca) and not url.startswith("https://"):
-            raise AtollError(f"{url}: --pin and --ca are for an address with TLS; write it as https://…")
+        if any(self) and not url.startswith("https://"):
+            raise AtollError(f"{url}: --pin, --ca and --certificate are for an address with TLS; write it as https://…")
 
-    def context(self) -> ssl.SSLContext:
-        """Return a client's context; with a pin alone it believes any certificate, and `agrees` has to be asked."""
+    def context(self, url: str) -> ssl.SSLContext:
+        """Return a client's context, whose handshake fails with `OtherPinError` where the server has another pin."""
         try:
             context = ssl.create_default_context(cafile=self.ca)
         except OSError as error:
             raise AtollError(f"--ca {self.ca}: holds no certificate in PEM ({error.strerror or error})") from error
-        if self.pin is not None and self.ca is None:
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if self.pin is not None:
+            if self.ca is None:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.sslobject_class, context.sslsocket_class = _pinned(self.pin, url)
+        try:
+            if self.certificate:
+                context.load_cert_chain(self.certificate, password="")
+        except OSError as error:
+            why = error.strerror or error
+            raise AtollError(f"--certificate {self.certificate}: no key with its certificate in PEM ({why})") from error
         return context
 
-    def agrees(self, der: bytes | None, url: str) -> None:
-        """Refuse a server whose certificate has another pin.
 
-        Raises:
-            RefusedError: it has.
-        """
-        if self.pin is not None and not (der and hmac.compare_digest(pin_of(der), self.pin)):
+def _pinned(pin: str, url: str) -> tuple[type[ssl.SSLObject], type[ssl.SSLSocket]]:
+    """The two kinds of connections, of asyncio and of plain sockets, whose handshake ends with a look at the pin."""
+
+    def agree(der: bytes | None) -> None:
+        if not (der and hmac.compare_digest(pin_of(der), pin)):
             found = pin_of(der)[:16] if der else "none"
-            raise RefusedError(
-                f"{url}: its key has the pin {found}…, not {self.pin[:16]}…: another server answers there, or it has a new key; "
-                "ask its operator for the pin before you go on"
+            raise OtherPinError(
+                1,
+                f"{url}: its key has the pin {found}…, not {pin[:16]}…: another server answers there, or it has a new key; "
+                "ask its operator for the pin before you go on",
             )
+
+    class Object(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            agree(self.getpeercert(binary_form=True))
+
+    class Socket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002  as it is called
+            super().do_handshake(block)
+            agree(self.getpeercert(binary_form=True))
+
+    return Object, Socket
 
 
 def loopback(host: str) -> bool:
@@ -251,10 +281,50 @@ def loopback(host: str) -> bool:
 
 def speaks_tls(host: str, port: int, patience: float = 3.0) -> bool:
     """Say whether a port answers in TLS: asked where plain words got no answer."""
+    with contextlib.suppress(OSError), _greeted(host, port, patience):
+        return True
+    return False
+
+
+def asks_for_a_certificate(host: str, port: int, patience: float = 3.0) -> bool:
+    """Say whether a port lets in only clients that show a certificate.
+
+    By TLS 1.3 such a server hangs up once a client's own handshake is through, and by 1.2 before. One that is only full doesn't.
+    """
+    try:
+        with _greeted(host, port, patience) as line:
+            if line.recv(1):
+                return False
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return speaks_tls(host, port, patience) and not _speaks_1_2(host, port, patience)
+
+
+def _speaks_1_2(host: str, port: int, patience: float) -> bool:
+    with contextlib.suppress(OSError), _greeted(host, port, patience, ssl.TLSVersion.TLSv1_2):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _greeted(host: str, port: int, patience: float, newest: ssl.TLSVersion | None = None) -> Iterator[ssl.SSLSocket]:
+    """A connection to a server, whoever it is, once the handshake is through."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with socket.create_connection((host, port), patience) as plain, context.wrap_socket(plain):
-            return True
-    except OSError:
-        return False
+    if newest:
+        context.maximum_version = newest
+    with socket.create_connection((host, port), patience) as plain, context.wrap_socket(plain) as line:
+        yield line
+
+
+def authority(directory: Path) -> Path:
+    """Return the file of the CA of `own`, made on first use.
+
+    Raises:
+        StoreError: see `own`.
+    """
+    with _told(directory):
+        _authority(directory)
+    return directory / "ca.pem"

@@ -62,10 +62,12 @@ def test_a_plan_is_tried_and_its_broker_asked(tmp_path, kafka):
 
 def test_a_server_is_asked_for_its_run_and_its_clock(tmp_path):
     async def together() -> list[doctor.Finding]:
-        server = Server(plan(), store=tmp_path / "store", port=0)
+        server = Server(plan(), store=tmp_path / "store", port=0, tls=True)
         serving = asyncio.create_task(server.serve_async())
         try:
-            return await asyncio.to_thread(lambda: list(doctor._server(server.url, Trust())))
+            (other,) = await asyncio.to_thread(lambda: list(doctor._server(server.url, Trust("0" * 64))))
+            assert "another server answers there" in other.said
+            return await asyncio.to_thread(lambda: list(doctor._server(server.url, Trust(server.certificate.pin))))
         finally:
             server.stop()
             await serving

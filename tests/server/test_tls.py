@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+import stat
 import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,11 +16,12 @@ from tests.cli.test_commands import atoll as command
 from tests.cli.test_commands import one_line
 from tests.federation import atoll, clients, events, plan, rows
 
+from atoll.cli.nodes import certificate
 from atoll.cli.reach import ask
 from atoll.errors import AtollError, RefusedError, UnreachableError
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
-from atoll.tls import Trust, loopback, own
+from atoll.tls import Trust, loopback, own, pair
 
 
 def together(place: Path, talk: Callable[[Server], Coroutine[Any, Any, Any]], **options: Any) -> Any:
@@ -57,7 +59,7 @@ def test_a_run_over_tls_by_pin_and_by_ca(tmp_path):
         (True, "https", {}, "its certificate isn't believed here .*: join with the operator's --pin, or a --ca"),
         (True, "http", {}, "what answers there speaks TLS; write its address as https://"),
         (False, "https", {"pin": "0" * 64}, "what answers there speaks no TLS; write its address as http://"),
-        (True, "http", {"pin": "0" * 64}, "--pin and --ca are for an address with TLS"),
+        (True, "http", {"pin": "0" * 64}, "--pin, --ca and --certificate are for an address with TLS"),
         (True, "https", {"pin": "abc"}, "--pin 'abc' is none: it is 64 of the signs"),
     ],
 )
@@ -128,9 +130,9 @@ def test_by_command_with_certificates_of_ones_own(tmp_path):
         heard = next(event for event in events(server) if event["what"] == "listening")
         url, pin = heard["url"], heard["pin"]
         assert "0 of at least 3 nodes are here" in command("status", url, "--pin", pin).stdout
-        assert ask(url, "/v1/status", ca=ca)["phase"] == "waiting for nodes"
+        assert ask(url, "/v1/status", Trust(ca=ca))["phase"] == "waiting for nodes"
         with pytest.raises(RefusedError, match="its key has the pin"):
-            ask(url, "/v1/status", pin="1" * 64)
+            ask(url, "/v1/status", Trust("1" * 64))
         with pytest.raises(UnreachableError, match="certificate"):
             ask(url, "/v1/status")
         with pytest.raises(UnreachableError, match="if it speaks TLS, its address begins with https"):
@@ -138,7 +140,42 @@ def test_by_command_with_certificates_of_ones_own(tmp_path):
 
 
 def test_what_a_pin_is_held_against():
-    with pytest.raises(RefusedError, match="the pin none"):
-        Trust("0" * 64).agrees(None, "https://x")
-    assert Trust("0" * 64).context().verify_mode is ssl.CERT_NONE
-    assert Trust().context().verify_mode is ssl.CERT_REQUIRED
+    assert Trust("0" * 64).context("https://x").verify_mode is ssl.CERT_NONE
+    assert Trust().context("https://x").verify_mode is ssl.CERT_REQUIRED
+
+
+def test_who_shows_no_certificate_does_not_get_past_the_handshake(tmp_path, capsys):
+    """Plan, channel, updates, status: all of it, by pin and by CA; and the node says in one line what it lacks."""
+    store = tmp_path / "store"
+    (tmp_path / "mine").mkdir()
+    for name in (*clients(), "operator"):
+        certificate(name, tmp_path / "mine" / name, store)
+        assert f"only {name} may have it" in capsys.readouterr().out
+    own(tmp_path / "other", "127.0.0.1")
+    pair(tmp_path / "other", "stranger", tmp_path / "stranger")
+    assert stat.S_IMODE((tmp_path / "stranger").stat().st_mode) == 0o600
+    ca = store / "tls" / "ca.pem"
+
+    async def talk(server: Server) -> list[str]:
+        pin = server.certificate.pin
+        for shown in ({}, {"certificate": tmp_path / "stranger"}):
+            with pytest.raises(RefusedError, match="lets in only who shows a certificate of its CA: --certificate FILE"):
+                await Node(server.url, rows(1), directory=tmp_path / "none", pin=pin, **shown).start_async()
+        with pytest.raises(RefusedError, match="lets in only who shows a certificate of its CA"):
+            await asyncio.to_thread(ask, server.url, "/v1/status", Trust(pin))
+        mine = Trust(pin, None, tmp_path / "mine" / "operator")
+        assert (await asyncio.to_thread(ask, server.url, "/v1/status", mine))["phase"] == "waiting for nodes"
+        ways = ({"pin": pin}, {"ca": ca}, {"pin": pin, "ca": ca})
+        nodes = [
+            Node(server.url, data, name=name, directory=tmp_path / name, certificate=tmp_path / "mine" / name, **way)
+            for (name, data), way in zip(clients().items(), ways, strict=True)
+        ]
+        return [end.outcome for end in await asyncio.gather(*(node.start_async() for node in nodes))]
+
+    assert together(tmp_path, talk, tls=True, client_certificates=True) == ["completed"] * 3
+    with pytest.raises(AtollError, match="--client-certificates is a part of TLS: add --tls"):
+        Server(plan(), store=tmp_path / "store", port=0, client_certificates=True)
+    with pytest.raises(AtollError, match="no key with its certificate in PEM"):
+        Node("https://x", rows(1), directory=tmp_path / "none", certificate=ca)
+    with pytest.raises(AtollError, match="is there already"):
+        certificate("operator", tmp_path / "mine" / "operator", store)

@@ -20,6 +20,7 @@ from atoll.node.runtime import Node
 from atoll.server import viewing
 from atoll.server.runtime import Server
 from atoll.store.viewers import Viewers
+from atoll.tls import Trust
 
 GUARDED = ("/", "/runs/some", "/metrics", "/v1/status", "/v1/runs", "/v1/runs/some")
 OPEN = ("/healthz", "/v1/plan", "/v1/models/none", "/v1/plans/none")
@@ -64,9 +65,9 @@ def test_once_a_viewer_is_added_everybody_is_asked(tmp_path, monkeypatch, caplog
             assert await seen(session, "/") == 401  # nobody left, and still nobody else
             pin = server.certificate.pin
             with pytest.raises(RefusedError, match="asks who looks"):
-                await asyncio.to_thread(ask, server.url, "/v1/status", pin, None, token)
+                await asyncio.to_thread(ask, server.url, "/v1/status", Trust(pin), token)
             fresh = viewers.add("ward")
-            assert (await asyncio.to_thread(ask, server.url, "/v1/status", pin, None, fresh))["plan"] == "tiny"
+            assert (await asyncio.to_thread(ask, server.url, "/v1/status", Trust(pin), fresh))["plan"] == "tiny"
         nodes = [Node(server.url, data, name=name, directory=tmp_path / name, pin=pin) for name, data in clients().items()]
         await asyncio.gather(serving, *(node.start_async() for node in nodes))
         return token

@@ -26,7 +26,7 @@ from rich.text import Text
 from atoll import __version__, memory
 from atoll.cli import app
 from atoll.cli.look import HERE
-from atoll.cli.reach import Ca, KafkaConfig, Pin, asked
+from atoll.cli.reach import Ca, ClientCertificate, KafkaConfig, Pin, asked
 from atoll.cli.show import size, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
@@ -57,13 +57,14 @@ def doctor(
     kafka_config: KafkaConfig = None,
     pin: Pin = None,
     ca: Ca = None,
+    certificate: ClientCertificate = None,
     store: Annotated[Path, typer.Option(help="Where a server's store is, or will be.")] = HERE,
     port: Annotated[int, typer.Option(help="The port that a server would listen on.")] = 8740,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look at this machine: versions, optional parts, port, broker, disk, clock, processors and memory. No data, no secrets."""
     with working("looking", quiet=as_json):
-        findings = list(_findings(plan, store, port, (kafka, kafka_config), (server, Trust(pin, ca))))
+        findings = list(_findings(plan, store, port, (kafka, kafka_config), (server, Trust(pin, ca, certificate))))
     problems = sum(one.state == "problem" for one in findings)
     if as_json:
         print(json.dumps({"problems": problems, "findings": [one._asdict() for one in findings]}))

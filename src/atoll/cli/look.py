@@ -14,7 +14,7 @@ from rich.console import Console
 
 from atoll.cli import app
 from atoll.cli.plot import curves, plot
-from atoll.cli.reach import Ca, Pin, ask
+from atoll.cli.reach import Ca, ClientCertificate, Pin, ask
 from atoll.cli.show import figure, rounds_table, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
@@ -50,11 +50,14 @@ def status(
     url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740",
     pin: Pin = None,
     ca: Ca = None,
+    certificate: ClientCertificate = None,
     token: Annotated[str | None, typer.Option(help="A viewer's token, as `atoll viewers add` showed it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a running server does, what it waits for, and which nodes are there."""
-    found = ask(url, "/v1/status", pin, ca, token)
+    from atoll.tls import Trust
+
+    found = ask(url, "/v1/status", Trust(pin, ca, certificate), token)
     if as_json:
         print(json.dumps(found))
         return

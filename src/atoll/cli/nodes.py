@@ -45,6 +45,25 @@ def new(
     print(f"node {identity.node}\nkey file: {path} (keep it: who holds it is this node)")
 
 
+@keys.command()
+def certificate(
+    name: Annotated[str, typer.Argument(help="Whose it is: a node's name, or a person's.")],
+    to: Annotated[Path, typer.Option(help="The file: key and certificate in PEM, readable by its owner only.")],
+    store: Store = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and its certificate by the CA of a server's store, for `atoll serve --client-certificates` to let in."""
+    from atoll import tls
+
+    if to.exists():
+        raise AtollError(f"{to}: is there already; name another file with --to")
+    tls.pair(store / "tls", name, to)
+    if as_json:
+        print(json.dumps({"name": name, "file": str(to)}))
+        return
+    print(f"{to}: only {name} may have it; there: atoll join URL --certificate {to.name} --data FILE")
+
+
 @nodes.command()
 def add(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
     """Add a name, and show the token that its node joins with, once; the server may be running."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import ssl
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
 Pin = Annotated[str | None, typer.Option(help="Believe only the server whose key has this pin (`atoll serve --tls` prints it).")]
 Ca = Annotated[Path | None, typer.Option(help="Believe servers with a certificate of this CA, a PEM file.")]
 
+ClientCertificate = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate", help="For a server that asks for one: a file that its operator's `atoll keys certificate` wrote."
+    ),
+]
 KafkaConfig = Annotated[
     Path | None,
     typer.Option(
@@ -29,27 +34,28 @@ KafkaConfig = Annotated[
 ]
 
 
-def ask(
-    url: str, path: str, pin: str | None = None, ca: Path | None = None, token: str | None = None, *, method: str = "GET"
-) -> dict[str, Any]:
+def ask(url: str, path: str, trust: Trust | None = None, token: str | None = None, method: str = "GET") -> dict[str, Any]:
     """Return what a server answers, a JSON object.
 
     Raises:
         AtollError: this is no address, the server isn't believed, or it says no.
         UnreachableError: it doesn't answer, or no JSON object.
     """
-    from atoll.tls import Trust
+    from atoll.tls import Trust, asks_for_a_certificate
 
     try:
-        with asked(url, path, Trust(pin, ca), token, method) as answer:
+        with asked(url, path, trust or Trust(), token, method) as answer:
             said = answer.read()
         if answer.status in (401, 403):
             raise RefusedError(f"{url}: {said.decode(errors='replace')}")
         return dict(json.loads(said))
     except (OSError, ValueError, TypeError, HTTPException) as error:
         reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
-        cut = isinstance(error, (HTTPException, ConnectionResetError)) and url.startswith("http:")
-        mend = "if it speaks TLS, its address begins with https" if cut else "is `atoll serve` running?"
+        place, cut = urlsplit(url), isinstance(error, (HTTPException, ConnectionResetError))
+        if cut and place.scheme == "https" and asks_for_a_certificate(place.hostname or "", place.port or 443):
+            raise RefusedError(f"{url}: lets in only who shows a certificate of its CA: --certificate FILE") from error
+        plain = cut and place.scheme == "http"
+        mend = "if it speaks TLS, its address begins with https" if plain else "is `atoll serve` running?"
         raise UnreachableError(f"{url}: no server answers there ({reason}); {mend}") from error
 
 
@@ -64,15 +70,20 @@ def asked(url: str, path: str, trust: Trust, token: str | None = None, method: s
     place = urlsplit(url)
     if place.scheme not in ("http", "https") or not place.hostname:
         raise AtollError(f"'{url}' is no address; it looks like http://127.0.0.1:8740")
+    from atoll.tls import OtherPinError
+
     trust.check(url)
     if place.scheme == "http":
         line = HTTPConnection(place.hostname, place.port, timeout=10)
     else:
-        line = HTTPSConnection(place.hostname, place.port, timeout=10, context=trust.context())
+        line = HTTPSConnection(place.hostname, place.port, timeout=10, context=trust.context(url))
     with contextlib.closing(line):
-        line.connect()
-        if place.scheme == "https":
-            trust.agrees(cast("ssl.SSLSocket", line.sock).getpeercert(binary_form=True), url)
+        try:
+            line.connect()
+        except OSError as error:
+            if isinstance(error, OtherPinError):
+                raise RefusedError(str(error.strerror)) from error
+            raise
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         line.request(method, place.path.rstrip("/") + path, headers=headers)
         yield line.getresponse()

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from atoll.cli import app
 from atoll.cli.look import Allow
-from atoll.cli.reach import Ca, KafkaConfig, Pin
+from atoll.cli.reach import Ca, ClientCertificate, KafkaConfig, Pin
 from atoll.cli.show import figure, round_line, rounds_table, size, size_of, told, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
@@ -53,6 +53,10 @@ def serve(
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Speak TLS by these certificates, a PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert, a PEM file.")] = None,
+    client_certificates: Annotated[
+        bool,
+        typer.Option("--client-certificates", help="Let in only who shows a certificate that `atoll keys certificate` made."),
+    ] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without TLS.")] = False,
     kafka_config: KafkaConfig = None,
     as_json: Annotated[
@@ -71,7 +75,7 @@ def serve(
         rows = prepare(holdout, agreed).judge if holdout else None
     if (tls_cert is None) != (tls_key is None):
         raise AtollError("--tls-cert and --tls-key belong together: name both files")
-    secure = {"tls": (tls_cert, tls_key) if tls_cert else tls, "insecure": insecure}
+    secure = {"tls": (tls_cert, tls_key) if tls_cert else tls, "insecure": insecure, "client_certificates": client_certificates}
     options: Any = {
         "holdout": rows,
         "store": store,
@@ -115,6 +119,7 @@ def join(
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
     pin: Pin = None,
     ca: Ca = None,
+    certificate: ClientCertificate = None,
     token: Annotated[str | None, typer.Option(help="To join for the first time, as `atoll nodes add` showed it.")] = None,
     kafka_config: KafkaConfig = None,
     allow: Allow = None,
@@ -131,7 +136,7 @@ def join(
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
         about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
-        about["kafka_config"] = kafka_config
+        about |= {"kafka_config": kafka_config, "certificate": certificate}
         node = Node(url, source, name=name, directory=directory, watch=watch, **about)
         if check:
             _show_check(node, as_json)

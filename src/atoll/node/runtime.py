@@ -65,6 +65,7 @@ class Node:
         pin, ca: whom to believe at an https:// address: who holds the key with this pin, or has a certificate of this CA.
         token: what an operator's `atoll nodes add` showed, to join by `name` for the first time.
         kafka_config: a file that says by what Kafka knows this node, where the plan's updates go there.
+        certificate: a PEM file with a key and its certificate, for a server that asks for one.
 
     Raises:
         AtollError: the directory, the pin or the CA's file can't be used.
@@ -85,9 +86,10 @@ class Node:
         ca: str | Path | None = None,
         token: str | None = None,
         kafka_config: str | Path | None = None,
+        certificate: str | Path | None = None,
     ) -> None:
         self.url, self.directory = url.rstrip("/"), Path(directory)
-        self._tls = certain(Trust(pin, Path(ca) if ca else None), self.url)
+        self._tls = certain(Trust(pin, Path(ca) if ca else None, Path(certificate) if certificate else None), self.url)
         self._access = access.read(Path(kafka_config) if kafka_config else None)
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"

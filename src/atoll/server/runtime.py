@@ -43,7 +43,7 @@ from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.store.viewers import Viewers
-from atoll.tls import required
+from atoll.tls import authority, required
 from atoll.vector import Metrics, Update, check, layouts_of
 from atoll.wire import Address, Envelope, decode
 
@@ -64,6 +64,7 @@ class Server:
         tls: speak TLS, by a CA made in the store on first use, or by (certificates, key) of your own, two PEM files.
         insecure: let other machines in without TLS.
         kafka_config: a file that says by what Kafka knows this server, where the plan's updates go there.
+        client_certificates: let in only clients with a certificate by the store's CA (`atoll keys certificate`).
         watch: told of each thing that a person would like to see.
         learner: one of your own, in place of the one that the plan names; nodes need the same.
         quota: the most bytes that the store may take.
@@ -92,6 +93,7 @@ class Server:
         tls: bool | tuple[Path, Path] = False,
         insecure: bool = False,
         kafka_config: str | Path | None = None,
+        client_certificates: bool = False,
     ) -> None:
         if resume and start is not None:
             raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
@@ -103,8 +105,11 @@ class Server:
         self._size = sum(layout.nbytes for layout in self.layouts.values())
         first = learners.first(plan, self.learner, start)
         self.directory = Path(store)
+        if client_certificates and not tls:
+            raise AtollError("--client-certificates is a part of TLS: add --tls, or --tls-cert and --tls-key")
         known_by = access.read(Path(kafka_config) if kafka_config else None)
         self.certificate = required(tls, self.directory / "tls", host, insecure=insecure)
+        self._clients = authority(self.directory / "tls") if client_certificates else None
         with contextlib.ExitStack() as opened:  # what is open is closed again where the next thing can't be had
             self._listener = opened.enter_context(web.bind(host, port))
             self.store = SqlStore(self.directory)
@@ -166,7 +171,7 @@ class Server:
         else:
             self.drive.state, commands = machine.begin(self.run, self.plan, model, now)
         # Who is still taking the final model has as long for it as a round may last.
-        site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline)
+        site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
         self.drive.spawn(self.channel.pulse())

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -42,10 +44,20 @@ class Web(uvicorn.Server):
         certificate: speak TLS by it.
         message: the longest message of a websocket, in bytes.
         farewell: how long responses on their way may still take when it stops, in seconds.
+        clients: a file of CAs; who shows no certificate of theirs doesn't get past the handshake.
     """
 
-    def __init__(self, app: Any, certificate: Certificate | None = None, message: int = 1 << 20, farewell: float = 600.0) -> None:
+    def __init__(
+        self,
+        app: Any,
+        certificate: Certificate | None = None,
+        message: int = 1 << 20,
+        farewell: float = 600.0,
+        clients: Path | None = None,
+    ) -> None:
         shown: Any = {"ssl_certfile": certificate.chain, "ssl_keyfile": certificate.key} if certificate else {}
+        if clients:
+            shown |= {"ssl_ca_certs": str(clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(
             _Config(
                 app,
