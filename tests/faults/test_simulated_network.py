@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.federation import plan
 
 from atoll.server import events, machine
+from atoll.server.offences import Conduct
 from atoll.server.state import Phase
 from atoll.testing.network import Federation
 from atoll.testing.world import Faults
@@ -21,13 +24,17 @@ UNKIND = {
 }
 
 
-def world(seed: int, faults: Faults, *, embedded: bool, **cohort: object) -> Federation:
+CHECKS = {"offences": 2, "held_out": 4}
+
+
+def world(seed: int, faults: Faults, *, embedded: bool, hostile: int = 0, **cohort: object) -> Federation:
     rules = {"minimum": 2, "quorum": 0.6, "deadline": 60, "grace": 1, "fraction": 1.0, **cohort}
-    federation = Federation(plan(plan={"rounds": ROUNDS}, cohort=rules), seed, faults, embedded=embedded)
+    agreed = plan(plan={"rounds": ROUNDS}, cohort=rules, checks=CHECKS)
+    federation = Federation(agreed, seed, faults, embedded=embedded, hostile=hostile)
     try:
         federation.run(LONGEST)
     except AssertionError as error:
-        raise AssertionError(f"seed {seed}, {faults}, embedded {embedded}, {rules}: {error}") from error
+        raise AssertionError(f"seed {seed}, {faults}, embedded {embedded}, hostile {hostile}, {rules}: {error}") from error
     return federation
 
 
@@ -57,14 +64,44 @@ def test_with_all_nodes_and_no_deadline_no_fault_changes_a_bit(embedded):
         assert federation.trained == 5 * ROUNDS, f"seed {seed}: what was trained was trained again"
 
 
+def test_hostile_nodes_in_a_calm_world_are_held_out_and_asked_again():
+    federation = world(3, Faults(), embedded=False, hostile=2, quorum=1.0)
+    assert federation.outcome == "completed"
+    assert federation.hostile.held >= 4
+    assert federation.hostile.back == {"n0", "n1"}
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
+@pytest.mark.parametrize("name", UNKIND)
+def test_no_fault_brings_back_a_node_that_is_held_out_or_revoked(name, embedded):
+    faults = replace(UNKIND[name], revokes=0.004)
+    worlds = [world(seed, faults, embedded=embedded, hostile=2 + seed % 2) for seed in range(60)]
+    assert sum(one.outcome == "completed" for one in worlds) > 40
+    assert sum(one.hostile.held for one in worlds) > 100
+    assert sum(len(one.hostile.back) for one in worlds) > 60
+    assert sum(len(one.hostile.revoked) for one in worlds) > 20
+
+
+def test_a_machine_that_asks_who_is_held_out_is_caught(monkeypatch):
+    monkeypatch.setattr(Conduct, "welcome", lambda self, nodes, round_: frozenset(nodes))
+    with pytest.raises(AssertionError, match="is held out until round"):
+        world(0, UNKIND["slow"], embedded=False, hostile=2)
+
+
+def test_a_server_that_forgets_offences_when_it_dies_is_caught(monkeypatch):
+    monkeypatch.setattr("atoll.testing.hostile.conduct_of", lambda plan, rows: Conduct())
+    with pytest.raises(AssertionError, match="is held out until round"):
+        some(UNKIND["deadly"], hostile=2)
+
+
 def test_the_same_seed_gives_the_same_world():
     first, second = (world(7, UNKIND["all at once"], embedded=False) for _ in range(2))
     assert (first.log, first.model, first._world.now) == (second.log, second.model, second._world.now)
 
 
-def some(faults: Faults) -> None:
+def some(faults: Faults, hostile: int = 0) -> None:
     for seed in range(100):
-        world(seed, faults, embedded=False)
+        world(seed, faults, embedded=False, hostile=hostile)
 
 
 @pytest.mark.parametrize("at", [(Phase.TRAINING, events.Tick), (Phase.CLOSING, events.Closed)])

@@ -15,7 +15,7 @@ from atoll.errors import PlanError
 from atoll.plan import Checks
 from atoll.server import events, machine
 from atoll.server.offences import ENOUGH, WINDOW, Conduct, bound, too_long
-from atoll.server.resume import _conduct
+from atoll.server.resume import conduct_of
 from atoll.server.state import Phase, State, waiting_for
 from atoll.server.status import status
 from atoll.store import UpdateRow
@@ -191,7 +191,7 @@ def test_the_store_gives_back_what_the_machine_knew():
         rows += [
             UpdateRow("run", round_, 1, node, "accepted", place=place, norm=norms[node]) for place, node in enumerate(accepted)
         ]
-    assert _conduct(agreed, rows) == state.conduct
+    assert conduct_of(agreed, rows) == state.conduct
     assert state.conduct.until
 
 

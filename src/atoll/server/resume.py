@@ -76,13 +76,13 @@ def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:
         model=model,
         course=_course(store, plan, row.run, closed),
         answered=tuple(one.node for one in accepted),
-        conduct=_conduct(plan, updates),
+        conduct=conduct_of(plan, updates),
     )
     counted = {one.node: one.digest for one in updates if one.status == "accepted"}  # they come by round
     return Unfinished(row, past, state or row.initial, accepted, counted, refused, links[-1] if links else None)
 
 
-def _conduct(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:
+def conduct_of(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:
     """How nodes behaved, as the server that left saw it: the rounds' norms, and every offence in its turn."""
     conduct = Conduct()
     for _, mine in itertools.groupby(updates, lambda one: one.round):

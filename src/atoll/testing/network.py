@@ -20,6 +20,7 @@ from atoll.server import events
 from atoll.server import machine as server_machine
 from atoll.server.state import State, admits, waiting_for
 from atoll.stopping import Course
+from atoll.testing.hostile import Hostile
 from atoll.testing.world import Faults, World
 from atoll.wire import Address
 
@@ -72,6 +73,7 @@ class Federation:
         seed: of everything that happens by chance.
         faults: how unkind the world is.
         nodes: how many there are.
+        hostile: how many of these are, see `atoll.testing.hostile`.
         embedded: whether the log lives in the server, and goes and says no with it; else it is a broker's.
 
     Attributes:
@@ -80,7 +82,9 @@ class Federation:
         log: the updates that are durable, in order.
     """
 
-    def __init__(self, plan: Plan, seed: int, faults: Faults, nodes: int = 5, *, embedded: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, seed: int, faults: Faults, nodes: int = 5, *, embedded: bool = False, hostile: int = 0
+    ) -> None:
         self.plan, self.faults, self._embedded = plan, faults, embedded
         self.outcome: str | None = None
         self.log: dict[Address, str] = {}
@@ -92,6 +96,7 @@ class Federation:
         self._server = _Server()
         self._rate = world.clock(faults.drift)
         self._nodes = {f"n{k}": _Node(f"node-{k}", world.clock(faults.drift)) for k in range(nodes)}
+        self.hostile = Hostile(plan, world, [f"n{k}" for k in range(hostile)])
         self._start_server()
         for node in self._nodes:
             world.later(world.chance.random(), partial(self._start_node, node))
@@ -162,12 +167,14 @@ class Federation:
             begun = store.opened if store.opened[0] == closed + 1 else (closed + 1, 1, ())
             past = events.Past(
                 closed=closed, attempt=begun[1], cohort=begun[2], names=dict(store.names), model=store.model,
-                course=Course(), answered=tuple(accepted),
+                course=Course(), answered=tuple(accepted), conduct=self.hostile.conduct(),
             )  # fmt: skip
             for node, digest in accepted.items():
                 self._verdict(Address(RUN, closed, attempt, node), digest, accepted=True)
             server.state, commands = server_machine.resume(RUN, self.plan, past, now)
         self._serve(commands)
+        for node in tuple(self.hostile.revoked):
+            self._tell_server(partial(events.Revoked, node=node), server.life)
         self._read()
 
     def _kill_server(self) -> None:
@@ -185,6 +192,18 @@ class Federation:
         self._serve(commands)
         if self.outcome is None and self._world.happens(self.faults.dies):
             self._kill_server()
+        elif self.outcome is None and self._world.happens(self.faults.revokes):
+            self._revoke(self._world.chance.choice(list(self._nodes)))
+
+    def _revoke(self, key: str) -> None:
+        """Part with a node, as long as enough others are left."""
+        gone = self.hostile.revoked
+        if key in gone or len(self._nodes) - len(gone) <= self.plan.cohort.minimum:
+            return
+        gone[key] = len(self._store.closed)
+        if (connection := self._nodes[key].connection) is not None:
+            self._hangs_up(self._nodes[key], connection)
+        self._tell_server(partial(events.Revoked, node=key), self._server.life)
 
     def _serve(self, commands: tuple[events.Command, ...]) -> None:
         for command in commands:
@@ -192,6 +211,7 @@ class Federation:
                 case events.Train():
                     self._ask(command)
                 case events.Judge(address, digest, accepted):
+                    self.hostile.refused(command)
                     verdict = self._verdict(address, digest, accepted=accepted)
                     self._to_node(address.node, partial(node_machine.Judged, verdict=verdict))
                 case events.Close():
@@ -207,6 +227,7 @@ class Federation:
                     self._finish(outcome)
 
     def _ask(self, command: events.Train) -> None:
+        self.hostile.asked(command)
         if not command.again:
             self._store.opened = (command.round, command.attempt, command.nodes)
         task = StartTraining.model_construct(
@@ -230,6 +251,7 @@ class Federation:
         assert command.round == len(store.closed) + 1, "rounds are closed one after the other"
         store.model = _digest(store.model, *itertools.chain(*sorted(command.accepted.items())))
         store.closed.append((command.attempt, dict(command.accepted)))
+        self.hostile.closed({Address(RUN, command.round, command.attempt, key): one for key, one in command.accepted.items()})
         if self._world.happens(self.faults.dies):
             self._kill_server()
         else:
@@ -251,7 +273,8 @@ class Federation:
             self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
             return
         if address not in self.log:
-            if self._embedded and self._server.state and (no := admits(self._server.state, address)):
+            gone = "revoked" if key in self.hostile.revoked else None
+            if self._embedded and self._server.state and (no := gone or admits(self._server.state, address)):
                 self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason=no), life)
                 return
             self.log[address] = digest
@@ -271,8 +294,8 @@ class Federation:
             address = self._written[server.read]
             digest = self.log[address]
             server.read += 1
-            if address.round > server.since:
-                self._tell_server(partial(events.Appended, address=address, digest=digest), life)
+            if address.round > server.since and server.state and address.node not in self.hostile.revoked:
+                self._tell_server(partial(self.hostile.arrives, server.state, address, digest), life)
 
     def _log_is_back(self) -> None:
         self._log_away = False
@@ -337,6 +360,9 @@ class Federation:
         node, server = self._nodes[key], self._server
         if not node.up or node.life != life:
             return
+        if server.up and key in self.hostile.revoked:
+            node.up = False  # a refusal ends it
+            return
         if not server.up or self._world.happens(self.faults.broken):
             self._tell_node(key, node_machine.Disconnected, life)
             return
@@ -360,6 +386,7 @@ class Federation:
             made = _digest(key, str(task.round), str(task.attempt), task.model, str(task.counted))
             node.outbox[task.round, task.attempt] = made
             node.memories = {task.counted, made}
+            self.hostile.spoils(key, made)
         self._tell_node(key, partial(node_machine.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
 
     def _said_update(self, key: str, message: FlUpdate) -> None:

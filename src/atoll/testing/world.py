@@ -22,6 +22,7 @@ class Faults:
         broken: chance that a try at the log, or at a model, fails half-way.
         drift: how much faster or slower a clock may run.
         fit: how long a node trains, on average.
+        revokes: chance that the operator revokes a node at one of the server's events.
     """
 
     lost: float = 0.0
@@ -34,6 +35,7 @@ class Faults:
     broken: float = 0.0
     drift: float = 0.0
     fit: float = 1.0
+    revokes: float = 0.0
 
 
 class World:
