@@ -29,3 +29,21 @@ def test_more_nodes_than_files_are_refused_in_one_line():
     )
     assert done.returncode == 2
     assert "open files" in done.stderr
+
+
+def test_a_secure_sum_is_timed_and_its_bytes_are_counted(tmp_path):
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import json, sys; print(json.dumps({'args': sys.argv[1:], 'seconds': 9, 'mask_seconds': 9, 'server_seconds': 9}))"
+    )
+    found = bench("privacy", "--nodes", "10", "--nodes", "5", "--parameters", "20000", "--beside", f"{sys.executable} {peer}")
+    plain, secure, other, *smaller = found["rows"]
+    assert (plain["guard"], secure["guard"]) == ("plain, 32 bits", "secagg, 32 bits")
+    assert plain["bytes_per_float"] == 4
+    assert 4 < secure["bytes_per_float"] < 4.4
+    assert secure["traffic_ratio"] == round(secure["bytes_per_float"] / 4, 4)
+    assert (secure["lost"], secure["holders"]) == (1, 9)
+    assert 0 < secure["mask_seconds"] < secure["seconds"]
+    assert other["args"] == ["10", "20000", "1", "6", "wall"]
+    assert other["times_longer"]["seconds"] == round(9 / secure["seconds"], 1)
+    assert [row.get("nodes") for row in smaller] == [5, 5, None]

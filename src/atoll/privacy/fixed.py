@@ -20,7 +20,7 @@ from atoll.vector import finite
 
 Words = NDArray[Any]
 """A flat array of uint32 or uint64: numbers modulo 2³² or 2⁶⁴."""
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
 _COARSEST = 8
 """Bits that one number must be left with, its sign not counted."""
 
@@ -66,7 +66,7 @@ class Fixed:
             exponent -= 1
         return exponent
 
-    def encode(self, values: NDArray[Any], weight: float = 1.0, stream: Keystream | None = None) -> Words:
+    def encode(self, values: NDArray[Any], weight: float = 1.0, key: bytes | None = None) -> Words:
         """Return weight · value for each value, cut at ±clip, in whole steps.
 
         Rounded up or down at random, so that the expectation is the number itself to 2⁻³² of a step.
@@ -74,14 +74,14 @@ class Fixed:
         Args:
             values: float32 or float64 [numbers].
             weight: what each is multiplied with, from 0 on.
-            stream: where the rounding's randomness comes from; the operating system's generator when None.
+            key: 32 bytes that the rounding's randomness is made of; of the operating system's generator when None.
 
         Raises:
             LayoutError: a value is NaN or infinite, or the weight is none that was agreed on.
         """
         if not 0 <= weight <= self.weight:
             raise LayoutError(f"a weight of {weight}: agreed were weights from 0 to {self.weight}")
-        stream = stream or Keystream(new_secret())
+        stream = Keystream(key or new_secret())
         factor = math.ldexp(weight, self.exponent)
         words = np.empty(values.size, f"uint{self.bits}")
         signed = words.view(f"int{self.bits}")

@@ -19,8 +19,12 @@ _BLOCK = 1 << 18
 """Bytes at a time: what is masked, the mask and the zeros it is made of stay in a core's cache."""
 _KEYS = 512
 """Keys at a time: each holds a cipher's state."""
+_ALIGN = 16
+"""A cipher's block: a stream can begin there, and so does each part, and each thread."""
 _WORTH = 1 << 24
-"""Bytes of masks from which threads are worth starting."""
+"""Bytes of masks from which threads are worth starting: ciphers and numpy let go of Python's lock."""
+_MOST = 8
+"""Threads at most."""
 
 
 def apply(parts: Sequence[Words], plus: Sequence[bytes], minus: Sequence[bytes] = (), threads: int | None = None) -> None:
@@ -34,25 +38,23 @@ def apply(parts: Sequence[Words], plus: Sequence[bytes], minus: Sequence[bytes] 
         minus: keys of 32 bytes, whose masks are subtracted.
         threads: how many share the work; as many as the machine has cores, when it is worth it, if None.
     """
-    size = sum(_aligned(part.nbytes) for part in parts)
-    count = threads or (min(os.cpu_count() or 1, 8) if size * (len(plus) + len(minus)) >= _WORTH else 1)
-    pieces, start = [], 0
+    start = 0
     for part in parts:
-        step = max(16, _aligned(-(-part.nbytes // count))) // part.itemsize
-        pieces += [(part[lo : lo + step], start + lo * part.itemsize) for lo in range(0, part.size, step)]
+        count = threads or (min(os.cpu_count() or 1, _MOST) if part.nbytes * (len(plus) + len(minus)) >= _WORTH else 1)
+        step = max(_ALIGN, _aligned(-(-part.nbytes // count))) // part.itemsize
+        pieces = [(part[lo : lo + step], start + lo * part.itemsize) for lo in range(0, part.size, step)]
+        if len(pieces) < 2:
+            for words, first in pieces:
+                _apply(words, first, plus, minus)
+        else:
+            with ThreadPoolExecutor(len(pieces)) as pool:
+                for _ in pool.map(lambda piece: _apply(piece[0], piece[1], plus, minus), pieces):
+                    pass  # an error comes out here
         start += _aligned(part.nbytes)
-    if count == 1:
-        for words, begins in pieces:
-            _apply(words, begins, plus, minus)
-        return
-    with ThreadPoolExecutor(count) as pool:
-        for _ in pool.map(lambda piece: _apply(piece[0], piece[1], plus, minus), pieces):
-            pass  # an error comes out here
 
 
 def _aligned(count: int) -> int:
-    """Return the next multiple of a cipher's block: a stream can begin there, and so can a part and a thread."""
-    return -(-count // 16) * 16
+    return -(-count // _ALIGN) * _ALIGN
 
 
 def _apply(words: Words, start: int, plus: Sequence[bytes], minus: Sequence[bytes]) -> None:

@@ -91,6 +91,37 @@ def connect(
     _show(row, "connect", as_json=as_json)
 
 
+@bench.command()
+def privacy(
+    nodes: Annotated[list[int] | None, typer.Option(help="How many nodes; may be given again. Default 10, 20 and 100.")] = None,
+    parameters: Annotated[int, typer.Option(help="float32 numbers in an update.")] = 1_000_000,
+    bits: Annotated[int, typer.Option(help="32 or 64 for each number.")] = 32,
+    dropout: Annotated[float, typer.Option(help="The fraction that is lost after it gave its shares.")] = 0.1,
+    corrupt: Annotated[float, typer.Option(help="The fraction that may work for the server.")] = 0.1,
+    other: Annotated[
+        str | None,
+        typer.Option("--beside", help="A command that takes nodes, parameters, lost and threshold, and prints a row of JSON."),
+    ] = None,
+    clock: Annotated[str, typer.Option(help="wall, or processor: what to count on a busy machine.")] = "wall",
+    as_json: AsJson = False,
+) -> None:
+    """Time secure aggregation: a node's and the server's work, and bytes, beside the plain update."""
+    from atoll.cli.bench.privacy import beside, measure
+
+    rows = []
+    for count in nodes or [10, 20, 100]:
+        with working(f"summing over {count} nodes", quiet=as_json):
+            found = measure(count, parameters, bits, dropout, corrupt, clock)
+            if other:
+                found.append(beside(other, found[-1], dropout, corrupt, clock))
+        for row in found:
+            rows.append(row)
+            if not as_json:
+                _show(row, row["guard"], as_json=False)
+    if as_json:
+        print(json.dumps({"rows": rows}), flush=True)
+
+
 @bench.command(name="all")
 def everything(as_json: AsJson = False) -> None:
     """Run every benchmark: a few minutes."""

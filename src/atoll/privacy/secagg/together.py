@@ -26,14 +26,14 @@ class Summed(NamedTuple):
         parts: the sum of the survivors' updates.
         survivors: whose they are, by id.
         faults: what the server found wrong, by node.
-        seconds: by phase and side, as `"node keys"`: each call's.
+        seconds: by phase, and by node or `"server"`: how long it took.
         sent, received: bytes of messages to and from one node at most, masked updates not counted.
     """
 
     parts: list[Words]
     survivors: list[str]
     faults: Mapping[str, str]
-    seconds: Mapping[str, list[float]]
+    seconds: Mapping[str, Mapping[str, float]]
     sent: int
     received: int
 
@@ -44,33 +44,35 @@ def secure_sum(
     updates: Mapping[str, Sequence[Words]],
     lost: Mapping[str, Collection[str]] | None = None,
     threads: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Summed:
     """Run every phase once, and return the sum of the survivors' updates.
 
     Args:
         terms: the sum's.
         identities: the nodes that are asked.
-        updates: by node, its update in parts; masked in place.
+        updates: by node, its update in parts; masked in place. Asked for once each, when its turn comes.
         lost: by phase of `PHASES`, the nodes that drop out before they send.
         threads: see `atoll.privacy.masks.apply`.
+        clock: what time is measured with.
 
     Raises:
         PrivacyError: too few are left; nothing was revealed.
     """
     who = {identity.node: identity for identity in identities}
     lost = lost or {}
-    seconds: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
     sent: dict[str, int] = defaultdict(int)
     received: dict[str, int] = defaultdict(int)
 
-    def timed(what: str, act: Callable[[], T]) -> T:
-        began = time.perf_counter()
+    def timed(phase: str, who: str, act: Callable[[], T]) -> T:
+        began = clock()
         result = act()
-        seconds[what].append(time.perf_counter() - began)
+        seconds[phase][who] = clock() - began
         return result
 
     def ask(phase: str, alive: Collection[str], act: Callable[[str], T]) -> dict[str, T]:
-        return {one: timed(f"node {phase}", lambda one=one: act(one)) for one in sorted(alive) if one not in lost.get(phase, ())}  # type: ignore[misc]
+        return {one: timed(phase, one, lambda one=one: act(one)) for one in sorted(alive) if one not in lost.get(phase, ())}  # type: ignore[misc]
 
     def letters(replies: Mapping[str, tuple[object, bytes]]) -> dict[str, bytes]:
         for one, (_, letter) in replies.items():
@@ -82,26 +84,32 @@ def secure_sum(
             received[one] += len(message)
 
     told = ask("keys", who, lambda one: node.advertise(terms, who[one]))
-    gathered, cohort = timed("server keys", lambda: server.gather(terms, letters(told)))
+    gathered, cohort = timed("keys", "server", lambda: server.gather(terms, letters(told)))
     deliver(dict.fromkeys(gathered.cohort.places, cohort))
     shared = ask("shares", gathered.cohort.places, lambda one: node.share(told[one][0], cohort))
-    relayed, tables = timed("server shares", lambda: server.relay(gathered, letters(shared)))
+    relayed, tables = timed("shares", "server", lambda: server.relay(gathered, letters(shared)))
     deliver(tables)
-    masked = ask("masked", tables, lambda one: node.mask(shared[one][0], tables[one], updates[one], threads))
-    total = _add([updates[one] for one in masked])
-    closed, survivors = timed("server masked", lambda: server.close(relayed, masked))
+    total: list[Words] = []
+
+    def mask(one: str) -> node.Masked:
+        parts = updates[one]
+        state = timed("masked", one, lambda: node.mask(shared[one][0], tables[one], parts, threads))
+        _add(total, parts)
+        return state
+
+    masked = {one: mask(one) for one in sorted(tables) if one not in lost.get("masked", ())}
+    closed, survivors = timed("masked", "server", lambda: server.close(relayed, masked))
     deliver(dict.fromkeys(masked, survivors))
     signed = ask("survivors", masked, lambda one: node.confirm(masked[one], survivors, who[one]))
-    proven, proof = timed("server survivors", lambda: server.prove(closed, letters(signed)))
+    proven, proof = timed("survivors", "server", lambda: server.prove(closed, letters(signed)))
     deliver(dict.fromkeys(signed, proof))
     given = ask("unmask", signed, lambda one: (None, node.unmask(signed[one][0], proof)))
-    faults = timed("server unmask", lambda: server.unmask(proven, letters(given), total, threads))
+    faults = timed("unmask", "server", lambda: server.unmask(proven, letters(given), total, threads))
     return Summed(total, sorted(masked), {**proven.faults, **faults}, seconds, max(sent.values()), max(received.values()))
 
 
-def _add(updates: Sequence[Sequence[Words]]) -> list[Words]:
-    total = [np.zeros_like(part) for part in updates[0]]
-    for parts in updates:
-        for whole, part in zip(total, parts, strict=True):
-            np.add(whole, part, out=whole)
-    return total
+def _add(total: list[Words], parts: Sequence[Words]) -> None:
+    if not total:
+        total.extend(np.zeros_like(part) for part in parts)
+    for whole, part in zip(total, parts, strict=True):
+        np.add(whole, part, out=whole)
