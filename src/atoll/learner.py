@@ -117,6 +117,41 @@ class Curved(Protocol):
         ...
 
 
+class Pure(NamedTuple):
+    """A learner's fitting and judging as pure functions on JAX arrays: what strategies compile whole cohorts from.
+
+    Args:
+        own: `(rng, rate)` → the arrays that a fit draws before its batches, and its learning rate. On the host.
+        arrays: `(rows, which)` → `x` and `y` as `step` takes them. On the host.
+        begin: `(flats, own)` → what is carried from step to step; `flats` are the groups' flat vectors by name.
+        step: `(carry, own, x, y, mask, number)` → what is carried on, and the loss summed over the rows. `mask` `[rows]` is 1
+            for true rows and 0 for those that fill up a short batch; None where all are true.
+        end: what was carried → the fitted flat vectors by name.
+        judge: `(flats, x, y)` → outputs `[rows, …]` and losses `[rows]`.
+        sums: `(outputs, losses, y)` → the metrics of these rows. On the host.
+        apart: `(x)` → whether in training each row's output depends on no other row and on no draw, so that a short batch
+            may be filled up: batch norm and dropout are not. On the host.
+    """
+
+    own: Callable[[np.random.Generator, float], tuple[NDArray[Any], ...]]
+    arrays: Callable[[Rows, NDArray[np.intp] | slice], tuple[NDArray[Any], NDArray[Any]]]
+    begin: Callable[[dict[str, Any], Any], Any]
+    step: Callable[[Any, Any, Any, Any, Any, Any], tuple[Any, Any]]
+    end: Callable[[Any], dict[str, Any]]
+    judge: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]
+    sums: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], Metrics]
+    apart: Callable[[NDArray[Any]], bool]
+
+
+@runtime_checkable
+class Compiled(Protocol):
+    """A learner that can be compiled together with many clients' rows (`vmap` in `can`)."""
+
+    def pure(self) -> Pure:
+        """Return its parts as pure functions."""
+        ...
+
+
 FIGURES = ("loss", "accuracy", "precision", "recall", "mean_squared_error", "mean_absolute_error", "r2")
 """What `summary` knows of itself."""
 OWN = "metric."

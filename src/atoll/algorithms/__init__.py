@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -44,7 +45,7 @@ from atoll.learner import CAN, Data, Learner, Rows
 from atoll.plan import Plan
 from atoll.vector import Groups, Update, finite
 
-__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "work"]
+__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "train", "work"]
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
@@ -134,10 +135,8 @@ def work(
         LayoutError: the result is not finite.
     """
     received = learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge)
-    memory, update = _local(plan, algorithm, learner, brief, memory, data.train, round_, name)
-    return memory, Update(
-        update.groups, update.weight, {**received, **{f"fit.{key}": value for key, value in update.metrics.items()}}
-    )
+    memory, update = train(plan, algorithm, learner, brief, memory, data.train, round_, name)
+    return memory, replace(update, metrics={**received, **update.metrics})
 
 
 def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
@@ -160,17 +159,18 @@ def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, 
     """
     if not algorithm.root or rows is None:
         return None
-    return _local(plan, algorithm, learner, algorithm.brief(state), {}, rows, round_, "the server")[1].groups
+    return train(plan, algorithm, learner, algorithm.brief(state), {}, rows, round_, "the server")[1].groups
 
 
-def _local(
+def train(
     plan: Plan, algorithm: Algorithm, learner: Learner, brief: Groups, memory: Memory, rows: Rows, round_: int, name: str
 ) -> tuple[Memory, Update]:
+    """Do the algorithm's local half alone; see `work`."""
     rng, pace = _drawing(plan, round_, name), plan.training.pace(len(rows), round_, plan.plan.rounds)
     memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
     if not all(finite(group.values) for group in update.groups.values()):
         raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
-    return memory, update
+    return memory, replace(update, metrics={f"fit.{key}": value for key, value in update.metrics.items()})
 
 
 def own(

@@ -216,6 +216,9 @@ def show_run(plan: Plan, live: Live) -> Watch:
             live.update(rounds_table(newest, plan.plan.rounds, title), refresh=True)
         elif what == "round":
             live.console.print(round_line(event, plan.plan.rounds), soft_wrap=True)
+        elif what == "strategy":
+            taken = ", ".join(f"{how} {ms:.2f}" for how, ms in event["ms_per_client"].items())
+            live.console.print(f"strategy {event['strategy']}: the fastest here (ms a client: {taken})", soft_wrap=True)
         elif what == "listening":
             said = f"run {event['run']}: listening on {event['url']}, waiting for {event['minimum']} nodes"
             live.console.print(said, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`atoll simulate`: a plan over clients in this process, with the bits of the deployed run."""
+"""`atoll simulate`: a plan over clients in this process; under strategy `map` with the bits of the deployed run."""
 
 from __future__ import annotations
 
@@ -36,12 +36,17 @@ def simulate(
     clients: Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")] = None,
     partition: Annotated[str, typer.Option(help="How: iid, dirichlet:ALPHA or shards:NUMBER.")] = "iid",
     holdout: Annotated[Path | None, typer.Option(help="Test rows; without: the clients' pooled metrics.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="map (a deployed run's bits), scan or vmap (compiled, within 1e-5), or auto: the fastest.")
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Threads; without: one a processor. Changes no result.")] = None,
+    judge_every: Annotated[int, typer.Option(min=1, help="Judge models every so many rounds, and after the last.")] = 1,
     start: Annotated[Path | None, typer.Option(help="A model to begin with, .safetensors or .keras.")] = None,
     to: Annotated[Path | None, typer.Option(help="Write the final model there, a .safetensors file.")] = None,
     allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
-    """Try a plan without a network: clients train one after the other, and give the bits of the deployed run."""
+    """Try a plan without a network, over as many clients as you like; --strategy map gives the bits of the deployed run."""
     from atoll import learners
     from atoll.preprocess import prepare
     from atoll.simulate import simulate as run
@@ -58,7 +63,10 @@ def simulate(
     training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
     with Live(training, console=console, refresh_per_second=8) as live:
         watch = _timed(show_run(agreed, live))
-        done = run(agreed, parts, holdout=rows, learner=learner, watch=watch, start=start)
+        done = run(
+            agreed, parts, holdout=rows, learner=learner, watch=watch, start=start, strategy=strategy, workers=workers,
+            judge_every=judge_every,
+        )  # fmt: skip
     if to:
         _write(done, to)
     _tell(agreed, done, round(time.monotonic() - began, 2), as_json=as_json)
@@ -105,11 +113,22 @@ def _timed(watch: Watch) -> Watch:
             watch(event)
             return
         now = time.monotonic()
+        if event["what"] != "round":
+            watch(event)
+            return
         by = "holdout" if event["holdout"] else "nodes"
         watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last})
         last = now
 
     return timed
+
+
+def _judged(done: Simulated) -> dict[str, Any]:
+    return {"holdout": done.holdout, "by_node": done.by_node}
+
+
+def _more(said: str) -> str:
+    return f" ({said})" if said else ""
 
 
 def _write(done: Simulated, to: Path) -> None:
@@ -124,9 +143,9 @@ def _write(done: Simulated, to: Path) -> None:
 def _tell(plan: Plan, done: Simulated, seconds: float, *, as_json: bool) -> None:
     facts = {"plan": plan.plan.name, "reason": done.reason, "rounds": done.rounds, "model": done.digest}
     if as_json:
-        print(json.dumps({**facts, "holdout": done.holdout, "by_node": done.by_node, "seconds": seconds}))
+        print(json.dumps({**facts, **_judged(done), "strategy": done.strategy, "said": done.said, "seconds": seconds}))
         return
-    print(f"{done.reason}, in {seconds} s: model {done.digest[:12]}")
+    print(f"{done.reason}, in {seconds} s: model {done.digest[:12]}, strategy {done.strategy}{_more(done.said)}")
     shown = {"the holdout": done.holdout} if done.holdout else dict(list(done.by_node.items())[:20])
     for name, judged in shown.items():
         print(f"  on {name}: {', '.join(f'{one} {figure(judged, one)}' for one in judged)}")

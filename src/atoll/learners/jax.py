@@ -17,10 +17,10 @@ import optax
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
+from atoll.learner import Correct, Fit, Measure, Pure, Rows, batches, nothing
 from atoll.learners import named
 from atoll.plan import Plan
-from atoll.vector import Group, Groups, Layout, Metrics
+from atoll.vector import Flat, Group, Groups, Layout, Metrics
 
 Tree = Any
 """A pytree of arrays."""
@@ -113,7 +113,7 @@ class Jax:
         *,
         plain: bool = False,
     ) -> None:
-        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
+        self.can = frozenset({"correct", "vmap", "sgd"} if plain else {"correct", "vmap"})
         self._model, self._task, self._loss = model, task, loss
         self._optimizer, self._learning_rate = optimizer, learning_rate
         self._dtype = jnp.dtype(precision)
@@ -150,8 +150,8 @@ class Jax:
             for group, layout in self.layouts.items()
         }
 
-    def _trees(self, groups: Groups) -> tuple[Tree, Tree]:
-        arrays = {name: array for group in self.layouts for name, array in groups[group].arrays.items()}
+    def _trees(self, flats: Mapping[str, Flat]) -> tuple[Tree, Tree]:
+        arrays = {name: array for group, layout in self.layouts.items() for name, array in layout.views(flats[group]).items()}
         parameters, state = (
             jax.tree.unflatten(jax.tree.structure(forms), [
                 jnp.array(arrays[name], form.dtype) for name, form in zip(names, jax.tree.leaves(forms), strict=True)
@@ -169,13 +169,16 @@ class Jax:
 
     @cached_property
     def _gradient(self) -> Any:
-        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any) -> Any:
+        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any, mask: Any = None) -> Any:
             key = jax.random.fold_in(key, step)
             low = jax.tree.map(lambda leaf: leaf.astype(self._dtype), parameters)
             x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
             outputs, state = self._apply(low, state, x, key, True)
             losses = self._losses(outputs, y)
-            return jnp.mean(losses), (state, jnp.sum(losses))
+            if mask is None:
+                return jnp.mean(losses), (state, jnp.sum(losses))
+            summed = jnp.sum(losses * mask)
+            return summed / jnp.sum(mask), (state, summed)
 
         return jax.value_and_grad(loss, has_aux=True)
 
@@ -211,7 +214,7 @@ class Jax:
         rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only."""
-        parameters, state = self._trees(groups)
+        parameters, state = self._trees({name: groups[name].values for name in self.layouts})
         learning_rate = jnp.float32(self._learning_rate * rate)
         carry = (parameters, state, self._optimizer(self._learning_rate).init(parameters))
         key = jax.random.key(int(rng.integers(1 << 31)))
@@ -246,15 +249,59 @@ class Jax:
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; always in float32. Without a known task the sums are `samples`, `loss` and the plan's own."""
-        parameters, state = self._trees(groups)
+        parameters, state = self._trees({name: groups[name].values for name in self.layouts})
         loss, outputs = 0.0, []
         with named.said("model.jax", rows):
             for lo in range(0, len(rows), _ROWS):
                 part, lost = self._judge(parameters, state, *self._arrays(rows, slice(lo, lo + _ROWS)))
                 outputs.append(np.asarray(part))
                 loss += float(lost)
-        predictions = np.concatenate(outputs)
-        return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
+        return self._sums(np.concatenate(outputs), loss, rows.y)
+
+    def _sums(self, outputs: NDArray[Any], loss: float, y: NDArray[Any]) -> Metrics:
+        return {**named.judged(self._task, loss, outputs, y), **self.measure(outputs, y)}
+
+    def pure(self) -> Pure:
+        """See `Compiled.pure`."""
+
+        def own(rng: np.random.Generator, rate: float) -> tuple[NDArray[Any], ...]:
+            return np.asarray(rng.integers(1 << 31), np.int32), np.asarray(self._learning_rate * rate, np.float32)
+
+        def begin(flats: dict[str, Any], own: Any) -> Any:
+            del own
+            parameters, state = self._trees(flats)
+            return parameters, state, self._optimizer(self._learning_rate).init(parameters)
+
+        def step(carry: Any, own: Any, x: Any, y: Any, mask: Any, number: Any) -> tuple[Any, Any]:
+            seed, learning_rate = own
+            key = jax.random.key(seed)
+            (_, (state, loss)), gradient = self._gradient(carry[0], carry[1], x, y, key, number, mask)
+            parameters, memory = self._move(carry, gradient, learning_rate)
+            return (parameters, state, memory), loss
+
+        def end(carry: Any) -> dict[str, Any]:
+            arrays = _leaves(carry[0]) | _leaves(carry[1])
+            return {
+                group: jnp.concatenate([jnp.ravel(arrays[tensor.name]) for tensor in layout.tensors])
+                for group, layout in self.layouts.items()
+            }
+
+        def judge(flats: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any]:
+            outputs, _ = self._apply(*self._trees(flats), x, jax.random.key(0), False)
+            return outputs, self._losses(outputs, y)
+
+        return Pure(own, self._arrays, begin, step, end, judge, lambda *told: self._sums(told[0], float(told[1].sum()), told[2]),
+                    self._apart)  # fmt: skip
+
+    def _apart(self, x: NDArray[Any]) -> bool:
+        """Try it: some rows of a batch give what they give in the whole batch, at another key, with random parameters."""
+        rng = np.random.default_rng(0)
+        parameters, state = self._trees(
+            {name: rng.standard_normal(layout.size).astype(np.float32) for name, layout in self.layouts.items()}
+        )
+        whole = self._apply(parameters, state, x, jax.random.key(1), True)
+        part = self._apply(parameters, state, x[: len(x) // 2], jax.random.key(2), True)
+        return named.alike(np.asarray(whole[0])[: len(x) // 2], np.asarray(part[0])) and not self._model.stateful
 
     def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
         """Return some rows as JAX takes them: whole numbers as int32, all others as float32; class labels are whole."""

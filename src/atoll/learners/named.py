@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import AtollError, LearnerError, PlanError
@@ -164,6 +165,11 @@ def same(key: str, found: Layouts, agreed: Layouts) -> None:
         parted = [difference(found[name], agreed[name]) for name in agreed if name in found and found[name] != agreed[name]]
         said = parted[0] if parted else f"{', '.join(found)} instead of {', '.join(agreed)}"
         raise LearnerError(f"{key}: the function made another model than the first time: {said}")
+
+
+def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Say whether two arrays differ by rounding alone."""
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=1e-4 * float(np.abs(one).max(initial=1.0))))
 
 
 Task = Literal["binary", "classes", "numbers"]

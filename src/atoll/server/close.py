@@ -5,7 +5,7 @@ The same bodies in the same order give the same bits, whoever computes it: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from atoll.algorithms import Algorithm, State
@@ -55,6 +55,18 @@ def close(
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
     """
     layouts = algorithm.updates(model_layouts)
-    updates = [decode(one.body(), layouts, model) for one in accepted]
-    bodies = _Bodies([one.node for one in accepted], updates, layouts, reference)
-    return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates], registered))
+    updates = {one.node: decode(one.body(), layouts, model) for one in accepted}
+    return step(algorithm, state, layouts, updates, registered, reference)
+
+
+def step(
+    algorithm: Algorithm,
+    state: State,
+    layouts: Layouts,
+    updates: Mapping[str, Update],
+    registered: int,
+    reference: Groups | None = None,
+) -> State:
+    """Return the next state from updates as they are once read: node → update, in fold order; see `close`."""
+    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference)
+    return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates.values()], registered))

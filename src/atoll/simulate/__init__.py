@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from atoll.simulate.map import Simulated, simulate
+from atoll.simulate.run import Simulated, simulate
 
 __all__ = ["Simulated", "simulate"]
 

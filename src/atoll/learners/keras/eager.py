@@ -104,7 +104,7 @@ class Eager:
 
     def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
         predicted = self._model(x, training=True)
-        down, summed = self._objective(y, predicted)
+        down, summed = self._objective(y, predicted, None)
         return down + sum(self._model.losses), summed
 
     def _differentiate(self, x: Any, y: Any) -> tuple[Sequence[Any], Any]:
@@ -120,7 +120,7 @@ class Eager:
 
     def _judge(self, x: Any, y: Any) -> tuple[Any, Any]:
         predicted = self._model(x, training=False)
-        return keras.ops.cast(predicted, "float32"), self._objective(y, predicted)[1]
+        return keras.ops.cast(predicted, "float32"), self._objective(y, predicted, None)[1]
 
 
 def _array(value: Any) -> np.ndarray:

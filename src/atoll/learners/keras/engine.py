@@ -11,8 +11,8 @@ from atoll.errors import LearnerError
 from atoll.learner import Correct
 from atoll.vector import Layout
 
-Objective = Callable[[Any, Any], tuple[Any, Any]]
-"""`objective(y, predicted)`: the loss that is to go down, and the loss summed over the rows."""
+Objective = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""`objective(y, predicted, mask)`: the loss that is to go down, and the loss summed over the rows that a mask leaves."""
 
 
 class Engine(Protocol):

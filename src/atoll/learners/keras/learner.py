@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Rows, batches, classified, nothing, regressed
+from atoll.learner import Correct, Fit, Measure, Pure, Rows, batches, classified, nothing, regressed
 from atoll.learners.keras import engine
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
+
+if TYPE_CHECKING:
+    from atoll.learners.keras.stateless import Stateless
 
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge")
 _CLASSES = ("sparse_categorical_crossentropy",)
@@ -70,6 +73,8 @@ class Keras:
         self._home = [_array(variable.value) for variable in self.model.non_trainable_variables]
         self.layouts = self._layouts()
         self._engine = engine.make(self.model, made, self._objective, self.layouts["parameters"])
+        if hasattr(self._engine, "move"):
+            self.can |= {"vmap"}
 
     def _built(self, seed: int) -> Any:
         keras.utils.clear_session(free_memory=False)
@@ -126,18 +131,28 @@ class Keras:
 
     def _filled(self, groups: Groups, seeds: np.random.Generator | None, rate: float = 1.0) -> Any:
         """Begin with groups; variables that are no weights (random state) get the generator's numbers."""
-        buffers = iter(groups["buffers"].arrays.values() if "buffers" in groups else ())
-        travels, weights = {id(one) for one in _buffers(self.model)}, {id(one) for one in self.model.weights}
-        others = []
-        for variable, home in zip(self.model.non_trainable_variables, self._home, strict=True):
-            if id(variable) in travels:
-                others.append(next(buffers))
-            elif seeds is not None and id(variable) not in weights and "seed" in variable.path:
-                others.append(seeds.integers(0, 1 << 31, home.shape).astype(home.dtype))
-            else:
-                others.append(home)
+        drawn = self._draws(seeds) if seeds is not None else ()
+        others = self._others(groups["buffers"].values if "buffers" in groups else None, drawn)
         seed = int(seeds.spawn(1)[0].integers(1 << 31)) if seeds is not None else 0
         return self._engine.begin(list(groups["parameters"].arrays.values()), others, rate, seed)
+
+    def _draws(self, rng: np.random.Generator) -> list[NDArray[Any]]:
+        """Draw the random state of a fit."""
+        homes = zip(self.model.non_trainable_variables, self._home, strict=True)
+        return [rng.integers(0, 1 << 31, home.shape).astype(home.dtype) for one, home in homes if self._is_random(one)]
+
+    def _is_random(self, variable: Any) -> bool:
+        return "seed" in variable.path and all(variable is not weight for weight in self.model.weights)
+
+    def _others(self, buffers: Any, drawn: Sequence[Any]) -> list[Any]:
+        """Return the variables that are not trained: what travels, what was drawn, and what begins as the JSON says."""
+        travels = {id(one) for one in _buffers(self.model)}
+        held = iter(self.layouts["buffers"].views(buffers).values() if buffers is not None else ())
+        left = iter(drawn)
+        return [
+            next(held) if id(one) in travels else next(left) if drawn and self._is_random(one) else home
+            for one, home in zip(self.model.non_trainable_variables, self._home, strict=True)
+        ]
 
     def fit(
         self,
@@ -162,9 +177,46 @@ class Keras:
             losses.append(loss)
             samples += len(batch)
         trainable, others = self._engine.end(carry)
+        return Fit(
+            self._groups(trainable, self._travelling(others)), {"samples": float(samples), "loss": float(sum(map(float, losses)))}
+        )
+
+    def _travelling(self, others: Sequence[Any]) -> list[Any]:
         travels = {id(one) for one in _buffers(self.model)}
-        held = [value for one, value in zip(self.model.non_trainable_variables, others, strict=True) if id(one) in travels]
-        return Fit(self._groups(trainable, held), {"samples": float(samples), "loss": float(sum(map(float, losses)))})
+        return [value for one, value in zip(self.model.non_trainable_variables, others, strict=True) if id(one) in travels]
+
+    def pure(self) -> Pure:
+        """See `Compiled.pure`; on JAX alone (`vmap` in `can`)."""
+        engine, layouts = cast("Stateless", self._engine), self.layouts
+
+        def own(rng: np.random.Generator, rate: float) -> tuple[NDArray[Any], ...]:
+            return np.asarray(rate, np.float32), *self._draws(rng)
+
+        def begin(flats: dict[str, Any], own: Any) -> Any:
+            others = self._others(flats.get("buffers"), own[1:])
+            return engine.begin(list(layouts["parameters"].views(flats["parameters"]).values()), others, own[0], 0)
+
+        def step(carry: Any, own: Any, x: Any, y: Any, mask: Any, number: Any) -> tuple[Any, Any]:
+            del own, number
+            moved: tuple[Any, Any] = engine.move(carry, x, y, mask)
+            return moved
+
+        def end(carry: Any) -> dict[str, Any]:
+            arrays = {"parameters": carry[0], "buffers": self._travelling(carry[1])}
+            return {name: engine.flat(arrays[name]) for name in layouts}
+
+        def judge(flats: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any]:
+            return engine.judge(begin(flats, (1.0,)), x, y)
+
+        def apart(x: NDArray[Any]) -> bool:
+            random = np.random.default_rng(0)
+            flats = {name: random.standard_normal(layout.size).astype(np.float32) for name, layout in layouts.items()}
+            return not self._home and engine.apart(begin(flats, (1.0,)), x)
+
+        return Pure(
+            own, self._arrays, begin, step, end, judge,
+            lambda outputs, losses, y: {**self._judged(float(losses.sum()), outputs, y), **self.measure(outputs, y)}, apart,
+        )  # fmt: skip
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`."""
@@ -195,15 +247,17 @@ class Keras:
         kind = np.int32 if self._loss_name in _CLASSES else np.float32
         return np.asarray(rows.x[which], np.float32), np.asarray(rows.y[which], kind)
 
-    def _objective(self, y: Any, predicted: Any) -> tuple[Any, Any]:
-        """Return the mean loss over rows, and their sum.
+    def _objective(self, y: Any, predicted: Any, mask: Any) -> tuple[Any, Any]:
+        """Return the mean loss over rows, and their sum; a mask `[rows]` of 1 and 0 leaves rows out of both.
 
         Keras sums the loss over all but the last axis; a row's loss is the mean over its outputs.
         """
         classes = self._loss_name in _CLASSES
         inner = predicted.shape[1:-1]
-        summed = self._loss(y if classes else keras.ops.reshape(y, predicted.shape), predicted) / float(np.prod(inner))
-        return summed / float(predicted.shape[0]), summed
+        true = y if classes else keras.ops.reshape(y, predicted.shape)
+        weights = None if mask is None else keras.ops.reshape(mask, (-1,) + (1,) * len(inner))
+        summed = self._loss(true, predicted, sample_weight=weights) / float(np.prod(inner))
+        return summed / (float(predicted.shape[0]) if mask is None else keras.ops.sum(mask)), summed
 
 
 def _buffers(model: Any) -> list[Any]:

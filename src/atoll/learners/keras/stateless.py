@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from atoll.learner import Correct
 from atoll.learners.keras.engine import Objective
+from atoll.learners.named import alike
 from atoll.vector import Layout
 
 
@@ -51,22 +52,41 @@ class Stateless:
 
     @cached_property
     def _gradient(self) -> Any:
-        def loss(trainable: Any, others: Any, x: Any, y: Any) -> Any:
+        def loss(trainable: Any, others: Any, x: Any, y: Any, mask: Any = None) -> Any:
             predicted, others, added = self._model.stateless_call(trainable, others, x, training=True, return_losses=True)
-            down, summed = self._objective(y, predicted)
+            down, summed = self._objective(y, predicted, mask)
             return down + sum(added), (others, summed)
 
         return jax.value_and_grad(loss, has_aux=True)
 
     @cached_property
     def _step(self) -> Any:
-        def step(carry: Any, x: Any, y: Any) -> Any:
-            trainable, others, state = carry
-            (_, (others, loss)), gradient = self._gradient(trainable, others, x, y)
-            trainable, state = self._optimizer.stateless_apply(state, gradient, trainable)
-            return (trainable, others, state), loss
+        return jax.jit(self.move)
 
-        return jax.jit(step)
+    def move(self, carry: Any, x: Any, y: Any, mask: Any = None) -> Any:
+        """Go one step, as a pure function that any compilation may hold; `mask` tells true rows from filling."""
+        trainable, others, state = carry
+        (_, (others, loss)), gradient = self._gradient(trainable, others, x, y, mask)
+        trainable, state = self._optimizer.stateless_apply(state, gradient, trainable)
+        return (trainable, others, state), loss
+
+    def flat(self, arrays: Sequence[Any]) -> Any:
+        """Return arrays as one flat vector."""
+        return jnp.concatenate([jnp.ravel(array) for array in arrays])
+
+    def judge(self, carry: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return what the model says of rows, and the loss of each."""
+        predicted, _ = self._model.stateless_call(carry[0], carry[1], x, training=False)
+        losses = jax.vmap(lambda y, said: self._objective(y[None], said[None], None)[1])(y, predicted)
+        return predicted.astype(jnp.float32), losses
+
+    def apart(self, carry: Any, x: Any) -> bool:
+        """See `Pure.apart`."""
+        half = len(x) // 2
+        call = partial(self._model.stateless_call, training=True, return_losses=True)
+        whole, part = (call(carry[0], carry[1], some) for some in (x, x[:half]))
+        added = [np.asarray(sum(one[2]) if one[2] else 0.0) for one in (whole, part)]
+        return alike(np.asarray(whole[0], np.float32)[:half], np.asarray(part[0], np.float32)) and alike(*added)
 
     @cached_property
     def _gradient_only(self) -> Any:
@@ -76,6 +96,6 @@ class Stateless:
     def _predict(self) -> Any:
         def predict(trainable: Any, others: Any, x: Any, y: Any) -> Any:
             predicted, _ = self._model.stateless_call(trainable, others, x, training=False)
-            return predicted.astype(jnp.float32), self._objective(y, predicted)[1]
+            return predicted.astype(jnp.float32), self._objective(y, predicted, None)[1]
 
         return jax.jit(predict)

@@ -1,0 +1,83 @@
+"""The loops of strategies `scan` and `vmap`: a learner's pure functions → one function over many clients, for `jax.jit`.
+
+Both take `(count, flats, owns, x, y, masks, steps)`: flat vectors of the model, for all the same (`shared`) or
+`[clients, parameters]`; what each client drew; rows `[clients, steps, batch, …]`; masks `[clients, steps, batch]` or None;
+how many steps each client goes. They return the fitted flat vectors `[clients, parameters]` and the losses `[clients]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from atoll.learner import Pure
+
+_UNROLL = 4
+"""Steps written out one after the other in a loop's body."""
+
+
+def _at(tree: Any, place: Any) -> Any:
+    return jax.tree.map(lambda array: array[place], tree)
+
+
+def scan(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
+    """Return what fits `count` clients one after the other."""
+    del even
+
+    def fit(count: Any, flats: Any, owns: Any, x: Any, y: Any, masks: Any, steps: Any) -> Any:
+        def alone(who: Any) -> Any:
+            own = _at(owns, who)
+
+            def go(number: Any, carried: Any) -> Any:
+                mask = None if masks is None else masks[who, number]
+                carry, loss = pure.step(carried[0], own, x[who, number], y[who, number], mask, number)
+                return carry, carried[1] + loss
+
+            def several(number: Any, carried: Any) -> Any:
+                for k in range(_UNROLL):
+                    carried = go(number * _UNROLL + k, carried)
+                return carried
+
+            first = pure.begin(flats if shared else _at(flats, who), own), jnp.float32(0)
+            whole = steps[who] // _UNROLL
+            carried = jax.lax.fori_loop(0, whole, several, first)
+            carry, loss = jax.lax.fori_loop(whole * _UNROLL, steps[who], go, carried)
+            return pure.end(carry), loss
+
+        def put(who: Any, out: Any) -> Any:
+            return jax.tree.map(lambda into, one: into.at[who].set(one), out, alone(who))
+
+        forms = jax.eval_shape(alone, 0)
+        return jax.lax.fori_loop(
+            0, count, put, jax.tree.map(lambda form: jnp.zeros((len(steps), *form.shape), form.dtype), forms)
+        )
+
+    return fit
+
+
+def vmap(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
+    """Return what fits clients side by side, for `most` steps; `even`: each has as many."""
+
+    def fit(most: Any, flats: Any, owns: Any, x: Any, y: Any, masks: Any, steps: Any) -> Any:
+        step = jax.vmap(pure.step, (0, 0, 0, 0, None if masks is None else 0, None))
+
+        def go(number: Any, carried: Any) -> Any:
+            mask = None if masks is None else masks[:, number]
+            new = step(carried[0], owns, x[:, number], y[:, number], mask, number)
+            if even:
+                return new[0], carried[1] + new[1]
+            real = number < steps
+
+            def keep(one: Any, other: Any) -> Any:
+                return jnp.where(real.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+            return jax.tree.map(keep, new[0], carried[0]), carried[1] + jnp.where(real, new[1], 0)
+
+        carry = jax.vmap(pure.begin, (None if shared else 0, 0))(flats, owns)
+        carry, loss = jax.lax.fori_loop(0, most, go, (carry, jnp.zeros(len(steps), jnp.float32)))
+        return jax.vmap(pure.end)(carry), loss
+
+    return fit

@@ -1,0 +1,249 @@
+"""A simulated run: the server's own machine and `close`, over clients in memory and a strategy to train them by."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll import algorithms, learners
+from atoll.algorithms import Memory, State
+from atoll.errors import AtollError, GaveUpError, LayoutError
+from atoll.learner import Data, Learner, Rows, pooled, summary
+from atoll.plan import Plan
+from atoll.preprocess import prepare
+from atoll.server import events, machine
+from atoll.server.close import step
+from atoll.simulate import choose
+from atoll.simulate.attacks import Tamper
+from atoll.simulate.map import Job, Strategy, Work
+from atoll.vector import Groups, Update, check
+from atoll.wire import Address, digest_of, encode, pack
+
+Watch = Callable[[Mapping[str, Any]], None]
+_ASKED_AT_THE_END = 10_000
+"""Of more clients than this, none is judged by the final model."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulated run gives.
+
+    Args:
+        rounds: a mapping for each round: `round`, `answered`, `model`, `holdout` and `nodes` (figures), `bytes`.
+        model: the final model's groups.
+        digest: the SHA-256 of its file.
+        holdout: how the final model does on the holdout, as figures; empty without one.
+        by_node: how it does on each client's own rows; empty beyond 10,000 clients.
+        reason: why the run ended: all rounds are done, or it stopped early.
+        strategy: how clients were trained: `map`, `scan`, `vmap` or `pool`.
+        said: what is to be known of that, such as why another one was not taken; mostly empty.
+    """
+
+    rounds: list[dict[str, Any]]
+    model: Groups
+    digest: str
+    holdout: dict[str, float]
+    by_node: dict[str, dict[str, float]]
+    reason: str = ""
+    strategy: str = "map"
+    said: str = ""
+
+
+@dataclass
+class _Run:
+    """A simulated federation in mid-run: the clock stands still, and every client answers at once."""
+
+    work: Work
+    clients: Mapping[str, Data]
+    holdout: Rows | None
+    watch: Watch
+    state: State
+    strategy: Strategy
+    judge_every: int = 1
+    tamper: Tamper | None = None
+    model: str = ""
+    memories: dict[str, Memory] = field(default_factory=dict)
+    drafts: dict[str, Memory] = field(default_factory=dict)
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+
+    def train(self, command: events.Train) -> list[events.Event]:
+        """Let the asked clients train."""
+        brief = self.work.algorithm.brief(self.state)
+        clients = {name: (self.memories.get(name, {}), self.clients[name]) for name in command.nodes}
+        answers = self.strategy.train(Job(brief, command.round, clients, self.due(command.round)))
+        happened: list[events.Event] = []
+        updates: dict[str, Update] = {}
+        for name in command.nodes:
+            address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
+            if isinstance(answer, LayoutError):
+                raise LayoutError(f"round {command.round}, {name}: {answer}")
+            if isinstance(answer, AtollError):
+                happened.append(events.Declined(0.0, address, str(answer)))
+                continue
+            self.drafts[name], updates[name] = answer
+        self.updates = self.tamper(command.round, updates) if self.tamper and updates else updates
+        for name, update in self.updates.items():
+            happened.append(self.arrive(Address("simulated", command.round, command.attempt, name), update))
+        return happened
+
+    def arrive(self, address: Address, update: Update) -> events.Event:
+        """Take an update in, and check it as a server does; what it weighs on the wire is known without joining its bytes."""
+        size = self.sizes[address.node] = sum(part.nbytes for part in encode(update, self.model))
+        what = address, address.node, size
+        try:
+            return events.Appended(0.0, *what, check(update.groups, self.work.algorithm.updates(self.work.learner.layouts)))
+        except LayoutError as error:
+            return events.Refused(0.0, *what, str(error))
+
+    def due(self, round_: int) -> bool:
+        """Say whether models are judged in a round."""
+        return round_ % self.judge_every == 0 or round_ == self.work.plan.plan.rounds
+
+    def close(self, command: events.Close) -> list[events.Event]:
+        """Fold what came into the next model."""
+        accepted = {name: self.updates[name] for name in command.accepted}
+        layouts = self.work.algorithm.updates(self.work.learner.layouts)
+        own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
+        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own)
+        self.updates = {}
+        self.model = digest_of(pack(self.work.algorithm.brief(self.state)))
+        due = self.due(command.round)
+        facts: dict[str, Any] = {
+            "round": command.round,
+            "answered": list(command.accepted),
+            "model": self.model,
+            "bytes": sum(self.sizes[name] for name in accepted),
+            "nodes": summary(pooled(update.metrics for update in accepted.values())) if due else {},
+            "holdout": self.judge(self.holdout) if self.holdout and due else {},
+        }
+        self.rounds.append(facts)
+        self.watch({"what": "round", **facts})
+        return [events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])]
+
+    def judge_update(self, command: events.Judge) -> list[events.Event]:
+        """Let a client remember what goes with its update, now that it counts; tell who watches of one that is refused."""
+        name = command.address.node
+        if command.accepted:
+            if memory := self.drafts.pop(name):
+                self.memories[name] = memory
+        else:
+            self.watch({"what": "rejected", "round": command.address.round, "name": name, "reason": command.reason})
+        return []
+
+    def end(self, command: events.End) -> list[events.Event]:
+        """Let the clients go."""
+        return [events.Left(0.0, name) for name in command.nodes]
+
+    def finish(self, command: events.Finish) -> list[events.Event]:
+        """Keep why it ended; raise where that was not at its end."""
+        if command.outcome != "completed":
+            raise GaveUpError(command.reason)
+        self.reason = command.reason
+        return []
+
+    def nothing(self, command: events.Command) -> list[events.Event]:
+        """Do nothing."""
+        del command
+        return []
+
+    def groups(self) -> Groups:
+        """Return the present model's own groups."""
+        brief = self.work.algorithm.brief(self.state)
+        return {name: brief[name] for name in self.work.learner.layouts}
+
+    def judge(self, rows: Rows) -> dict[str, float]:
+        """How the present model does on some rows, as figures."""
+        return summary(self.work.learner.evaluate(self.groups(), rows))
+
+    def judge_own(self, name: str) -> dict[str, float]:
+        """How the model that a client itself uses does on its rows, as figures."""
+        brief, memory, data = self.work.algorithm.brief(self.state), self.memories.get(name, {}), self.clients[name]
+        mine = algorithms.own(*self.work, brief, memory, data, self.work.plan.plan.rounds, name)
+        return summary(self.work.learner.evaluate(mine, data.judge))
+
+    def judge_each(self) -> dict[str, dict[str, float]]:
+        """How the present model does on each client's rows, as figures."""
+        if len(self.clients) > _ASKED_AT_THE_END:
+            return {}
+        if self.work.algorithm.own is not None:
+            return {name: self.judge_own(name) for name in self.clients}
+        judged = self.strategy.judge(self.groups(), [data.judge for data in self.clients.values()])
+        return {name: summary(sums) for name, sums in zip(self.clients, judged, strict=True)}
+
+
+_ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] = {
+    events.Train: _Run.train,
+    events.Close: _Run.close,
+    events.End: _Run.end,
+    events.Finish: _Run.finish,
+    events.Judge: _Run.judge_update,
+    events.Wake: _Run.nothing,  # time stands still
+}
+
+
+def simulate(  # noqa: PLR0913  all but two have defaults
+    plan: Plan,
+    clients: Mapping[str, Any],
+    *,
+    holdout: Rows | None = None,
+    learner: Learner | None = None,
+    allow: Collection[str] = (),
+    watch: Watch | None = None,
+    start: learners.Start | None = None,
+    tamper: Tamper | None = None,
+    strategy: str = "map",
+    workers: int | None = None,
+    judge_every: int = 1,
+) -> Simulated:
+    """Run a plan over clients in this process, on the machine and the `close` that a server runs.
+
+    Args:
+        plan: the plan; its cohort's minimum can't exceed the number of clients.
+        clients: name → its data: a CSV file, arrays `(x, y)`, `(x, y, x_test, y_test)`, or `Data`.
+        holdout: rows to judge each round's model by.
+        learner: the plan's learner, where one is built already.
+        allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
+        watch: told of each round, and of each update that is refused.
+        start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
+        tamper: makes of a round's updates what clients send: hostile ones, see `atoll.simulate.attacks`.
+        strategy: how clients are trained: `map`, one after the other; `scan` or `vmap`, compiled together; or `auto`,
+            the fastest of these by a measurement in the first round.
+        workers: threads; as many as there are processors unless named. The result is the same for any number.
+        judge_every: models are judged every so many rounds, and after the last one.
+
+    Returns:
+        The rounds, and the final model. Under strategy `map` it is equal, bit for bit, to that of a deployed run whose
+        nodes have these names; under others within 1e-5.
+
+    Raises:
+        AtollError: the plan or the data can't be used, or a client's training diverged (NaN): round and client are named.
+        GaveUpError: too few clients, or they can't train.
+    """
+    learner = learner or learners.build(plan, allow)
+    work = Work(plan, algorithms.find(plan, learner), learner)
+    algorithms.rooted(plan, work.algorithm, holdout)
+    data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+    if len(data) < plan.cohort.minimum:
+        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
+    if judge_every > 1 and plan.stopping.patience:
+        raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
+    state = work.algorithm.init(learners.first(plan, learner, start))
+    watch = watch or (lambda _: None)
+    chosen = choose.strategy(strategy, work, work.algorithm.brief(state), data, workers, watch)
+    run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper)
+    run.model = digest_of(pack(work.algorithm.brief(state)))
+    server, commands = machine.begin("simulated", plan, run.model, 0.0)
+    waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
+    while waiting:
+        server, commands = machine.transition(server, waiting.popleft())
+        for command in commands:
+            waiting.extend(_ACTS[type(command)](run, command))
+    judged = run.judge(holdout) if holdout else {}
+    return Simulated(
+        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, chosen.name, chosen.said
+    )  # fmt: skip

@@ -1,0 +1,356 @@
+"""Strategies `scan` and `vmap`: many clients' fits in one compiled call, spread over threads.
+
+`scan` fits a few clients one after the other in a call, `vmap` many side by side. Loops run as often as a client's own
+steps say, so nothing is computed for steps that aren't there; under `vmap` clients of similar length go together. What a
+call holds follows from the cohort and the machine's processors, never from the number of workers: so results don't
+depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from threading import Lock
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll import algorithms
+from atoll.errors import AtollError
+from atoll.learner import Compiled, Fit, Rows, batches
+from atoll.simulate import loops
+from atoll.simulate.map import Answer, Job, Work, one
+from atoll.simulate.tape import Asked, Tape, WantsFitError
+from atoll.vector import Flat, Group, Groups, Metrics
+
+How = Literal["scan", "vmap"]
+
+_SIDE_BY_SIDE = 128
+"""Clients in a call of `vmap`, at most: a power of two, and so are smaller calls."""
+_IN_A_ROW = 8
+"""Clients in a call of `scan`, at most."""
+_SIMILAR = 0.8
+"""A client goes into a call of `vmap` if it has at least so much of the steps of the call's longest."""
+_BYTES = 1 << 27
+"""Of rows, or of models, in a call; a client with more rows than this is fitted by its learner, which takes them by batches."""
+_SMALL = 1 << 25
+"""Arrays of fewer bytes than this may have more room than is needed."""
+_WASTED = 0.1
+"""The part of a cohort's work that filling up batches may be, where fewer widths, and so fewer compilations, come of it."""
+_JUDGED = 4096
+"""Rows judged at a time."""
+
+
+class _Fit(NamedTuple):
+    """A fit that is wanted, with all that is drawn for it."""
+
+    name: str
+    asked: Asked
+    own: tuple[NDArray[Any], ...]
+    batches: list[NDArray[np.intp]]
+    width: int
+    masked: bool
+
+    @property
+    def steps(self) -> int:
+        return len(self.batches)
+
+
+class Vectorised:
+    """Compiled calls over many clients; see `Strategy`.
+
+    Args:
+        work: what stays the same.
+        how: `scan` or `vmap`.
+        workers: threads.
+        longest: the most rows that a client has.
+    """
+
+    def __init__(self, work: Work, how: How, workers: int, longest: int) -> None:
+        self._work, self.name, self._workers = work, how, workers
+        self._pure = cast("Compiled", work.learner).pure()
+        self._most = work.plan.training.pace(longest, 1, work.plan.plan.rounds).steps
+        self._calls: dict[Any, Any] = {}
+        self._seen: set[Any] = set()
+        self._lock = Lock()
+        self._apart: bool | None = None
+        self._why: dict[str, int] = {}
+        self._done = self._spent = 0
+
+    @property
+    def said(self) -> str:
+        """See `Strategy.said`."""
+        wasted = f"{100 * (1 - self._done / self._spent):.1f} % of the work was padding" if self._spent > self._done else ""
+        return "; ".join(
+            [*(f"{count} fits one by one: {why}" for why, count in self._why.items()), *([wasted] if wasted else [])]
+        )
+
+    def train(self, job: Job) -> dict[str, Answer]:
+        """See `Strategy.train`."""
+        tapes = {name: Tape(self._work.learner) for name in job.clients}
+        answers: dict[str, Answer] = {}
+        with ThreadPoolExecutor(self._workers) as workers:
+            waiting: Mapping[str, Asked] = _asking(self._work, job, tapes, job.clients, answers)
+            while waiting:
+                fits = [self._drawn(name, asked) for name, asked in waiting.items()]
+                again: dict[str, Asked] = {}
+
+                def act(call: Callable[[], Mapping[str, Fit]], again: dict[str, Asked] = again) -> None:
+                    done = call()
+                    for name, fit in done.items():
+                        tapes[name].record(fit, waiting[name].rng)  # noqa: B023  each pass of the loop waits for its calls
+                    again.update(_asking(self._work, job, tapes, done, answers))
+
+                for _ in workers.map(act, self._planned(fits, job, answers)):
+                    pass
+                waiting = again
+        if apart := sum(tape.apart for tape in tapes.values()):
+            self._because(f"'{self._work.plan.aggregation.rule}' corrects each gradient", apart)
+        return self._with_judgement(job, answers) if job.judged else answers
+
+    def _because(self, why: str, count: int = 1) -> None:
+        self._why[why] = self._why.get(why, 0) + count
+
+    def _with_judgement(self, job: Job, answers: dict[str, Answer]) -> dict[str, Answer]:
+        if self._work.algorithm.own is not None:  # each has a model of its own
+            return self._with_own(job, answers)
+        model = {name: job.brief[name] for name in self._work.learner.layouts}
+        there = {name: answer for name, answer in answers.items() if not isinstance(answer, AtollError)}
+        received = self.judge(model, [job.clients[name][1].judge for name in there])
+        for (name, (memory, update)), sums in zip(there.items(), received, strict=True):
+            answers[name] = memory, replace(update, metrics={**sums, **update.metrics})
+        return answers
+
+    def _with_own(self, job: Job, answers: dict[str, Answer]) -> dict[str, Answer]:
+        for name, answer in answers.items():
+            if not isinstance(answer, AtollError):
+                memory, data = job.clients[name]
+                received = self._work.learner.evaluate(
+                    algorithms.own(*self._work, job.brief, memory, data, job.round, name), data.judge
+                )
+                answers[name] = answer[0], replace(answer[1], metrics={**received, **answer[1].metrics})
+        return answers
+
+    def _drawn(self, name: str, asked: Asked) -> _Fit:
+        """Draw for a fit just what the learner's own `fit` draws."""
+        own = self._pure.own(asked.rng, asked.rate)
+        rows = list(batches(asked.rng, len(asked.rows), asked.batch_size, asked.steps))
+        widest = max(map(len, rows))
+        masked = any(len(batch) < widest for batch in rows)
+        return _Fit(name, asked, own, rows, widest, masked)
+
+    def _planned(self, fits: Sequence[_Fit], job: Job, answers: dict[str, Answer]) -> Iterator[Callable[[], Mapping[str, Fit]]]:
+        """Put fits together that one call can hold; what none can is left to the learner."""
+
+        def alone(name: str) -> Mapping[str, Fit]:
+            answers[name] = one(self._work, job._replace(judged=False), name)
+            return {}
+
+        mask = any(fit.masked for fit in fits) and self._may_mask(fits[0].asked.rows)
+        like: dict[Any, list[_Fit]] = {}
+        for fit in fits:
+            rows = fit.asked.rows
+            size = fit.steps * fit.width * (rows.x.nbytes // max(1, len(rows)))
+            if size > _BYTES or (fit.masked and not mask):
+                self._because("its rows are many" if size > _BYTES else "its last batch is short, which its model would notice")
+                yield partial(alone, fit.name)
+                continue
+            form = (rows.x.shape[1:], rows.x.dtype.kind, rows.y.shape[1:], rows.y.dtype.kind)
+            shared = all(group.values is job.brief[name].values for name, group in fit.asked.groups.items() if name in job.brief)
+            like.setdefault((form, shared), []).append(fit)
+        even = len({(fit.steps, fit.width) for fit in fits}) == 1
+        at_once = min(_IN_A_ROW, -(-len(fits) // (os.cpu_count() or 1)))
+        for (_, shared), alike in like.items():
+            for width, group in _by_width(alike, filled=mask).items():
+                for piece in self._cut(sorted(group, key=lambda fit: -fit.steps), width, at_once):
+                    yield partial(self._fitted, piece, width, at_once, (shared, even, mask))
+
+    def _may_mask(self, rows: Rows) -> bool:
+        if self._apart is None:
+            x, _ = self._pure.arrays(rows, np.arange(8) % len(rows))
+            self._apart = self._pure.apart(x)
+        return self._apart
+
+    def _cut(self, fits: Sequence[_Fit], width: int, at_once: int) -> Iterator[Sequence[_Fit]]:
+        """Cut fits, the longest first, into calls."""
+        room = max(1, _BYTES // max(1, fits[0].steps * width * _row(fits)))
+        if self.name == "scan":
+            size = min(at_once, room)
+            yield from (fits[lo : lo + size] for lo in range(0, len(fits), size))
+            return
+        model = sum(layout.nbytes for layout in self._work.learner.layouts.values())
+        most = min(_SIDE_BY_SIDE, room, max(1, _BYTES // (4 * model)))
+        at = 0
+        while at < len(fits):
+            similar = next((k for k in range(at, len(fits)) if fits[k].steps < _SIMILAR * fits[at].steps), len(fits)) - at
+            size = 1 << (min(similar, most).bit_length() - 1)
+            yield fits[at : at + size]
+            at += size
+
+    def _fitted(self, fits: Sequence[_Fit], width: int, at_once: int, kind: tuple[bool, bool, bool]) -> Mapping[str, Fit]:
+        """Fit some clients in one call."""
+        shared, even, mask = kind
+        longest = fits[0].steps
+        places = at_once if self.name == "scan" else len(fits)
+
+        def filled(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            return np.stack([*arrays, *[arrays[0]] * (places - len(arrays))])
+
+        x, y, masks = self._gathered(fits, places, self._room(longest, places * width * _row(fits)), width, mask)
+        owns = tuple(map(filled, zip(*(fit.own for fit in fits), strict=True)))
+        steps = np.array([*(fit.steps for fit in fits), *[0] * (places - len(fits))], np.int32)
+        models = [_narrow(fit.asked.groups) for fit in fits[: 1 if shared else None]]
+        flats = models[0] if shared else {name: filled([model[name] for model in models]) for name in models[0]}
+        count = np.int32(len(fits) if self.name == "scan" else longest)
+        found, losses = self._call((shared, even), count, flats, owns, x, y, masks, steps)
+        self._count(fits, width, longest)
+        out, lost = {name: np.asarray(array) for name, array in found.items()}, np.asarray(losses)
+        return {
+            fit.name: self._fit(fit, {name: array[k] for name, array in out.items()}, float(lost[k]))
+            for k, fit in enumerate(fits)
+        }
+
+    def _fit(self, fit: _Fit, flats: Mapping[str, Flat], loss: float) -> Fit:
+        groups = {
+            name: Group(layout, flats[name].astype(layout.dtype, copy=False))
+            for name, layout in self._work.learner.layouts.items()
+        }
+        return Fit(groups, {"samples": float(sum(map(len, fit.batches))), "loss": loss})
+
+    def _count(self, fits: Sequence[_Fit], width: int, longest: int) -> None:
+        with self._lock:
+            self._done += sum(len(batch) for fit in fits for batch in fit.batches)
+            self._spent += sum((longest if self.name == "vmap" else fit.steps) * width for fit in fits)
+
+    def _room(self, steps: int, size: int) -> int:
+        """Return for how many steps, of so many bytes, a call's arrays have room: few sizes, since each is compiled anew."""
+        self._most = room = max(self._most, steps)
+        while room // 4 >= steps and room * size > _SMALL:
+            room //= 4
+        return room
+
+    def _gathered(self, fits: Sequence[_Fit], places: int, room: int, width: int, mask: bool) -> tuple[Any, Any, Any]:
+        """Take the rows of some fits out of their clients' arrays, batch by batch, a short one filled up with its first row."""
+        masks = np.zeros((places, room, width), np.float32) if mask else None
+        x = y = None
+        for k, fit in enumerate(fits):
+            order = np.concatenate([np.append(batch, np.repeat(batch[0], width - len(batch))) for batch in fit.batches])
+            xs, ys = self._pure.arrays(fit.asked.rows, order)
+            if x is None or y is None:
+                x, y = (np.empty((places, room, width, *part.shape[1:]), part.dtype) for part in (xs, ys))
+            x[k, : fit.steps], y[k, : fit.steps] = (part.reshape(fit.steps, width, *part.shape[1:]) for part in (xs, ys))
+            if masks is not None:
+                for number, batch in enumerate(fit.batches):
+                    masks[k, number, : len(batch)] = 1
+        return x, y, masks
+
+    def _call(self, kind: Any, *arrays: Any) -> Any:
+        """Call the compiled function of a kind; one thread compiles, the others wait for it."""
+        key = (kind, str(jax.tree.map(lambda array: (np.shape(array), array.dtype), arrays)))
+        if key in self._seen:
+            return self._calls[kind](*arrays)
+        with self._lock:
+            if kind not in self._calls:
+                make = loops.scan if self.name == "scan" else loops.vmap
+                self._calls[kind] = jax.jit(make(self._pure, *kind))
+            found = self._calls[kind](*arrays)
+            self._seen.add(key)
+        return found
+
+    def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
+        """See `Strategy.judge`; rows of many clients go through the model together."""
+        flats, held = _narrow(model), [self._pure.arrays(rows, slice(None)) for rows in parts]
+        judge = self._calls.setdefault("judge", jax.jit(self._pure.judge))
+        told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
+        for block in _blocks([len(x) for x, _ in held]):
+            x, y = (np.concatenate([held[who][at][lo:hi] for who, lo, hi in block]) for at in (0, 1))
+            lack = min(_JUDGED, 1 << (len(x) - 1).bit_length()) - len(x)
+            x, y = (np.concatenate([part, np.repeat(part[:1], lack, axis=0)]) for part in (x, y))
+            outputs, losses = map(np.asarray, judge(flats, x, y))
+            at = 0
+            for who, lo, hi in block:
+                told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
+                at += hi - lo
+        return [
+            self._pure.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
+            for mine, rows in zip(told, parts, strict=True)
+        ]
+
+
+def _blocks(sizes: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut clients' rows, one client's after another's, into blocks of (client, from, to)."""
+    block: list[tuple[int, int, int]] = []
+    left = _JUDGED
+    for who, size in enumerate(sizes):
+        lo = 0
+        while lo < size:
+            hi = min(size, lo + left)
+            block.append((who, lo, hi))
+            left -= hi - lo
+            lo = hi
+            if not left:
+                yield block
+                block, left = [], _JUDGED
+    if block:
+        yield block
+
+
+def _asking(
+    work: Work, job: Job, tapes: Mapping[str, Tape], names: Iterable[str], answers: dict[str, Answer]
+) -> dict[str, Asked]:
+    """Run the local half of some clients: their answers, or the fits that they ask for."""
+    asked = {}
+    for name in names:
+        memory, data = job.clients[name]
+        tapes[name].rewind()
+        try:
+            answers[name] = algorithms.train(
+                work.plan, work.algorithm, tapes[name], job.brief, memory, data.train, job.round, name
+            )
+        except WantsFitError as wants:
+            asked[name] = wants.asked
+        except AtollError as error:
+            answers[name] = error
+    return asked
+
+
+def _narrow(groups: Groups) -> dict[str, Flat]:
+    """Return flat vectors as JAX takes them."""
+    return {
+        name: group.values if group.values.dtype == np.float32 else group.values.astype(np.int32)
+        for name, group in groups.items()
+    }
+
+
+def _row(fits: Sequence[_Fit]) -> int:
+    """How many bytes a row of theirs takes."""
+    rows = fits[0].asked.rows
+    return rows.x.nbytes // max(1, len(rows))
+
+
+def _by_width(fits: Sequence[_Fit], *, filled: bool) -> dict[int, list[_Fit]]:
+    """Put fits together whose batches are as wide; where short ones may be filled up, in as few widths as waste little."""
+    if not filled:
+        widths = sorted({fit.width for fit in fits})
+        return {width: [fit for fit in fits if fit.width == width] for width in widths}
+    found: dict[int, list[_Fit]] = {}
+    spare = _WASTED * sum(fit.steps * fit.width for fit in fits)
+    for fit in sorted(fits, key=lambda fit: -fit.width):
+        width = min(found, default=None)
+        waste = fit.steps * (width - fit.width) if width else 0
+        if width is None or waste > spare:
+            width, waste = min(_rounded(fit.width), fit.asked.batch_size), 0
+        spare -= waste
+        found.setdefault(width, []).append(fit)
+    return found
+
+
+def _rounded(width: int) -> int:
+    """Round a batch's rows up to one of few sizes: 1, 2, 3, 4, 6, 8, 12, 16 and so on."""
+    half = 1 << max(0, (width - 1).bit_length() - 1)
+    return width if width < 3 else half + half // 2 if width <= half + half // 2 else 2 * half

@@ -1,0 +1,116 @@
+"""Compiled strategies: within 1e-5 of `map`, the same for any number of workers, and honest about what they can't."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.federation import clients, plan, rows
+
+import atoll
+from atoll.errors import AtollError, LayoutError
+from atoll.learner import Rows
+from atoll.plan import Plan
+
+RAGGED = (33, 16, 9, 5)
+
+
+def agreed(model: str, **training) -> Plan:
+    return Plan.of(
+        {
+            "plan": {"name": "t", "rounds": 2, "seed": 1},
+            "model": {
+                "jax": f"tests.learners.jax_models:{model}",
+                "loss": "sigmoid_binary_cross_entropy",
+                "options": {"inputs": 4},
+            },
+            "training": {"batch_size": 8, "learning_rate": 0.1, **training},
+        }
+    )
+
+
+def simulate(agreed: Plan, data, strategy: str = "map", **options) -> atoll.Simulated:
+    return atoll.simulate(agreed, data, allow=agreed.model.functions, strategy=strategy, **options)
+
+
+def apart(one: atoll.Simulated, other: atoll.Simulated) -> float:
+    return max(float(np.abs(one.model[name].values - other.model[name].values).max()) for name in one.model)
+
+
+def test_ragged_clients_are_within_1e_5_of_map_for_any_number_of_workers():
+    data = {f"node-{k}": rows(k, count) for k, count in enumerate(RAGGED)}
+    adam = agreed("linear", optimizer="adam", epochs=2)
+    exact = simulate(adam, data)
+    for strategy in ("scan", "vmap"):
+        alone, together = (simulate(adam, data, strategy, workers=workers) for workers in (1, 3))
+        assert alone.digest == together.digest
+        assert alone.strategy == strategy
+        assert apart(alone, exact) < 1e-5
+        assert "% of the work was padding" in alone.said
+        for name, figures in exact.by_node.items():
+            assert alone.by_node[name] == pytest.approx(figures, abs=1e-5)
+        assert [row["nodes"] for row in alone.rounds] == [pytest.approx(row["nodes"], abs=1e-5) for row in exact.rounds]
+        assert [row["bytes"] for row in alone.rounds] == [row["bytes"] for row in exact.rounds]
+
+
+def test_batch_norm_and_dropout_are_vectorised_where_batches_are_whole_and_left_to_map_where_not():
+    even = {f"node-{k}": rows(k, 8) for k in range(3)}
+    exact, found = (simulate(agreed("normed"), even, strategy) for strategy in ("map", "scan"))
+    assert apart(exact, found) < 1e-5
+    assert not found.said
+    short = {**even, "node-3": rows(3, 11)}
+    exact, found = (simulate(agreed("normed"), short, strategy) for strategy in ("map", "scan"))
+    assert apart(exact, found) < 1e-5
+    assert "2 fits one by one: its last batch is short, which its model would notice" in found.said
+
+
+def test_what_cannot_be_is_one_line():
+    with pytest.raises(AtollError, match="a 'logistic' learner can't be compiled together; take map"):
+        atoll.simulate(plan(), clients(), strategy="vmap")
+    with pytest.raises(AtollError, match="'fast' is none; it is one of auto, map"):
+        atoll.simulate(plan(), clients(), strategy="fast")
+    with pytest.raises(AtollError, match="--workers: 0 is too few"):
+        atoll.simulate(plan(), clients(), strategy="auto", workers=0)
+    with pytest.raises(AtollError, match="judge every round"):
+        atoll.simulate(plan(stopping={"patience": 2}), clients(), judge_every=2)
+
+
+@pytest.mark.parametrize("strategy", ["map", "scan"])
+def test_a_rate_that_diverges_ends_the_run_with_round_and_client(strategy):
+    wild = agreed("linear", learning_rate=1e9)
+    with pytest.raises(LayoutError, match=r"round 1, node-1: training gave NaN or infinity; lower training.learning_rate"):
+        simulate(wild, {"node-0": rows(0, 8), "node-1": (np.full((8, 4), 1e30), np.tile([0.0, 1.0], 4))}, strategy)
+
+
+def test_models_are_judged_as_often_as_asked():
+    found = atoll.simulate(plan(plan={"rounds": 5}), clients(), holdout=Rows(*rows(9)), judge_every=2)
+    assert [bool(row["nodes"]) and bool(row["holdout"]) for row in found.rounds] == [False, True, False, True, True]
+    assert found.digest == atoll.simulate(plan(plan={"rounds": 5}), clients()).digest
+
+
+def test_auto_stays_with_map_where_that_is_done_soon():
+    assert simulate(agreed("linear"), clients(), "auto").digest == simulate(agreed("linear"), clients()).digest
+
+
+def test_a_keras_model_and_its_random_state_are_vectorised():
+    def layer(kind: str, module: str = "keras.layers", **config):
+        return {"class_name": kind, "module": module, "registered_name": None, "config": config}
+
+    layers = [
+        layer("InputLayer", batch_shape=[None, 4], name="in"),
+        layer("Dense", units=3, activation="relu", name="one"),
+        layer("Dropout", rate=0.5, name="two"),
+        layer("Dense", units=1, activation="sigmoid", name="three"),
+    ]
+
+    def agreed(layers, batch_size: int) -> Plan:
+        model = {"keras": layer("Sequential", "keras", name="net", layers=layers), "loss": "binary_crossentropy"}
+        training = {"batch_size": batch_size, "learning_rate": 0.1, "epochs": 2}
+        return Plan.of({"plan": {"name": "t", "rounds": 2, "seed": 1}, "model": model, "training": training})
+
+    for some, data in (
+        (agreed(layers, 8), {f"node-{k}": rows(k, 16) for k in range(3)}),
+        (agreed([one for one in layers if one["class_name"] != "Dropout"], 8), {f"node-{k}": rows(k, 9 + k) for k in range(3)}),
+    ):
+        exact, found = (atoll.simulate(some, data, strategy=strategy) for strategy in ("map", "vmap"))
+        assert apart(exact, found) < 1e-5
+        assert "one by one" not in found.said
