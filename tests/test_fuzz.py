@@ -32,9 +32,10 @@ from atoll.node.download import Downloads
 from atoll.node.offer import offered
 from atoll.plan import Plan
 from atoll.server import http, uploads
+from atoll.server.lines import Line, Lines
 from atoll.store.models import Models
 from atoll.vector import Group, Layout, Tensor, Update, check, layouts_of
-from atoll.wire import Address, Envelope, decode, encode, pack, seal, unpack_any
+from atoll.wire import Address, Envelope, decode, encode, pack, pack_whole, seal, unpack_any, unpack_whole
 
 INPUTS = int(os.environ.get("ATOLL_FUZZ", "150"))
 """Inputs for each parser."""
@@ -185,6 +186,59 @@ def test_a_message(message, data):
         read = type(message).read(data.draw(altered(message.payload()) | VALUES | st.binary(max_size=9)))
         json.dumps(read.payload(), allow_nan=False).encode()
         assert all(value < 1 << 63 for value in vars(read).values() if isinstance(value, int))
+
+
+PACKETS = [
+    b"3", b"41/fl,", b"40/fl," + json.dumps(MESSAGES[0].payload()).encode(),
+    *(f"42/fl,{number}{json.dumps([one.event, one.payload()])}".encode() for one in MESSAGES for number in ("", 7)),
+]  # fmt: skip
+
+
+@budget
+@given(st.lists(spoilt(*PACKETS), max_size=4))
+def test_packets_on_a_line(packets):
+    """Whatever comes, a line answers in whole frames or hangs up: nothing is raised into the web server."""
+    come = [{"type": "websocket.receive", "text": one.decode("utf-8", "replace")} for one in packets]
+    come = [{"type": "websocket.connect"}, *come, {"type": "websocket.disconnect"}]
+    sent: list[bytes] = []
+
+    class Talk:
+        async def welcome(self, line: Line, auth: object) -> None:
+            with refused():
+                line.node = messages.Connect.read(auth).name
+
+        async def hear(self, line: Line, event: str, payload: object) -> str | None:
+            assert line.node is not None
+            with refused():
+                next((type(one) for one in MESSAGES if one.event == event), messages.Decline).read(payload)
+            return None
+
+        async def gone(self, line: Line) -> None:
+            sent.append(b"gone")
+
+    class Wire:
+        heard = 0.0
+        write = staticmethod(sent.append)
+        close = abort = staticmethod(lambda: None)
+
+    scope = {"type": "websocket", "path": "/socket.io/", "query_string": b"EIO=4", "headers": [], "extensions": {"wire": Wire()}}
+
+    async def receive() -> Any:
+        return come.pop(0)
+
+    async def send(message: Any) -> None:
+        assert message["type"] == "websocket.accept"
+
+    asyncio.run(Lines(Talk(), messages.NAMESPACE, 1 << 19, 5, 15).over(send)(scope, receive, send))
+    assert sent[-1] == b"gone"
+    assert all(one[0] == 0x81 for one in sent[:-1])
+
+
+@budget
+@given(spoilt(b"".join(pack_whole(GROUPS))))
+def test_a_file_of_groups(text):
+    with refused():
+        unpack_whole(text)
 
 
 @budget
