@@ -47,3 +47,10 @@ def test_a_secure_sum_is_timed_and_its_bytes_are_counted(tmp_path):
     assert other["args"] == ["10", "20000", "1", "6", "wall"]
     assert other["times_longer"]["seconds"] == round(9 / secure["seconds"], 1)
     assert [row.get("nodes") for row in smaller] == [5, 5, None]
+
+
+def test_what_is_checked_of_an_update_is_timed():
+    found = bench("verify", "--parameters", "1000000")
+    assert found["mb"] == 4.0
+    assert 0.05 < found["gb_per_s"] < found["sha256_gb_per_s"]
+    assert found["gb_per_s"] < found["numbers_gb_per_s"]

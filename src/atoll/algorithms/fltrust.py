@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atoll.algorithms.algorithm import Algorithm, Bodies
 from atoll.algorithms.fedavg import fedavg
-from atoll.algorithms.folds import gram, scaled_sum
+from atoll.algorithms.folds import along, scaled_sum
 from atoll.vector import Flat, Total
 
 
@@ -26,17 +26,15 @@ def fltrust() -> Algorithm:
 
 def _fold(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
     del weights  # how many rows a node has is its own word
-    trust, scales = _trusted(gram(_WithReference(bodies)))
+    trust, scales = _trusted(*along(_WithReference(bodies)))
     return scaled_sum(bodies, scales.tolist(), float(trust.sum()) or 1.0, registered)
 
 
-def _trusted(products: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each update's trust, and what it is multiplied with, from inner products of which the reference's come last."""
-    lengths = np.sqrt(products.diagonal())
-    there = np.maximum(lengths[:-1], np.finfo(np.float64).tiny)
-    own = max(float(lengths[-1]), np.finfo(np.float64).tiny)
-    trust: NDArray[np.float64] = np.maximum(products[-1, :-1] / there / own, 0.0)
-    return trust, trust * lengths[-1] / there
+def _trusted(squares: NDArray[np.float64], products: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each update's trust, and what it is multiplied with; the server's own comes last."""
+    *lengths, own = np.maximum(np.sqrt(squares), np.finfo(np.float64).tiny)
+    trust: NDArray[np.float64] = np.maximum(products[:-1] / lengths / own, 0.0)
+    return trust, trust * np.sqrt(squares[-1]) / lengths
 
 
 class _WithReference:

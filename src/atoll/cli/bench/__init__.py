@@ -39,6 +39,19 @@ def aggregate(
 
 
 @bench.command()
+def verify(
+    parameters: Annotated[int, typer.Option(help="float32 numbers in the update.")] = 25_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Time what an update goes through before it counts: signature, digest, layout, finite numbers, norm."""
+    from atoll.cli.bench.verify import measure
+
+    with working("checking", quiet=as_json):
+        row = measure(parameters)
+    _show(row, "verify", as_json=as_json)
+
+
+@bench.command()
 def rounds(
     nodes: Annotated[int, typer.Option(help="How many node processes.")] = 10,
     parameters: Annotated[int, typer.Option(help="float32 numbers in the model.")] = 1_000_000,
@@ -126,6 +139,7 @@ def privacy(
 def everything(as_json: AsJson = False) -> None:
     """Run every benchmark: a few minutes."""
     aggregate(as_json=as_json)
+    verify(as_json=as_json)
     for log in ("embedded", "kafka"):
         rounds(log=log, as_json=as_json)
 
