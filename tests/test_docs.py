@@ -19,7 +19,7 @@ from atoll import algorithms
 from atoll.cli import app, audit, bench, demo, doctor, kafka, look, nodes, run, simulate, start, viewers  # noqa: F401  each adds its commands
 from atoll.messages import Message
 from atoll.plan import Plan
-from atoll.server import http, page, uploads
+from atoll.server import acting, http, page, uploads
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -65,7 +65,7 @@ def test_every_command_line_is_one_that_atoll_takes(page):
 
 def test_every_route_and_event_is_documented():
     protocol = DOCS["protocol.md"]
-    paths = [route.path for route in [*http.routes(None), *page.routes(None)]]  # type: ignore[arg-type]
+    paths = [route.path for route in [*http.routes(None), *page.routes(None), *acting.routes(None)]]  # type: ignore[arg-type]
     for path in [*paths, uploads.PATH.replace(":int", "")]:
         assert f"{path}`" in protocol, path
     for kind in Message.__subclasses__():

@@ -25,6 +25,7 @@ SERVING = (
     "atoll.server.uploads",
     "atoll.server.page",
     "atoll.server.viewing",
+    "atoll.server.acting",
 )
 
 HOMES: Mapping[str, Sequence[str]] = {

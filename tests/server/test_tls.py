@@ -16,7 +16,7 @@ from tests.cli.test_commands import atoll as command
 from tests.cli.test_commands import one_line
 from tests.federation import atoll, clients, events, plan, rows
 
-from atoll.cli.nodes import certificate
+from atoll.cli.nodes import certificate_ as certificate
 from atoll.cli.reach import ask
 from atoll.errors import AtollError, RefusedError, UnreachableError
 from atoll.node.runtime import Node

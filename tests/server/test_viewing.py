@@ -51,13 +51,18 @@ def test_once_a_viewer_is_added_everybody_is_asked(tmp_path, monkeypatch, caplog
             for path in GUARDED:
                 assert await seen(session, path) == 401, path
                 assert await seen(session, path, headers={"Authorization": "Bearer wrong"}) == 401
-                assert await seen(session, path, params={"token": "wrong"}) == 401
+                assert await seen(session, path, params={"token": token}) == 401, "no address opens anything"
                 assert await seen(session, path, headers={"Authorization": f"Bearer {token}"}) in (200, 404)
             for path in OPEN:
                 assert await seen(session, path) in (200, 404), path
-            async with session.get("/", params={"token": token, "rounds": "2"}, allow_redirects=False) as answer:
-                assert answer.status == 303
-                assert answer.headers["Location"].endswith("/?rounds=2")
+            async with session.get("/", headers={"Accept": "text/html"}) as answer:
+                assert answer.status == 401
+                assert '<form method="post">' in await answer.text()
+            for wrong, status in (("wrong", 401), ("x" * 2000, 413)):
+                async with session.post("/", data={"token": wrong}) as answer:
+                    assert answer.status == status
+            async with session.post("/", data={"token": token}, allow_redirects=False) as answer:
+                assert (answer.status, answer.headers["Location"]) == (303, "/")
                 cookie = answer.headers["Set-Cookie"]
                 assert all(word in cookie for word in ("HttpOnly", "Secure", "SameSite=strict"))
             assert await seen(session, "/") == 200
@@ -82,5 +87,5 @@ def test_commands(tmp_path: Path):
     store = tmp_path / "store"
     assert "everybody who reaches the server may look" in command("viewers", "list", "--store", store).stdout
     assert len(json.loads(command("viewers", "add", "ward", "--store", store, "--json").stdout)["token"]) == 48
-    assert "'ward' may look already" in one_line(command("viewers", "add", "ward", "--store", store))
+    assert "'ward' has a token already" in one_line(command("viewers", "add", "ward", "--store", store))
     assert "there is no viewer 'home'; there are: ward" in one_line(command("viewers", "revoke", "home", "--store", store))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from atoll.cli import app
 from atoll.cli.plot import curves, plot
-from atoll.cli.reach import Ca, ClientCertificate, Pin, ask
+from atoll.cli.reach import Ca, ClientCertificate, OperatorToken, Pin, ask
 from atoll.cli.show import figure, rounds_table, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
@@ -69,6 +69,24 @@ def status(
         share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
         doing = node["doing"].replace("_", " ")
         console.print(f"  {node['name']}: {doing}{share}{why}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def stop(
+    url: Annotated[str, typer.Argument(help="The server's address.")] = "http://127.0.0.1:8740",
+    pin: Pin = None,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    token: OperatorToken = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a server's run in order, from elsewhere: nodes are told, and everything is stored; it can be resumed."""
+    from atoll.tls import Trust
+
+    found = ask(url, "/v1/stop", Trust(pin, ca, certificate), token, "POST")
+    print(
+        json.dumps(found) if as_json else f"run {found['run']} ends: its nodes are told; `atoll serve --resume` goes on with it"
+    )
 
 
 @app.command()

@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from atoll.cli import app
 from atoll.cli.look import HERE, AsJson, Store
+from atoll.cli.reach import Ca, ClientCertificate, OperatorToken, Pin, ask
 from atoll.errors import AtollError
 
 keys = typer.Typer(help="A node's key, which makes it who it is.", no_args_is_help=True)
@@ -45,8 +47,8 @@ def new(
     print(f"node {identity.node}\nkey file: {path} (keep it: who holds it is this node)")
 
 
-@keys.command()
-def certificate(
+@keys.command("certificate")
+def certificate_(
     name: Annotated[str, typer.Argument(help="Whose it is: a node's name, or a person's.")],
     to: Annotated[Path, typer.Option(help="The file: key and certificate in PEM, readable by its owner only.")],
     store: Store = HERE,
@@ -102,13 +104,29 @@ def list_(store: Store = HERE, as_json: AsJson = False) -> None:
 
 
 @nodes.command()
-def revoke(name: Name, store: Store = HERE, as_json: AsJson = False) -> None:
+def revoke(
+    name: Name,
+    store: Store = HERE,
+    server: Annotated[
+        str | None, typer.Option(help="From elsewhere: the address of the running server, instead of --store.")
+    ] = None,
+    pin: Pin = None,
+    ca: Ca = None,
+    certificate: ClientCertificate = None,
+    token: OperatorToken = None,
+    as_json: AsJson = False,
+) -> None:
     """Let a node in no more: a running server parts with it within a second, and the round goes on without it."""
     from atoll.store.enrolment import Enrolment
+    from atoll.tls import Trust
 
-    with closing(Enrolment(store)) as enrolment:
-        found = enrolment.revoke(name)
+    if server:
+        asked = ask(server, f"/v1/nodes/{quote(name, safe='')}/revoke", Trust(pin, ca, certificate), token, "POST")
+        node = asked.get("node")
+    else:
+        with closing(Enrolment(store)) as enrolment:
+            node = enrolment.revoke(name).node
     if as_json:
-        print(json.dumps({"name": name, "node": found.node}))
+        print(json.dumps({"name": name, "node": node}))
         return
-    print(f"{name} is revoked" + (f" (node {found.node})" if found.node else "; its token was never used"))
+    print(f"{name} is revoked" + (f" (node {node})" if node else "; its token was never used"))

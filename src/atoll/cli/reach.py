@@ -26,6 +26,12 @@ ClientCertificate = Annotated[
         "--certificate", help="For a server that asks for one: a file that its operator's `atoll keys certificate` wrote."
     ),
 ]
+OperatorToken = Annotated[
+    str | None,
+    typer.Option(
+        "--token", help="An operator's token, as `atoll viewers add NAME --role operator` showed it; best by its variable."
+    ),
+]
 KafkaConfig = Annotated[
     Path | None,
     typer.Option(
@@ -48,7 +54,10 @@ def ask(url: str, path: str, trust: Trust | None = None, token: str | None = Non
             said = answer.read()
         if answer.status in (401, 403):
             raise RefusedError(f"{url}: {said.decode(errors='replace')}")
-        return dict(json.loads(said))
+        found = dict(json.loads(said))
+        if answer.status >= 400:
+            raise RefusedError(f"{url}: {found.get('error')}")
+        return found
     except (OSError, ValueError, TypeError, HTTPException) as error:
         reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error) or type(error).__name__
         place, cut = urlsplit(url), isinstance(error, (HTTPException, ConnectionResetError))

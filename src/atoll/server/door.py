@@ -11,7 +11,7 @@ from pathlib import Path
 from atoll.errors import StoreError
 from atoll.keys import node_of
 from atoll.messages import Connect
-from atoll.store.enrolment import Enrolment
+from atoll.store.enrolment import Enrolled, Enrolment
 
 log = logging.getLogger("atoll.server.door")
 _EVERY = 0.5
@@ -42,6 +42,14 @@ class Door:
         key, said = bytes.fromhex(message.key), message.signed(self._run)
         await asyncio.to_thread(self._list.admit, message.name, key, message.proof, said)
         self._revoked.discard(node_of(key))
+
+    def revoke(self, name: str) -> Enrolled:
+        """Let a name in no more; its node leaves at the next look at the list.
+
+        Raises:
+            RefusedError: there is no such name.
+        """
+        return self._list.revoke(name)
 
     def refuses(self, node: str) -> str | None:
         """Say why nothing of a node's counts, or None."""

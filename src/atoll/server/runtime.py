@@ -27,7 +27,7 @@ from atoll.logs import Record, access
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import events, http, machine, page, quarantine, uploads, web
+from atoll.server import acting, events, http, machine, page, quarantine, uploads, web
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Accepted, close
@@ -426,7 +426,7 @@ class Server:
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
 
     def _app(self) -> ASGIApp:
-        routes: list[Route] = [*http.routes(self), *page.routes(self)]
+        routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
         if isinstance(self.log, EmbeddedLog):
             routes += uploads.routes(self.log, self._admits)
         return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))

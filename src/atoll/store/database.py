@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 
 from atoll.errors import StoreError
 
-SCHEMA = 4
+SCHEMA = 5
 """The version of the tables: an older store gets the columns and indexes it lacks, one of a newer version is not touched."""
 MEMORY = "sqlite://"
 

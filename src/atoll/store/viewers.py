@@ -1,10 +1,14 @@
-"""Who may look at a server's runs: tokens, of which only the hash is kept. Everybody may, until the first is added."""
+"""Who may look at a server's runs, and who may act on them: tokens, of which only the hash is kept.
+
+Everybody may look, until the first token is made; nobody may act but by an operator's.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from sqlalchemy import Column, Float, Integer, MetaData, String, Table, insert, select, update
 
@@ -15,9 +19,19 @@ from atoll.store.database import Database
 _TABLES = MetaData()
 _VIEWERS = Table(
     "viewers", _TABLES, Column("id", Integer, primary_key=True), Column("name", String), Column("hash", String),
-    Column("added", Float), Column("revoked", Float),
+    Column("added", Float), Column("revoked", Float), Column("role", String),
 )  # fmt: skip
 _HERE = _VIEWERS.c.revoked.is_(None)
+Role = Literal["viewer", "operator"]
+
+
+class Person(NamedTuple):
+    """Who has a token: what is kept of it, since when (seconds since the epoch), and whether they only look."""
+
+    name: str
+    hash: str
+    added: float
+    role: Role
 
 
 def hash_of(token: str) -> str:
@@ -42,7 +56,7 @@ class Viewers:
         """Let go of the database."""
         self._base.close()
 
-    def add(self, name: str) -> str:
+    def add(self, name: str, role: Role = "viewer") -> str:
         """Add somebody, and return the token: this once.
 
         Raises:
@@ -51,8 +65,8 @@ class Viewers:
         token = new_token()
         with self._base.begin() as base:
             if base.scalar(select(_VIEWERS.c.id).where(_VIEWERS.c.name == name, _HERE)) is not None:
-                raise RefusedError(f"'{name}' may look already; for a new token first `atoll viewers revoke {name}`")
-            base.execute(insert(_VIEWERS).values(name=name, hash=hash_of(token), added=time.time()))
+                raise RefusedError(f"'{name}' has a token already; for a new one first `atoll viewers revoke {name}`")
+            base.execute(insert(_VIEWERS).values(name=name, hash=hash_of(token), added=time.time(), role=role))
         return token
 
     def revoke(self, name: str) -> None:
@@ -66,16 +80,16 @@ class Viewers:
                 known = ", ".join(base.scalars(select(_VIEWERS.c.name).where(_HERE)))
                 raise RefusedError(f"there is no viewer '{name}'; there are: {known or 'none'}")
 
-    def all(self) -> dict[str, float]:
-        """Return who may look, and since when."""
+    def all(self) -> list[Person]:
+        """Return who has a token that is good, the oldest first."""
+        c = _VIEWERS.c
         with self._base.begin() as base:
-            return dict(
-                base.execute(select(_VIEWERS.c.name, _VIEWERS.c.added).where(_HERE).order_by(_VIEWERS.c.id)).tuples().all()
-            )
+            rows = base.execute(select(c.name, c.hash, c.added, c.role).where(_HERE).order_by(c.id)).all()
+            return [Person(name, hashed, added, role or "viewer") for name, hashed, added, role in rows]
 
-    def hashes(self) -> frozenset[str] | None:
-        """Return the hashes of all tokens that are good; None where nobody was ever added, and so nobody is asked."""
+    def known(self) -> dict[str, Person] | None:
+        """Return who has a token that is good, by its hash; None where nobody was ever added: nobody is asked."""
         with self._base.begin() as base:
             if base.scalar(select(_VIEWERS.c.id).limit(1)) is None:
                 return None
-            return frozenset(base.scalars(select(_VIEWERS.c.hash).where(_HERE)))
+        return {one.hash: one for one in self.all()}
