@@ -7,14 +7,10 @@ state on the server's. Rank 2: knows vectors, learners and plans, and no network
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
-
-import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.apfl import apfl
@@ -34,18 +30,17 @@ from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
-from atoll.algorithms.local import only
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.mime import mime_lite
 from atoll.algorithms.newton import newton
 from atoll.algorithms.qffl import qffl
+from atoll.algorithms.rounds import own, reference, train, work
 from atoll.algorithms.scaffold import scaffold
-from atoll.errors import LayoutError, PlanError
-from atoll.learner import CAN, Data, Learner, Rows
+from atoll.errors import PlanError
+from atoll.learner import CAN, Learner, Rows
 from atoll.plan import Plan
-from atoll.vector import Groups, Update, finite
 
-__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "train", "work"]
+__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "rooted", "train", "work"]
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
@@ -117,28 +112,6 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     return algorithm
 
 
-def work(
-    plan: Plan,
-    algorithm: Algorithm,
-    learner: Learner,
-    brief: Groups,
-    memory: Memory,
-    data: Data,
-    round_: int,
-    name: str,
-) -> tuple[Memory, Update]:
-    """Do a node's part of a round: judge the model as received, then the algorithm's local half.
-
-    The generator is seeded by (plan seed, round, node's name), so a repeated round draws the same batches.
-
-    Raises:
-        LayoutError: the result is not finite.
-    """
-    received = learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge)
-    memory, update = train(plan, algorithm, learner, brief, memory, data.train, round_, name)
-    return memory, replace(update, metrics={**received, **update.metrics})
-
-
 def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
     """Check that the server has rows of its own where its method trains on them.
 
@@ -149,49 +122,6 @@ def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
         raise PlanError(
             f"aggregation.rule: '{plan.aggregation.rule}' trains on the server's own rows too: give it a holdout (--holdout FILE)"
         )
-
-
-def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, rows: Rows | None, round_: int) -> Groups | None:
-    """Do the local half on the server's own rows, where the method asks for it; seeded as a node with a name that no node has.
-
-    Raises:
-        LayoutError: the result is not finite.
-    """
-    if not algorithm.root or rows is None:
-        return None
-    return train(plan, algorithm, learner, algorithm.brief(state), {}, rows, round_, "the server")[1].groups
-
-
-def train(
-    plan: Plan, algorithm: Algorithm, learner: Learner, brief: Groups, memory: Memory, rows: Rows, round_: int, name: str
-) -> tuple[Memory, Update]:
-    """Do the algorithm's local half alone; see `work`."""
-    rng, pace = _drawing(plan, round_, name), plan.training.pace(len(rows), round_, plan.plan.rounds)
-    memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
-    if not all(finite(group.values) for group in update.groups.values()):
-        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
-    return memory, replace(update, metrics={f"fit.{key}": value for key, value in update.metrics.items()})
-
-
-def own(
-    plan: Plan,
-    algorithm: Algorithm,
-    learner: Learner,
-    brief: Groups,
-    memory: Memory,
-    data: Data,
-    round_: int,
-    name: str,
-) -> Groups:
-    """Return the model that a node itself uses: the received one, or what a personal method makes of it."""
-    if algorithm.own is None:
-        return only(brief, learner.layouts)
-    rng, pace = _drawing(plan, round_, name, 1), plan.training.pace(len(data.train), round_, plan.plan.rounds)
-    return algorithm.own(learner, brief, memory, data.train, pace, rng)
-
-
-def _drawing(plan: Plan, round_: int, name: str, *more: int) -> np.random.Generator:
-    return np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8], *more])
 
 
 def _nearest(word: str, words: list[str]) -> str:

@@ -149,6 +149,8 @@ def join(
     print(f"{end.reason}: loss {figure(judged, 'loss')}, accuracy {figure(judged, 'accuracy')} on this node's rows")
     if end.model:
         print(f"final model: {directory / 'final.safetensors'}")
+        if (mine := directory / "personal.safetensors").exists():
+            print(f"this node's own: {mine}")
 
 
 def _show_check(node: Node, as_json: bool) -> None:

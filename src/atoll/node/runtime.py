@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads, received
+from atoll.node.final import keep_final
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
@@ -40,10 +41,9 @@ from atoll.node.witness import Witness
 from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
-from atoll.store.models import write_durably
 from atoll.tls import Trust
 from atoll.vector import layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, pack, seal
+from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -367,20 +367,11 @@ class Node:
         await self.drive.happen(machine.Taken(self.drive.now()))
 
     def _keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
-        brief = received(body, self.layouts)
-        self._write("final", [memoryview(body)])
-        memory = self.memories.recall(end.run, end.counted)
+        brief, memory = received(body, self.layouts), self.memories.recall(end.run, end.counted)
         about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
         mine = algorithms.own(*about)
-        if self.algorithm.own is not None:
-            self._write("personal", pack(mine))
+        keep_final(self.directory, body, mine if self.algorithm.own else None)
         return dict(self.learner.evaluate(mine, self.data.judge))
-
-    def _write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
-        try:
-            write_durably(self.directory / f"{name}.safetensors", parts)
-        except OSError as error:
-            raise StoreError(f"{self.directory}: the {name} model can't be written ({error.strerror})") from error
 
     async def _wake(self, command: machine.Wake) -> None:
         self.drive.wake(command.at, machine.Tick)
