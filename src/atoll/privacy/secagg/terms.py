@@ -63,7 +63,7 @@ class Terms:
     @cached_property
     def context(self) -> bytes:
         """What everything of this sum is bound to, 32 bytes; a roster may be one node's own, and isn't in it."""
-        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, repr(self.dropout), repr(self.corrupt)]
+        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), float(self.corrupt)]
         return hashlib.sha256(b"atoll secagg v1 " + json.dumps(agreed).encode()).digest()
 
 
