@@ -130,7 +130,7 @@ class Aggregation(Section):
 
 
 class Cohort(Section):
-    """`[cohort]`: who is asked in a round, and when it ends: quorum + grace, or the deadline."""
+    """`[cohort]`: who is asked in a round, and when it ends: quorum + grace, or `buffer` updates; or else the deadline."""
 
     minimum: PositiveInt = 2
     fraction: Fraction = 1.0
@@ -138,11 +138,23 @@ class Cohort(Section):
     quorum: Fraction = 0.8
     grace: Annotated[float, Field(ge=0), BeforeValidator(seconds)] = 30.0
     cycle: PositiveInt | None = None
+    buffer: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:
         if self.cycle and (self.minimum != 1 or self.fraction != 1):
             raise ValueError("with cycle one node trains in a round: minimum must be 1, and fraction is left out")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_enough(self) -> Self:
+        if self.buffer and self.cycle:
+            raise ValueError("cycle and buffer exclude each other: with cycle one update makes each model; leave one out")
+        if self.buffer and self.buffer < self.minimum:
+            raise ValueError(
+                f"a round closes with buffer = {self.buffer} updates, and must not with fewer than minimum = {self.minimum}; "
+                "raise buffer, or lower minimum"
+            )
         return self
 
 

@@ -139,7 +139,7 @@ def test_a_run_that_gave_up_goes_on_where_it_stopped(tmp_path):
     async def alone() -> None:
         await Server(agreed, store=tmp_path / "store", port=0).serve_async()
 
-    with pytest.raises(GaveUpError, match="0 of at least 3 nodes were there"):
+    with pytest.raises(GaveUpError, match="0 of at least 3 nodes are here"):
         asyncio.run(alone())
     history = run(agreed, clients(), tmp_path, resume=True)
     assert (history["outcome"], len(history["rounds"])) == ("completed", 4)

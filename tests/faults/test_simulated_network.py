@@ -27,10 +27,10 @@ UNKIND = {
 CHECKS = {"offences": 2, "held_out": 4}
 
 
-def world(seed: int, faults: Faults, *, embedded: bool, hostile: int = 0, **cohort: object) -> Federation:
+def world(seed: int, faults: Faults, *, embedded: bool, hostile: int = 0, late: bool = True, **cohort: object) -> Federation:
     rules = {"minimum": 2, "quorum": 0.6, "deadline": 60, "grace": 1, "fraction": 1.0, **cohort}
     agreed = plan(plan={"rounds": ROUNDS}, cohort=rules, checks=CHECKS)
-    federation = Federation(agreed, seed, faults, embedded=embedded, hostile=hostile)
+    federation = Federation(agreed, seed, faults, embedded=embedded, hostile=hostile, late=late)
     try:
         federation.run(LONGEST)
     except AssertionError as error:
@@ -41,15 +41,24 @@ def world(seed: int, faults: Faults, *, embedded: bool, hostile: int = 0, **coho
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
 @pytest.mark.parametrize("name", UNKIND)
 def test_no_run_hangs_and_no_update_is_lost_or_counts_twice(name, embedded):
-    """Ten worlds of ten thousand rounds each: a hundred thousand in all. A seed that fails is in the message."""
-    rounds, completed, seed = 0, 0, 0
+    """Ten worlds of ten thousand rounds each: a hundred thousand in all. A seed that fails is in the message.
+
+    By turns synchronous and with a buffer, all nodes or a part, tasks that expire early, and no late updates at all.
+    """
+    rounds, completed, late, seed = 0, 0, 0, 0
     while rounds < 10_000:
-        federation = world(seed, UNKIND[name], embedded=embedded, fraction=0.6 if seed % 3 == 0 else 1.0)
+        fraction, deadline = 0.6 if seed % 3 == 0 else 1.0, 25 if seed % 5 == 0 else 60
+        plain = seed % 7 == 0
+        buffer = 2 + seed % 3 if seed % 2 and not plain else None
+        rules = {"fraction": fraction, "deadline": deadline, "buffer": buffer}
+        federation = world(seed, UNKIND[name], embedded=embedded, late=not plain, **rules)
         rounds += federation.rounds
+        late += federation.late
         completed += federation.outcome == "completed"
         seed += 1
         assert seed < 10 * 10_000 / ROUNDS, "most runs give up"
     assert completed > 0.9 * seed, "a run gives up only where too few are there for three attempts"
+    assert late > 0.03 * rounds, "what missed its round counts in a later one"
 
 
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
@@ -99,9 +108,9 @@ def test_the_same_seed_gives_the_same_world():
     assert (first.log, first.model, first._world.now) == (second.log, second.model, second._world.now)
 
 
-def some(faults: Faults, hostile: int = 0) -> None:
+def some(faults: Faults, hostile: int = 0, **cohort: object) -> None:
     for seed in range(100):
-        world(seed, faults, embedded=False, hostile=hostile)
+        world(seed, faults, embedded=False, hostile=hostile, **cohort)
 
 
 @pytest.mark.parametrize("at", [(Phase.TRAINING, events.Tick), (Phase.CLOSING, events.Closed)])
@@ -113,9 +122,19 @@ def test_a_machine_that_forgets_something_is_caught(monkeypatch, at):
 
 def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
     def lax(state, event):
+        if event.address.node not in state.tasks:
+            return state, ()
         answers = {**state.answers, event.address.node: event.digest}
         return machine._settle(machine.replace(state, answers=answers), event.now)
 
     monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (Phase.TRAINING, events.Appended): lax})
     with pytest.raises(AssertionError, match=r"what counts isn't what the log holds for that round|counted is gone"):
-        some(UNKIND["lossy"])
+        some(UNKIND["slow"], deadline=12)
+
+
+def test_a_machine_that_forgets_who_is_at_work_is_caught(monkeypatch):
+    """Asked anew while it trains, a node gives up what it does: its update is lost, or comes as of another round."""
+    draw = machine._draw
+    monkeypatch.setattr(machine, "_draw", lambda state: draw(machine.replace(state, tasks={})))
+    with pytest.raises(AssertionError):
+        some(UNKIND["slow"], buffer=2)

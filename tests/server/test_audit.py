@@ -163,7 +163,7 @@ UNTOLD = {
 }
 """What the record doesn't tell: when a run and its nodes were seen, and what is the store's own."""
 
-ONLY_ACCEPTED = {"seconds", "weight", "position", "place", "metrics"}
+ONLY_ACCEPTED = {"seconds", "weight", "position", "place", "metrics", "folded"}
 """What a refused update has no facts of."""
 
 

@@ -95,9 +95,32 @@ def test_quorum_and_grace_then_close_without_the_slow_one():
     state, commands = feed(state, events.Tick(8.0))
     assert set(of(events.Close, commands)[0].accepted) == set(nodes[:3])
     state, commands = feed(state, update(state, nodes[3], 8.5))
+    assert not commands, "it is kept for the next round"
+    state, commands = feed(state, events.Closed(9.0, "model-1"))
+    (train,) = of(events.Train, commands)
+    assert set(train.nodes) == set(nodes[:3])
+    assert set(train.late) == set(nodes[3:])
+    state, commands = feed(state, *(update(state, node, 10.0) for node in nodes[:3]))
+    (close,) = of(events.Close, commands)
+    assert set(close.accepted) == set(nodes[:4])
+    assert {node: (task.round, task.model) for node, task in close.late.items()} == {nodes[3]: (1, "model-0")}
+    state, commands = feed(state, events.Closed(11.0, "model-2"))
+    assert [(one.address.node, one.address.round) for one in of(events.Judge, commands) if one.address.round == 1] == [
+        (nodes[3], 1)
+    ]
+
+
+def test_an_algorithm_that_can_fold_no_late_update_leaves_nobody_at_work():
+    agreed = plan(cohort={"minimum": 2, "quorum": 0.5, "grace": 0})
+    state, _ = feed(machine.begin("run", agreed, "model-0", 0.0, late=False)[0], joined(3))
+    state, _ = feed(state, update(state, "id-0"), update(state, "id-1"))
+    assert state.phase is Phase.CLOSING
+    state, commands = feed(state, update(state, "id-2", 2.0))
     (judge,) = of(events.Judge, commands)
     assert not judge.accepted
     assert "too late" in judge.reason
+    _, commands = feed(state, events.Closed(3.0, "model-1"))
+    assert set(of(events.Train, commands)[0].nodes) == set(joined(3).nodes)
 
 
 def test_a_round_with_too_few_is_tried_again_and_then_given_up():
@@ -182,10 +205,18 @@ def test_what_is_waited_for_is_one_line_with_the_time_left(happened):
 class AnyOrder(RuleBasedStateMachine):
     """Joins, losses, updates (doubled, late, of strangers), refusals, stops and time, in any order."""
 
-    @initialize(minimum=st.integers(1, 3), quorum=st.sampled_from([0.5, 0.8, 1.0]), grace=st.sampled_from([0.0, 5.0]))
-    def start(self, minimum: int, quorum: float, grace: float) -> None:
+    @initialize(
+        minimum=st.integers(1, 3),
+        quorum=st.sampled_from([0.5, 0.8, 1.0]),
+        grace=st.sampled_from([0.0, 5.0]),
+        more=st.sampled_from([None, 0, 1]),
+        late=st.booleans(),
+    )
+    def start(self, minimum: int, quorum: float, grace: float, more: int | None, late: bool) -> None:
         self.now, self.woken = 0.0, 20.0
-        self.state = begin(3, minimum=minimum, quorum=quorum, grace=grace)
+        buffer = None if more is None or not late else minimum + more
+        rules = {"minimum": minimum, "quorum": quorum, "grace": grace, "buffer": buffer}
+        self.state = machine.begin("run", plan(plan={"rounds": 3}, cohort=rules), "model-0", 0.0, late=late)[0]
         self.closing: events.Close | None = None
         self.sent: dict[Address, str] = {}
         self.closed: list[events.Close] = []
@@ -201,6 +232,9 @@ class AnyOrder(RuleBasedStateMachine):
                 case events.Close():
                     assert self.closing is None
                     self.closing = command
+                case events.Train():
+                    at_work = {node for node in command.nodes if before.busy(node) and before.tasks[node].until > self.now}
+                    assert command.again or command.attempt > 1 or not at_work, "who is at work isn't asked"
                 case events.Judge():
                     self.judged.append(command)
                 case events.Wake():
@@ -220,6 +254,19 @@ class AnyOrder(RuleBasedStateMachine):
     def append(self, node: str, back: int, digest: str) -> None:
         address = Address("run", max(1, self.state.round - back), self.state.attempt, node)
         self.happen(events.Appended(self.now, address, digest))
+
+    @precondition(lambda self: self.state.tasks)
+    @rule(choose=st.randoms(use_true_random=False), digest=st.sampled_from(["a", "b"]), gives=st.booleans())
+    def answer(self, choose: Any, digest: str, gives: bool) -> None:
+        """Somebody who was asked, in this round or before, gives an update or declines."""
+        node, task = choose.choice(sorted(self.state.tasks.items()))
+        address = Address("run", task.round, task.attempt, node)
+        told = events.Appended(self.now, address, digest) if gives else events.Declined(self.now, address, "no")
+        self.happen(told)
+
+    @rule(node=st.sampled_from(list(NODES)))
+    def revoke(self, node: str) -> None:
+        self.happen(events.Revoked(self.now, node))
 
     @rule(node=st.sampled_from(list(NODES)))
     def decline(self, node: str) -> None:
@@ -252,8 +299,22 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def each_accepted_update_is_in_exactly_one_aggregate(self) -> None:
         accepted = [(judge.address.round, judge.address.node, judge.digest) for judge in self.judged if judge.accepted]
-        folded = [(close.round, node, digest) for close in self.closed for node, digest in close.accepted.items()]
+        folded = [
+            (close.late[node].round if node in close.late else close.round, node, digest)
+            for close in self.closed
+            for node, digest in close.accepted.items()
+        ]
         assert accepted == folded
+        assert len(set(folded)) == len(folded), "no update counts twice"
+        assert all(task.round < close.round for close in self.closed for task in close.late.values())
+
+    @invariant()
+    def nobody_is_asked_for_two_things_at_once(self) -> None:
+        if self.state.phase is Phase.TRAINING:
+            assert set(self.state.cohort) == set(self.state.tasks)
+            assert self.state.answers.keys() <= self.state.tasks.keys()
+        assert self.state.closing.keys() <= self.state.tasks.keys()
+        assert all(task.until <= self.woken for task in self.state.tasks.values()), "each task's deadline is woken for"
 
     @invariant()
     def rounds_are_closed_once_in_order_with_enough_updates(self) -> None:
@@ -285,7 +346,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 
 
 @given(st.data())

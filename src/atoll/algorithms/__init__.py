@@ -109,6 +109,8 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
             f"cohort.minimum: '{rule}' with these options needs at least {algorithm.least} nodes in every round; "
             f"it is {plan.cohort.minimum}"
         )
+    if plan.cohort.buffer and not algorithm.late:
+        raise PlanError(f"cohort.buffer: '{rule}' can fold no late update, so its rounds are synchronous; leave buffer out")
     return algorithm
 
 

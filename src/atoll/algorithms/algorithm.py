@@ -63,6 +63,7 @@ class Algorithm(NamedTuple):
         least: how few updates it can be computed from; `cohort.minimum` is no less.
         root: whether the server does the local half too, on rows of its own, for the fold to compare with.
         own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
+        late: whether an update made from an earlier model can be folded: its groups are steps, which may be shortened.
     """
 
     init: Callable[[Groups], State]
@@ -75,3 +76,4 @@ class Algorithm(NamedTuple):
     least: int = 1
     root: bool = False
     own: Own | None = None
+    late: bool = False

@@ -20,7 +20,7 @@ def fedavg(*, weighted: bool = True) -> Algorithm:
     Data", Algorithm 1: w ← w + Σ (nₖ/n) (wₖ − w).
     """
     fold = mean if weighted else uniformly
-    return Algorithm(init=dict, brief=_same, updates=_layouts, local=plainly, step=moved, fold=fold)
+    return Algorithm(init=dict, brief=_same, updates=_layouts, local=plainly, step=moved, fold=fold, late=True)
 
 
 def moved(state: State, total: Total) -> State:

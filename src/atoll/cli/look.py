@@ -68,7 +68,8 @@ def status(
         why = f": {node['reason']}" if "reason" in node else ""
         share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
         doing = node["doing"].replace("_", " ")
-        console.print(f"  {node['name']}: {doing}{share}{why}", markup=False, soft_wrap=True)
+        late = f" for round {node['round']}" if node.get("round", found["round"]) != found["round"] else ""
+        console.print(f"  {node['name']}: {doing}{late}{share}{why}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -66,17 +66,27 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) ->
     for row in rounds:
         judged = row["judged"]
         table.add_row(
-            f"{row['round']}/{total}", f"{len(row['answered'])} of {row['cohort']}: {', '.join(row['answered'][:6])}",
+            f"{row['round']}/{total}", f"{answered(row)}: {', '.join(row['answered'][:6])}",
             *(figure(judged, name) for name in figures), size(row["bytes"]), f"{row['seconds']:.2f}",
         )  # fmt: skip
     return table
 
 
+def answered(row: Mapping[str, Any]) -> str:
+    """Say how many of a round's nodes answered, and how many of their updates were for an earlier round.
+
+    >>> answered({"answered": ["a", "b"], "cohort": 3, "late": {"b": 1}})
+    '2 of 3, 1 late'
+    """
+    late = len(row.get("late", ()))
+    return f"{len(row['answered'])} of {row['cohort']}{f', {late} late' if late else ''}"
+
+
 def round_line(row: Mapping[str, Any], total: int) -> str:
     """Return a round as one line, for where no table can grow."""
     figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"]))
-    answered = f"{len(row['answered'])} of {row['cohort']} answered"
-    return f"round {row['round']}/{total}: {answered}; {figures or 'not judged'}; {size(row['bytes'])}, {row['seconds']:.2f} s"
+    seen = f"{answered(row)} answered; {figures or 'not judged'}"
+    return f"round {row['round']}/{total}: {seen}; {size(row['bytes'])}, {row['seconds']:.2f} s"
 
 
 @contextlib.contextmanager

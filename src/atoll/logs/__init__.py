@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -94,10 +94,11 @@ class Reader(Protocol):
         """
         ...
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """Let go of copies of bodies that are here up to a round, which is closed, and of all that is known of those before it.
 
-        What the log itself holds stays.
+        What the log itself holds stays. So does everything of the addresses to keep: these updates may come yet, or are here
+        and count in a later round.
         """
         ...
 

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,10 +218,10 @@ class EmbeddedLog:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
         return mapped(path_of(self._directory, envelope))
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """See `Reader.forget`: here are no copies, the files are the log."""
         for record in self._records[self._forgotten :]:
-            if record is None or record.envelope.address.round > round_ - LATE:
+            if record is None or record.envelope.address.round > round_ - LATE or record.envelope.address in keep:
                 return
             self._digests.pop(record.envelope.address, None)
             self._records[self._forgotten] = None
@@ -345,7 +345,7 @@ class Stored:
         """See `Reader.body`."""
         return mapped(path_of(self._directory, envelope))
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """See `Reader.forget`: here are no copies."""
 
     async def close(self) -> None:

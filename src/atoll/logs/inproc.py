@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 
 from atoll.errors import LogError, RefusedError
@@ -74,7 +74,7 @@ class InprocLog:
             raise LogError(f"the log holds no update {envelope.digest[:12]} of round {envelope.address.round}")
         return memoryview(whole)
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """See `Reader.forget`: here are no copies, the dictionary is the log."""
 
     async def close(self) -> None:

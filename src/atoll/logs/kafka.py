@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,6 +172,10 @@ def _headers(envelope: Envelope) -> Headers:
     return [(name, str(value).encode()) for name, value in facts.items()]
 
 
+Over = tuple[int, Collection[Address]]
+"""Rounds up to this one are over, but for these updates."""
+
+
 class KafkaReader:
     """The server's end: one consumer, from where each topic stood when the run was made.
 
@@ -183,7 +187,7 @@ class KafkaReader:
         limit: the longest body, in bytes.
         positions: where the run begins, as an earlier reader's `positions` said; without it the run is new, and begins where
             topics end now.
-        closed: the rounds up to this one are over, and left out.
+        over: the rounds up to this one are left out, but for these addresses: see `forget`.
         access: by what the broker knows this server.
         apart: each node has a topic of its own, `topic.<node>`, which is read once somebody asks to `follow` it; what lies in
             another node's topic is nobody's.
@@ -206,14 +210,14 @@ class KafkaReader:
         directory: Path,
         limit: int,
         positions: str | None = None,
-        closed: int = 0,
+        over: Over = (0, ()),
         *,
         access: Access = PLAIN,
         apart: bool = False,
     ) -> None:
         self.waiting: str | None = None
         self.skipped = 0
-        self._servers, self._topic, self._run, self._closed = servers, topic, run, closed
+        self._servers, self._topic, self._run, self._over = servers, topic, run, over
         self._access, self._apart, self._followed = access, apart, set[str]()
         self._following, self._more = threading.Lock(), queue.SimpleQueue[list[TopicPartition]]()
         self._bodies = Spool(directory / run, limit)
@@ -273,10 +277,10 @@ class KafkaReader:
         """See `Reader.body`."""
         return self._bodies.get(envelope)
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """See `Reader.forget`: the topic keeps the bodies, their files here go."""
-        self._bodies.forget(round_)
-        self._closed = max(self._closed, round_ - LATE)
+        self._over = max(self._over[0], round_ - LATE), keep
+        self._bodies.forget(round_, keep)
 
     async def close(self) -> None:
         """See `Reader.close`."""
@@ -315,9 +319,12 @@ class KafkaReader:
         own = (message.topic() or "").removeprefix(self._topic).removeprefix(".")
         position = f"{own}{'/' if own else ''}{message.partition()}:{message.offset()}"
         try:
-            if headers["run"] != self._run.encode() or int(headers["round"]) <= self._closed:
+            (closed, keep), round_ = self._over, int(headers["round"])
+            if headers["run"] != self._run.encode() or (round_ <= closed and not keep):
                 return
             envelope, part = Envelope.from_header(headers["envelope"]), int(headers["part"])
+            if round_ <= closed and envelope.address not in keep:
+                return
             if envelope.address.run != self._run:
                 raise WireError("its envelope is of another run")
             if self._apart and own != envelope.address.node:

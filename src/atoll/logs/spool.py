@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Spool:
         self._directory, self._limit = directory, limit
         self._halves: dict[tuple[Address, str], _Half] = {}
         self._complete: dict[Address, str] = {}
-        self._files: dict[Path, int] = {}
+        self._files: dict[Path, Address] = {}
         self._refused: set[tuple[Address, str]] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -72,17 +72,17 @@ class Spool:
         halves = list(self._halves.values())
         return {one.envelope.address: (min(len(one.there) * PIECE, one.envelope.size), one.envelope.size) for one in halves}
 
-    def forget(self, round_: int) -> None:
+    def forget(self, round_: int, keep: Collection[Address] = ()) -> None:
         """Remove the files of complete bodies up to a round: soon enough, the disk never sees them."""
-        for path, of in list(self._files.items()):
-            if of <= round_:
+        for path, address in list(self._files.items()):
+            if address.round <= round_ and address not in keep:
                 with contextlib.suppress(OSError):  # where a mapped file can't be removed, the next time
                     path.unlink(missing_ok=True)
                     del self._files[path]
         old = round_ - LATE
-        for address in [one for one in list(self._complete) if one.round <= old]:
+        for address in [one for one in list(self._complete) if one.round <= old and one not in keep]:
             del self._complete[address]
-        for key in [one for one in [*self._halves, *self._refused] if one[0].round <= old]:
+        for key in [one for one in [*self._halves, *self._refused] if one[0].round <= old and one[0] not in keep]:
             self._refused.discard(key)
             if half := self._halves.pop(key, None):
                 path_of(self._directory, half.envelope).unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class Spool:
                 return None
             if half.digest(path) == envelope.digest:
                 self._complete[envelope.address] = envelope.digest
-                self._files[path] = envelope.address.round
+                self._files[path] = envelope.address
             else:
                 reason = "the body isn't what its envelope says: size or digest differ"
         if reason:

@@ -93,7 +93,7 @@ def _rounds(stored: Sequence[RoundRow], updates: Sequence[UpdateRow], said: Sequ
             yield f"round {number} is in the record, but not in the store: it was removed there"
             continue
         row = rounds[number]
-        mine = [update for update in updates if (update.round, update.status) == (number, "accepted")]
+        mine = [update for update in updates if (update.counted, update.status) == (number, "accepted")]
         told = entries.closed(row, mine)
         for name in ("model", "state", "attempt", "accepted", "rows"):
             if told[name] != one[name]:
@@ -115,7 +115,7 @@ def _refusals(updates: Sequence[UpdateRow], said: Sequence[dict[str, Any]], firs
 def _course(run: RunRow, said: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Compare the round that was last begun, and the end; a server may have died between telling of the end and storing it."""
     opened = [one for one in said if one["what"] == "opened"]
-    last = opened and {name: opened[-1][name] for name in ("round", "attempt", "cohort")}
+    last = opened and {name: opened[-1][name] for name in ("round", "attempt", "cohort", "late") if name in opened[-1]}
     if opened and last != run.opened:
         yield f"round {opened[-1]['round']}: who was asked is stored otherwise than the record says"
     *_, end = [one for one in said if one["what"] in ("begun", "opened", "ended")]
@@ -158,7 +158,7 @@ def _head(one: Seen, run: RunRow, links: Sequence[Link], key: str) -> str | None
 def _updates(left: Sequence[Mapping[str, Any]], said: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Compare what left a node and what it was told of it with what was folded."""
     closed = (one for one in said if one["what"] == "closed")
-    folded = {(one["round"], one["attempt"], *update) for one in closed for update in one["accepted"]}
+    folded = {(*(of or (one["round"], one["attempt"])), node, digest) for one in closed for node, digest, *of in one["accepted"]}
     mine = {(one["round"], one["attempt"], one["node"], one["digest"]): one["verdict"] for one in left}
     for what, verdict in sorted(mine.items()):
         if verdict is not None and (verdict == "accepted") != (what in folded):

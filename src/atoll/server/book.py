@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from atoll.chain import Chain
@@ -16,12 +17,13 @@ from atoll.learner import pooled, summary
 from atoll.logs import Record
 from atoll.messages import Head, Verdict
 from atoll.server import entries
-from atoll.server.events import Close, Judge
+from atoll.server.close import Accepted
+from atoll.server.events import Close, Judge, Task
 from atoll.server.resume import Unfinished, address_of
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
-from atoll.wire import Address, Envelope
+from atoll.wire import Address, Buffer, Envelope
 
 
 class Made(NamedTuple):
@@ -62,11 +64,12 @@ class Book:
         self._store, self._chain, self._run = store, chain, run
         self._admitted = dict(self.names)
         self._ended = False
-        self._arrivals: dict[str, _Arrival] = {}
-        self._verdicts: dict[tuple[Address, str], Verdict] = {}
+        self._arrivals: dict[Address, _Arrival] = {}
+        self._verdicts: dict[tuple[Address, str], tuple[int, Verdict]] = {}
         self._farewells: dict[str, Metrics] = {}
-        self._closed = 0
-        self._opened = self._asked = 0.0
+        self._closed, self._round = 0, left.past.closed if left else 0
+        self._opened = 0.0
+        self._asked: dict[tuple[int, int], float] = {}
         self._worker = ThreadPoolExecutor(1, "store")
         for one in left.accepted if left else ():  # who was not told any more will ask
             self.judged(address_of(one), one.digest, accepted=True, reason="")
@@ -120,35 +123,44 @@ class Book:
         if self._admitted.pop(node, None):
             await self._write(self._store.record, tell=entries.revoked(node))
 
-    def opens(self, round_: int, now: float) -> None:
-        """A round begins, or goes on after another server left it."""
-        self._asked, self._opened = now, time.time()
-        self._arrivals = {}
-        self._verdicts = {key: verdict for key, verdict in self._verdicts.items() if verdict.round >= round_ - 1}
+    def opens(self, round_: int, attempt: int, late: Iterable[Task], now: float) -> None:
+        """A try of a round begins, or goes on after another server left it; some nodes are at work for earlier ones."""
+        self._round, self._opened = round_, time.time()
+        self._asked = {task[:2]: self._asked.get(task[:2], now) for task in late} | {(round_, attempt): now}
+        self._verdicts = {key: told for key, told in self._verdicts.items() if told[0] >= round_ - 1}
 
-    async def opened(self, round_: int, attempt: int, cohort: Sequence[str]) -> None:
-        """Store who was asked in a round, so that another server can go on with it."""
+    async def opened(self, round_: int, attempt: int, cohort: Sequence[str], late: Mapping[str, Task] = {}) -> None:
+        """Store who was asked in a round, and who is at work for an earlier one, so that another server can go on with it."""
         self._ended = False
-        entry = entries.opened(round_, attempt, cohort)
-        await self._write(self._store.open_round, self._run, round_, attempt, cohort, tell=entry)
+        facts: dict[str, Any] = {"round": round_, "attempt": attempt, "cohort": list(cohort)}
+        if late:
+            facts["late"] = {node: [task.round, task.attempt] for node, task in late.items()}
+        await self._write(self._store.open_round, self._run, facts, tell=entries.opened(facts))
 
     def arrived(self, record: Record, weight: float, metrics: Metrics, norm: float | None, now: float) -> None:
         """A verified update is in the log."""
-        run, round_, attempt, node = record.envelope.address
-        if node not in self._arrivals:
+        run, round_, attempt, node = address = record.envelope.address
+        if address not in self._arrivals:
             row = UpdateRow(
                 run, round_, attempt, node, "accepted", record.envelope.digest, record.envelope.size,
-                now - self._asked, weight, "", record.position, -1, metrics, norm,
+                now - self._asked.get((round_, attempt), now), weight, "", record.position, -1, metrics, norm,
             )  # fmt: skip
-            self._arrivals[node] = _Arrival(record.envelope, row)
+            self._arrivals[address] = _Arrival(record.envelope, row)
 
-    def envelope(self, node: str) -> Envelope:
-        """The envelope of a node's update in the open round."""
-        return self._arrivals[node].envelope
+    def accepted(self, command: Close, read: Callable[[Envelope], Buffer]) -> list[Accepted]:
+        """Return the updates that a round is made of, in the order of the fold; `read` gives their bytes."""
+        found = []
+        for node in command.accepted:
+            body = partial(read, self._arrivals[command.address(self._run, node)].envelope)
+            task = command.late.get(node)
+            found.append(Accepted(node, body, command.round - task.round, task.model) if task else Accepted(node, body))
+        return found
 
     async def refused(self, status: Status, judged: Judge) -> None:
         """Something came that doesn't count."""
         address, key = judged.address, (judged.address, judged.digest)
+        if (arrival := self._arrivals.get(address)) and arrival.envelope.digest == judged.digest:
+            del self._arrivals[address]
         if judged.digest and key in self._refused:  # it comes again
             return
         row = UpdateRow(
@@ -171,24 +183,29 @@ class Book:
             accepted=accepted,
             reason=reason[:2000],
         )
-        self._verdicts[address, digest] = verdict
+        self._verdicts[address, digest] = self._round, verdict
         return verdict.model_copy(update={"head": self.head})
 
     def verdict(self, address: Address, digest: str) -> Verdict | None:
-        """What was said of an update of this round or the one before."""
-        verdict = self._verdicts.get((address, digest))
+        """What was said of an update in this round or the one before."""
+        _, verdict = self._verdicts.get((address, digest), (0, None))
         return verdict and verdict.model_copy(update={"head": self.head})
 
     async def close_round(self, command: Close, made: Made, holdout: Metrics | None, now: float) -> dict[str, Any]:
         """Store a closed round in one transaction; return its facts for people."""
-        rows = [replace(self._arrivals[node].row, place=place) for place, node in enumerate(command.accepted)]
+        addresses = [command.address(self._run, node) for node in command.accepted]
+        rows = [
+            replace(self._arrivals[one].row, place=place, folded=command.round if one.node in command.late else None)
+            for place, one in enumerate(addresses)
+        ]
         row = RoundRow(
-            self._run, command.round, command.attempt, self._opened, now - self._asked, made.model, made.state,
+            self._run, command.round, command.attempt, self._opened, now - self._asked[command.round, command.attempt],
+            made.model, made.state,
             command.cohort, len(rows), sum(one.bytes for one in rows), command.registered, made.reference,
         )  # fmt: skip
-        # Nodes judge the model they receive: the one that the round before made.
-        everywhere = pooled(one.metrics for one in rows)
-        evaluations = [EvaluationRow(self._run, command.round - 1, one.node, pooled([one.metrics])) for one in rows] + [
+        # Nodes judge the model they receive: the one that the round before theirs made.
+        everywhere = pooled(one.metrics for one in rows if not one.folded)
+        evaluations = [EvaluationRow(self._run, one.round - 1, one.node, pooled([one.metrics])) for one in rows] + [
             EvaluationRow(self._run, command.round - 1, "nodes", everywhere)
         ]
         if holdout is not None:
@@ -196,9 +213,12 @@ class Book:
         await self._write(self._store.close_round, row, rows, evaluations, tell=entries.closed(row, rows))
         self._closed = command.round
         self.counted |= command.accepted
+        for one in addresses:
+            del self._arrivals[one]
         return {
             "round": command.round,
             "answered": [self.names[one.node] for one in rows],
+            "late": {self.names[node]: command.round - task.round for node, task in command.late.items()},
             "cohort": command.cohort,
             "bytes": row.bytes,
             "seconds": row.seconds,

@@ -5,6 +5,7 @@ The same bodies in the same order give the same bits, whoever computes it: the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,21 +15,51 @@ from atoll.wire import Buffer, decode
 
 
 class Accepted(NamedTuple):
-    """An accepted update: whose, and how to get at its bytes."""
+    """An accepted update: whose, and how to get at its bytes.
+
+    One that is late by τ rounds started from another model than the round's: `started` is its digest.
+    """
 
     node: str
     body: Callable[[], Buffer]
+    late: int = 0
+    started: str = ""
 
 
 class _Bodies:
-    """Updates as a fold wants them: blocks of views into their bytes."""
+    """Updates as a fold wants them: blocks of views into their bytes; of late ones, made smaller."""
 
-    def __init__(self, ids: Sequence[str], updates: Sequence[Update], layouts: Layouts, reference: Groups | None = None) -> None:
+    def __init__(
+        self,
+        ids: Sequence[str],
+        updates: Sequence[Update],
+        layouts: Layouts,
+        reference: Groups | None = None,
+        late: Mapping[str, int] = {},
+    ) -> None:
         self.ids, self.layouts, self.reference = ids, layouts, reference
         self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
+        self._scales = {place: discount(late[node]) for place, node in enumerate(ids) if node in late}
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
-        return [flat[lo:hi] for flat in self._flats[group]]
+        block = [flat[lo:hi] for flat in self._flats[group]]
+        if self.layouts[group].total == "weighted":  # what is added up whole (counts) is no step to be shortened
+            for place, scale in self._scales.items():
+                block[place] = block[place] * block[place].dtype.type(scale)
+        return block
+
+
+def discount(late: int) -> float:
+    """Return what an update that is late by τ rounds is multiplied with: s(τ) = (1 + τ)^-1/2.
+
+    Its weight stays whole, so updates that are all late make a shorter step.
+
+    Source: Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation", section 3 and algorithm 1.
+
+    >>> discount(0), discount(3)
+    (1.0, 0.5)
+    """
+    return 1 / math.sqrt(1 + late)  # each step rounded the one right way: the same bits on every machine
 
 
 def close(
@@ -46,7 +77,7 @@ def close(
         algorithm: the plan's method.
         state: the state at the round's start.
         model_layouts: the layouts of the model's groups.
-        model: digest of the model that the nodes started from.
+        model: digest of the model that nodes were asked with in this round.
         accepted: the updates that count, in fold order.
         registered: how many nodes belong to the run.
         reference: the server's own update, where the method has it train too.
@@ -55,8 +86,9 @@ def close(
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
     """
     layouts = algorithm.updates(model_layouts)
-    updates = {one.node: decode(one.body(), layouts, model) for one in accepted}
-    return step(algorithm, state, layouts, updates, registered, reference)
+    updates = {one.node: decode(one.body(), layouts, one.started or model) for one in accepted}
+    late = {one.node: one.late for one in accepted if one.late}
+    return step(algorithm, state, layouts, updates, registered, reference, late)
 
 
 def step(
@@ -66,7 +98,11 @@ def step(
     updates: Mapping[str, Update],
     registered: int,
     reference: Groups | None = None,
+    late: Mapping[str, int] = {},
 ) -> State:
-    """Return the next state from updates as they are once read: node → update, in fold order; see `close`."""
-    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference)
+    """Return the next state from updates as they are once read: node → update, in fold order; see `close`.
+
+    `late` says by how many rounds those are late that are.
+    """
+    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, late)
     return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates.values()], registered))

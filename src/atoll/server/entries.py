@@ -28,9 +28,9 @@ def revoked(node: str) -> Entry:
     return {"what": "revoked", "node": node}
 
 
-def opened(round_: int, attempt: int, cohort: Sequence[str]) -> Entry:
-    """A try of a round begins with these nodes."""
-    return {"what": "opened", "round": round_, "attempt": attempt, "cohort": list(cohort)}
+def opened(facts: Mapping[str, Any]) -> Entry:
+    """A try of a round begins: see `RunRow.opened`."""
+    return {"what": "opened", **facts}
 
 
 def refused(row: UpdateRow) -> Entry:
@@ -42,9 +42,12 @@ def refused(row: UpdateRow) -> Entry:
 
 
 def closed(row: RoundRow, updates: Sequence[UpdateRow]) -> Entry:
-    """A round is closed: what was folded, in that order, and what came of it; `rows` stands for all else that is stored of it."""
+    """A round is closed: what was folded, in that order, and what came of it; `rows` stands for all else that is stored of it.
+
+    Of an update that is for an earlier round, that and its attempt are told as well.
+    """
     facts = {"round": row.round, "attempt": row.attempt, "model": row.model, "state": row.state}
-    accepted = [[one.node, one.digest] for one in updates]
+    accepted = [[one.node, one.digest, *((one.round, one.attempt) if one.folded else ())] for one in updates]
     return {"what": "closed", **facts, "accepted": accepted, "rows": rows_digest(row, updates)}
 
 
@@ -60,7 +63,8 @@ def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
 
 def _facts(row: RoundRow | UpdateRow) -> dict[str, Any]:
     """A row without the columns that older records don't know, where these say nothing."""
-    return {name: value for name, value in vars(row).items() if value or name not in ("norm", "offence", "reference")}
+    unknown = ("norm", "offence", "reference", "folded")
+    return {name: value for name, value in vars(row).items() if value or name not in unknown}
 
 
 def _plain(value: Any) -> Any:

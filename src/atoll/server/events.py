@@ -13,6 +13,18 @@ from atoll.wire import Address
 Outcome = Literal["completed", "gave_up", "stopped"]
 
 
+class Task(NamedTuple):
+    """What a node is asked for: an update for a try of a round, made from this model, by this time.
+
+    It belongs to the node, with a deadline of its own: rounds may close meanwhile.
+    """
+
+    round: int
+    attempt: int
+    model: str
+    until: float
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened, at a time in seconds."""
@@ -105,7 +117,10 @@ class Stop(Event):
 
 @dataclass(frozen=True)
 class Train:
-    """Tell these nodes to train; `again` where they were asked before and lost."""
+    """Tell these nodes to train; `again` where they were asked before and lost.
+
+    Else a round opens, and `late` are the nodes that still work for an earlier one.
+    """
 
     nodes: tuple[str, ...]
     round: int
@@ -113,6 +128,7 @@ class Train:
     model: str
     seconds: float
     again: bool = False
+    late: Mapping[str, Task] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,13 +146,21 @@ class Judge:
 
 @dataclass(frozen=True)
 class Close:
-    """Fold these updates, in this order: node → digest; of a cohort of so many nodes, in a run that so many belong to."""
+    """Fold these updates, in this order: node → digest; of a cohort of so many nodes, in a run that so many belong to.
+
+    `late` are the tasks of those that are for an earlier round.
+    """
 
     round: int
     attempt: int
     accepted: Mapping[str, str]
     cohort: int
     registered: int
+    late: Mapping[str, Task] = field(default_factory=dict)
+
+    def address(self, run: str, node: str) -> Address:
+        """Return what a node's update is addressed by."""
+        return Address(run, *(self.late[node][:2] if node in self.late else (self.round, self.attempt)), node)
 
 
 @dataclass(frozen=True)
@@ -171,7 +195,8 @@ class Past(NamedTuple):
 
     Args:
         closed: how many rounds are.
-        attempt, cohort: of the next round, as far as it had begun.
+        attempt: of the next round.
+        tasks: node → what it was asked for and hasn't given yet; where one is of the next round, that had begun.
         names: every node that ever joined: id → name.
         model: digest of the newest global model.
         course: how models have done.
@@ -181,7 +206,7 @@ class Past(NamedTuple):
 
     closed: int
     attempt: int
-    cohort: tuple[str, ...]
+    tasks: Mapping[str, Task]
     names: Mapping[str, str]
     model: str
     course: Course

@@ -33,9 +33,10 @@ def open_log(
         return EmbeddedLog(directory, run, limit, room)
     from atoll.logs.kafka import KafkaReader  # an optional part
 
-    start, closed = (left.row.log_start, left.past.closed) if left else (None, 0)
+    start = left.row.log_start if left else None
+    over = (left.past.closed, left.open) if left else (0, ())
     topic, apart = plan.log.topic, plan.log.apart
-    reader = KafkaReader(plan.log.kafka, topic, run, directory, limit, start, closed, access=access, apart=apart)
+    reader = KafkaReader(plan.log.kafka, topic, run, directory, limit, start, over, access=access, apart=apart)
     for node in left.past.names if left else ():
         reader.follow(node)
     return reader

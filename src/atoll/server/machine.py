@@ -3,7 +3,11 @@
 Enters: events, each with `now` in seconds. Leaves: a new frozen state, and the commands that follow
 from it. `TABLE` says what each phase makes of each event; deployment and simulation drive the same one.
 
-    WAITING ─ minimum there ─▶ TRAINING ─ all, quorum + grace, or deadline ─▶ CLOSING ─▶ TRAINING … ─▶ ENDING ─▶ ENDED
+    WAITING ─ minimum there ─▶ TRAINING ─ all, quorum + grace or buffer, or deadline ─▶ CLOSING ─▶ TRAINING … ─▶ ENDING ─▶ ENDED
+
+A task belongs to its node. A round that closes without a node leaves it at work until its own deadline: it isn't asked for
+anything else, and its update counts in the round that is open when it comes, with what it is late by. One engine runs
+synchronous plans and buffered ones; they differ in how many updates a round needs.
 
 A round that ends with fewer updates than the minimum is tried again, a few times; then the run gives up.
 Every wait has a deadline: `Wake` asks for the next `Tick`, and `waiting_for` tells a person what is waited for.
@@ -38,6 +42,7 @@ from atoll.server.events import (
     Refused,
     Revoked,
     Stop,
+    Task,
     Tick,
     Train,
     Wake,
@@ -50,30 +55,39 @@ ATTEMPTS = 3
 FAREWELL = 10.0
 """How long the server waits, in seconds, for nodes to take the final model; one that was just lost may come back for it."""
 
-
 Result = tuple[State, tuple[Command, ...]]
 
 
-def begin(run: str, plan: Plan, model: str, now: float) -> Result:
-    """Return the first state of a run, which waits for nodes, and its first commands."""
+def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True) -> Result:
+    """Return the first state of a run, which waits for nodes, and its first commands.
+
+    Args:
+        run: its id.
+        plan: what everyone agreed to.
+        model: digest of the initial model.
+        now: in seconds.
+        late: whether the plan's algorithm can fold an update that missed its round.
+    """
     until = now + plan.cohort.deadline
     agreed = plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, plan.checks
-    return State(run, *agreed, model, until), (Wake(until),)
+    return State(run, *agreed, model, until, late), (Wake(until),)
 
 
-def resume(run: str, plan: Plan, past: Past, now: float) -> Result:
+def resume(run: str, plan: Plan, past: Past, now: float, *, late: bool = True) -> Result:
     """Return the state of a run that another server left, and its first commands.
 
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
     """
-    state, commands = begin(run, plan, past.model, now)
+    state, commands = begin(run, plan, past.model, now, late=late)
     known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct}
     done = replace(state, **known, round=min(past.closed + 1, state.rounds))
     over = past.course.over(plan.stopping) or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
         return _farewell(done, "completed", over, now, past.answered)
-    phase = Phase.TRAINING if past.cohort else Phase.WAITING
-    return replace(done, phase=phase, attempt=past.attempt, cohort=past.cohort, asked=frozenset(past.cohort)), commands
+    asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
+    tasks = {node: task._replace(until=state.until) for node, task in past.tasks.items() if late or node in asked}
+    done = replace(done, attempt=past.attempt, tasks=tasks)
+    return replace(done, phase=Phase.TRAINING, cohort=_by_name(done, tasks), asked=asked) if asked else done, commands
 
 
 def transition(state: State, event: Event) -> Result:
@@ -81,26 +95,24 @@ def transition(state: State, event: Event) -> Result:
     return TABLE.get((state.phase, type(event)), _ignored)(state, event)
 
 
-def _joined(state: State, event: Joined) -> State:
-    return replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
+def _joined(state: State, event: Joined) -> Result:
+    """A node that was asked and lost is asked again for the same."""
+    state = replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
+    back = [node for node in _by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
+    tasks = dict.fromkeys(state.tasks[node] for node in back)
+    return state, tuple(
+        _train(task, tuple(node for node in back if state.tasks[node] == task), event.now, again=True) for task in tasks
+    )
 
 
 def _join_waiting(state: State, event: Joined) -> Result:
-    return _start_if_enough(_joined(state, event), event.now)
-
-
-def _join_training(state: State, event: Joined) -> Result:
-    """A node that was asked and lost is asked again; a late one waits for the next round."""
-    again = tuple(node for node in state.conduct.welcome(state.missing, state.round) if node in event.nodes)
-    return _joined(state, event), (replace(_train(state, again, event.now), again=True),) if again else ()
-
-
-def _join_closing(state: State, event: Joined) -> Result:
-    return _joined(state, event), ()
+    state, again = _joined(state, event)
+    state, commands = _start_if_enough(state, event.now)
+    return state, (*again, *commands)
 
 
 def _join_ending(state: State, event: Joined) -> Result:
-    state = _joined(state, event)
+    state, _ = _joined(state, event)
     return replace(state, leaving=state.leaving | event.nodes.keys()), (_end(state, tuple(event.nodes)),)
 
 
@@ -109,17 +121,25 @@ def _lost(state: State, event: Lost) -> Result:
 
 
 def _revoked(state: State, event: Revoked) -> Result:
-    """Nobody waits for the node any longer; what it sent in the open round doesn't count after all."""
+    """Nobody waits for the node any longer; what it sent and isn't in a model yet doesn't count after all."""
     node, why = event.node, "the node was revoked"
     state = replace(state, present=state.present - {node}, leaving=state.leaving - {node})
     if state.phase is Phase.ENDING and not state.leaving:
         return _finish(state)
-    if state.phase is not Phase.TRAINING or node not in state.cohort:
+    if node not in state.tasks or node in state.closing:
         return state, ()
     dropped = (Judge(_address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
-    state = replace(state, answers={**state.answers, node: None}, declines={**state.declines, node: why})
-    settled, commands = _settle(state, event.now)
-    return settled, (*dropped, *commands)
+    state, commands = _without(state, node, why, event.now)
+    return state, (*dropped, *commands)
+
+
+def _without(state: State, node: str, why: str, now: float) -> Result:
+    """Go on without what a node was asked for."""
+    if state.phase is Phase.TRAINING:
+        declines = {**state.declines, node: why}
+        return _settle(replace(state, answers={**state.answers, node: None}, declines=declines), now)
+    answers = {one: digest for one, digest in state.answers.items() if one != node}
+    return replace(state, answers=answers, tasks={one: task for one, task in state.tasks.items() if one != node}), ()
 
 
 def _left(state: State, event: Left) -> Result:
@@ -131,18 +151,20 @@ def _appended(state: State, event: Appended) -> Result:
     if reason := admits(state, event.address):
         return state, (Judge(event.address, event.digest, False, reason),)
     node = event.address.node
-    if node in state.answers:
-        if state.answers[node] == event.digest:
+    if state.answered(node):
+        if event.digest in (state.answers.get(node), state.closing.get(node)):
             return state, ()  # the same update again: it is in already
         return state, (Judge(event.address, event.digest, False, "the node has already answered in this round"),)
     if reason := offences.too_long(state.conduct, state.checks, event.norm):
         return _offended(state, event, reason, event.norm)
-    norms = {**state.norms, node: event.norm}
-    return _settle(replace(state, answers={**state.answers, node: event.digest}, norms=norms), event.now)
+    state = replace(state, answers={**state.answers, node: event.digest}, norms={**state.norms, node: event.norm})
+    if state.phase is Phase.TRAINING:
+        return _settle(state, event.now)
+    return _start_if_enough(state, event.now) if state.phase is Phase.WAITING else (state, ())
 
 
 def _refused(state: State, event: Refused) -> Result:
-    if admits(state, event.address) or event.address.node in state.answers:
+    if admits(state, event.address) or state.answered(event.address.node):
         return _appended(state, Appended(event.now, event.address, event.digest))  # whatever it holds, it doesn't count
     return _offended(state, event, event.reason, None)
 
@@ -154,55 +176,74 @@ def _offended(state: State, event: Appended | Refused, reason: str, norm: float 
     if conduct.held_out(node, state.round):
         reason += f"; after {state.checks.offences} such updates the node is held out until round {conduct.until[node]} is over"
     judge = Judge(event.address, event.digest, False, reason, event.size, norm, offence=True)
-    answers, declines = {**state.answers, node: None}, {**state.declines, node: reason}
-    settled, commands = _settle(replace(state, conduct=conduct, answers=answers, declines=declines), event.now)
-    return settled, (judge, *commands)
-
-
-def _appended_elsewhen(state: State, event: Appended | Refused) -> Result:
-    if state.phase is Phase.CLOSING and state.answers.get(event.address.node) == event.digest:
-        return state, ()
-    return state, (Judge(event.address, event.digest, False, admits(state, event.address) or "no round is open"),)
+    state, commands = _without(replace(state, conduct=conduct), node, reason, event.now)
+    return state, (judge, *commands)
 
 
 def _declined(state: State, event: Declined) -> Result:
     node = event.address.node
-    if admits(state, event.address) or node in state.answers:
+    if admits(state, event.address) or state.answered(node):
         return state, ()
-    declines = {**state.declines, node: event.reason}
-    return _settle(replace(state, answers={**state.answers, node: None}, declines=declines), event.now)
+    return _without(state, node, event.reason, event.now)
 
 
 def _tick_waiting(state: State, event: Tick) -> Result:
     if event.now < state.until:
-        return state, ()
+        return _expire(state, event.now), ()
     return _farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
 
 
 def _tick_training(state: State, event: Tick) -> Result:
-    return _settle(state, event.now)
+    return _settle(_expire(state, event.now), event.now)
+
+
+def _tick_closing(state: State, event: Tick) -> Result:
+    return _expire(state, event.now), ()
 
 
 def _tick_ending(state: State, event: Tick) -> Result:
     return _finish(state) if event.now >= state.until else (state, ())
 
 
+def _expire(state: State, now: float) -> State:
+    """Wait no longer for what was asked before the open round and is past its deadline: these nodes can be asked anew."""
+    kept = state.asked if state.phase is Phase.TRAINING else frozenset[str]()
+    gone = {node for node, task in state.tasks.items() if task.until <= now and state.busy(node) and node not in kept}
+    if not gone:
+        return state
+    tasks = {node: task for node, task in state.tasks.items() if node not in gone}
+    return replace(state, tasks=tasks, cohort=tuple(node for node in state.cohort if node not in gone))
+
+
 def _settle(state: State, now: float) -> Result:
-    """Close the open round if it is over: all have answered, quorum + grace, or the deadline."""
+    """Close the open round if it is over: all have answered, the buffer is full, quorum + grace, or the deadline."""
     count = len(state.answers) - len(state.declines)  # told apart node by node only at the end: cohorts are large
     if len(state.answers) == len(state.cohort) or now >= state.until:
-        return _close(state) if count >= state.rules.minimum else _again(state, now)
+        return _close(state, now) if count >= state.rules.minimum else _again(state, now)
     if count < state.needed:
         return state, ()
+    if state.rules.buffer or _late_only(state):
+        return _close(state, now)
     if state.enough is None:
         state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))
-        return (state, (Wake(state.until),)) if now < state.until else _close(state)
+        return (state, (Wake(state.until),)) if now < state.until else _close(state, now)
     return state, ()
 
 
-def _close(state: State) -> Result:
-    command = Close(state.round, state.attempt, state.accepted, len(state.cohort), len(state.names))
-    return replace(state, phase=Phase.CLOSING), (command,)
+def _late_only(state: State) -> bool:
+    """Say whether only nodes are missing that are late already: for them there is no grace."""
+    late = len(state.cohort) - len(state.asked)
+    return len(state.cohort) - len(state.answers) <= late and state.asked.isdisjoint(state.missing)
+
+
+def _close(state: State, now: float) -> Result:
+    """Make a model of what is in. Who isn't done goes on until its own deadline, and counts in a later round."""
+    accepted = dict(state.accepted)
+    late = {node: state.tasks[node] for node in accepted if node not in state.asked}
+    command = Close(state.round, state.attempt, accepted, len(state.cohort), len(state.names), late)
+    goes_on = {node for node in state.missing if state.late and state.tasks[node].until > now}
+    tasks = {node: task for node, task in state.tasks.items() if node in accepted or node in goes_on}
+    return replace(state, phase=Phase.CLOSING, closing=accepted, answers={}, declines={}, tasks=tasks), (command,)
 
 
 def _again(state: State, now: float) -> Result:
@@ -212,35 +253,38 @@ def _again(state: State, now: float) -> Result:
         f"round {state.round} attempt {state.attempt}: {len(state.accepted)} of at least {state.rules.minimum} "
         f"updates came{f' ({said})' if said else ''}"
     )
-    last = state.attempt >= ATTEMPTS
-    dropped = _drop(state, reason if last else f"{reason}; the round is tried again")
-    if last:
-        ended, commands = _farewell(state, "gave_up", reason, now)
-        return ended, (*dropped, *commands)
+    if state.attempt >= ATTEMPTS:
+        return _farewell(state, "gave_up", reason, now)
+    dropped = _drop(state, f"{reason}; the round is tried again")
     waiting = replace(_rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
     started, commands = _start_if_enough(waiting, now)
     return started, (*dropped, *commands, *(() if started.phase is Phase.TRAINING else (Wake(waiting.until),)))
 
 
 def _address(state: State, node: str) -> Address:
-    return Address(state.run, state.round, state.attempt, node)
+    return Address(state.run, *state.tasks[node][:2], node)
 
 
 def _rest(state: State) -> State:
-    return replace(state, cohort=(), asked=frozenset(), answers={}, norms={}, declines={}, enough=None)
+    """Nobody is asked for anything, and nothing has come."""
+    return replace(state, cohort=(), asked=frozenset(), tasks={}, answers={}, norms={}, closing={}, declines={}, enough=None)
 
 
 def _closed(state: State, event: Closed) -> Result:
-    verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.accepted.items())
+    verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.closing.items())
     course = state.course.after(state.stopping, event.judged)
-    norms = [norm for node in state.accepted if (norm := state.norms.get(node)) is not None]
-    done = replace(_rest(state), model=event.model, attempt=1, course=course, conduct=state.conduct.closed(norms))
+    open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
+    norms = [norm for node in state.closing if (norm := state.norms.get(node)) is not None]
+    conduct = state.conduct.closed(norms)
+    done = replace(_rest(state), model=event.model, attempt=1, course=course, conduct=conduct)
+    coming = {node: norm for node, norm in state.norms.items() if node in state.answers}
+    done = replace(done, tasks=open_, answers=state.answers, norms=coming)
     if state.outcome:  # somebody asked to stop while the round was closing
-        ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.accepted)
+        ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.closing)
     elif state.round >= state.rounds:
-        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.accepted)
+        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.closing)
     elif early := course.over(state.stopping):
-        ended, commands = _farewell(done, "completed", early, event.now, state.accepted)
+        ended, commands = _farewell(done, "completed", early, event.now, state.closing)
     else:
         until = event.now + state.rules.deadline
         ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
@@ -249,18 +293,33 @@ def _closed(state: State, event: Closed) -> Result:
 
 
 def _start_if_enough(state: State, now: float) -> Result:
-    welcome = state.conduct.welcome(state.present, state.round)
-    if len(welcome) < (state.rules.cycle or state.rules.minimum):
+    """Open the next round where enough nodes are here, at work or not, or have answered for it already."""
+    state = _expire(state, now)
+    there = state.conduct.welcome(state.present, state.round) | state.answers.keys()
+    if len(there) < (state.rules.cycle or state.rules.minimum):
         return state, ()
-    if state.rules.cycle:
-        drawn = [_next(state, welcome)]
-    else:
-        asked = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
-        drawn = sorted(welcome, key=lambda node: _lot(state, node))[:asked]
-    cohort = tuple(sorted(drawn, key=lambda node: (state.names[node], node)))
     until = now + state.rules.deadline
-    state = replace(_rest(state), phase=Phase.TRAINING, cohort=cohort, asked=frozenset(cohort), until=until)
-    return state, (_train(state, cohort, now), Wake(until))
+    task = Task(state.round, state.attempt, state.model, until)
+    drawn = _draw(state)
+    asked = replace(_train(task, _by_name(state, drawn), now), late=state.tasks)
+    tasks = {**state.tasks, **dict.fromkeys(drawn, task)}
+    cohort = _by_name(state, tasks)
+    state = replace(state, phase=Phase.TRAINING, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None)
+    settled, commands = _settle(state, now)  # those that are late may be enough by themselves
+    return settled, (asked, Wake(until), *commands)
+
+
+def _draw(state: State) -> Iterable[str]:
+    """Draw who is asked, so that the plan's part of the present nodes is at work; nobody where the buffer is full already."""
+    if state.rules.buffer and len(state.answers) >= state.rules.buffer:
+        return ()
+    welcome = state.conduct.welcome(state.present, state.round)
+    if state.rules.cycle:
+        return [_next(state, welcome)]
+    idle = welcome - state.tasks.keys()
+    wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
+    asked = max(0, wanted - len(welcome - idle))
+    return sorted(idle, key=lambda node: _lot(state, node))[:asked]
 
 
 def _lot(state: State, node: str) -> bytes:
@@ -276,8 +335,12 @@ def _next(state: State, welcome: Iterable[str]) -> str:
     return names[order[(turn + state.attempt - 1) % len(order)]]
 
 
-def _train(state: State, nodes: tuple[str, ...], now: float) -> Train:
-    return Train(nodes, state.round, state.attempt, state.model, max(0.0, state.until - now))
+def _by_name(state: State, nodes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(nodes, key=lambda node: (state.names[node], node)))
+
+
+def _train(task: Task, nodes: tuple[str, ...], now: float, *, again: bool = False) -> Train:
+    return Train(nodes, task.round, task.attempt, task.model, max(0.0, task.until - now), again)
 
 
 def _end(state: State, nodes: tuple[str, ...]) -> End:
@@ -285,8 +348,7 @@ def _end(state: State, nodes: tuple[str, ...]) -> End:
 
 
 def _stop(state: State, event: Stop) -> Result:
-    ended, commands = _farewell(state, "stopped", event.reason, event.now)
-    return ended, (*_drop(state, event.reason), *commands)
+    return _farewell(state, "stopped", event.reason, event.now)
 
 
 def _stop_closing(state: State, event: Stop) -> Result:
@@ -294,23 +356,24 @@ def _stop_closing(state: State, event: Stop) -> Result:
 
 
 def _broken(state: State, event: Broken) -> Result:
-    ended, commands = _farewell(state, "gave_up", event.reason, event.now)
-    return ended, (*_drop(state, event.reason), *commands)
+    return _farewell(state, "gave_up", event.reason, event.now)
 
 
 def _drop(state: State, reason: str) -> tuple[Command, ...]:
     """Tell the nodes whose updates were in that they don't count after all."""
-    return tuple(Judge(_address(state, node), digest, False, reason) for node, digest in state.accepted.items())
+    came = {**state.closing, **state.answers}
+    return tuple(Judge(_address(state, node), digest, False, reason) for node, digest in came.items() if digest is not None)
 
 
 def _farewell(state: State, outcome: Outcome, reason: str, now: float, answered: Iterable[str] = ()) -> Result:
     """Say goodbye to who is here, and to who answered in the last round and is away just now."""
     until = now + FAREWELL
-    leaving = state.present | set(answered)
+    leaving, dropped = state.present | set(answered), _drop(state, reason)
     state = replace(_rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=leaving)
-    if not leaving:
-        return _finish(state)
-    return state, (_end(state, tuple(sorted(state.present))), Wake(until))
+    if leaving:
+        return state, (*dropped, _end(state, tuple(sorted(state.present))), Wake(until))
+    ended, commands = _finish(state)
+    return ended, (*dropped, *commands)
 
 
 def _finish(state: State) -> Result:
@@ -326,36 +389,25 @@ def _ignored(state: State, event: Event) -> Result:
 _W, _T, _C, _E, _X = Phase.WAITING, Phase.TRAINING, Phase.CLOSING, Phase.ENDING, Phase.ENDED
 TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_W, Joined): _join_waiting,
-    (_W, Lost): _lost,
-    (_W, Appended): _appended_elsewhen,
-    (_W, Refused): _appended_elsewhen,
     (_W, Broken): _broken,
     (_W, Tick): _tick_waiting,
     (_W, Stop): _stop,
-    (_T, Joined): _join_training,
-    (_T, Lost): _lost,
-    (_T, Appended): _appended,
-    (_T, Refused): _refused,
-    (_T, Declined): _declined,
+    (_T, Joined): _joined,
     (_T, Broken): _broken,
     (_T, Tick): _tick_training,
     (_T, Stop): _stop,
-    (_C, Joined): _join_closing,
-    (_C, Lost): _lost,
-    (_C, Appended): _appended_elsewhen,
-    (_C, Refused): _appended_elsewhen,
+    (_C, Joined): _joined,
     (_C, Closed): _closed,
     (_C, Broken): _broken,
+    (_C, Tick): _tick_closing,
     (_C, Stop): _stop_closing,
     (_E, Joined): _join_ending,
-    (_E, Lost): _lost,
-    (_E, Appended): _appended_elsewhen,
-    (_E, Refused): _appended_elsewhen,
     (_E, Left): _left,
     (_E, Tick): _tick_ending,
     (_X, Joined): _join_ending,
-    (_X, Lost): _lost,
-    (_X, Appended): _appended_elsewhen,
-    (_X, Refused): _appended_elsewhen,
+    **dict.fromkeys(((phase, Lost) for phase in Phase), _lost),
+    **dict.fromkeys(((phase, Appended) for phase in Phase), _appended),
+    **dict.fromkeys(((phase, Refused) for phase in Phase), _refused),
+    **dict.fromkeys(((phase, Declined) for phase in (_W, _T, _C)), _declined),
     **dict.fromkeys(((phase, Revoked) for phase in Phase), _revoked),
 }

@@ -75,19 +75,26 @@ async def replay(
     for one in store.nodes(run.run):
         await asyncio.to_thread(log.follow, one.node)
     updates = [one for one in store.updates(run.run) if one.status == "accepted"]
+    late = [one for one in updates if one.folded]
     model, seen, records = run.initial, dict[tuple[Address, str], Record](), log.records()
+    models = {1: model}  # round → the model that nodes were asked with
     try:
         for row in store.rounds(run.run):
-            wanted = [(address_of(one), one.digest) for one in updates if one.round == row.round]
+            mine = [one for one in updates if one.counted == row.round]
+            wanted = [(address_of(one), one.digest) for one in mine]
             while missing := [key for key in wanted if key not in seen]:
                 if (record := await _next(records)) is None:
                     raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")
                 seen[record.envelope.address, record.envelope.digest] = record
-            accepted = [Accepted(address.node, partial(_body, log, seen.pop((address, digest)))) for address, digest in wanted]
+            accepted = [
+                Accepted(one.node, partial(_body, log, seen.pop(key)), row.round - one.round, models[one.round])
+                for one, key in zip(mine, wanted, strict=True)
+            ]
             own = _trained(directory, row, algorithm.updates(learner.layouts))
             state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered, own)
-            model = digest_of(pack(algorithm.brief(state)))
-            await asyncio.to_thread(log.forget, row.round)
+            model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
+            later = {address_of(one) for one in late if one.round <= row.round < one.counted}
+            await asyncio.to_thread(log.forget, row.round, later)
             yield Replayed(row.round, len(accepted), row.model, model)
             if model != row.model:
                 return

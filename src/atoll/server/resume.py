@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from atoll.chain import Link, read
 from atoll.errors import StoreError
 from atoll.keys import Identity
 from atoll.learner import summary
 from atoll.plan import Plan
-from atoll.server.events import Past
+from atoll.server.events import Past, Task
 from atoll.server.offences import Conduct
 from atoll.stopping import Course
 from atoll.store import RunRow, UpdateRow
@@ -34,6 +34,7 @@ class Unfinished(NamedTuple):
         accepted: the updates that made it.
         counted: node → the digest of its last update that became part of a model.
         refused: those that were found not to count.
+        open: the updates that were asked for in rounds that are closed, and may come yet.
         last: the newest entry of its record.
     """
 
@@ -43,6 +44,7 @@ class Unfinished(NamedTuple):
     accepted: tuple[UpdateRow, ...]
     counted: Mapping[str, str]
     refused: frozenset[tuple[Address, str]]
+    open: frozenset[Address]
     last: Link | None
 
 
@@ -64,28 +66,48 @@ def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:
     rounds = store.rounds(row.run)
     closed, model, state = (rounds[-1].round, rounds[-1].model, rounds[-1].state) if rounds else (0, row.initial, None)
     updates = store.updates(row.run)
-    accepted = tuple(one for one in updates if one.status == "accepted" and one.round == closed)
+    accepted = tuple(one for one in updates if one.status == "accepted" and one.counted == closed)
     refused = frozenset((address_of(one), one.digest) for one in updates if one.status != "accepted")
     opened = row.opened or {}
-    begun = opened if opened.get("round") == closed + 1 else {}
+    decided = {address_of(one) for one in updates if one.status == "accepted" or one.round <= closed}
+    tasks = still_open(row.run, opened, [row.initial, *(one.model for one in rounds)], decided)
     past = Past(
         closed=closed,
-        attempt=begun.get("attempt", 1),
-        cohort=tuple(begun.get("cohort", ())),
+        attempt=opened.get("attempt", 1) if opened.get("round") == closed + 1 else 1,
+        tasks=tasks,
         names={one.node: one.name for one in store.nodes(row.run)},
         model=model,
         course=_course(store, plan, row.run, closed),
         answered=tuple(one.node for one in accepted),
         conduct=conduct_of(plan, updates),
     )
+    late = frozenset(Address(row.run, *task[:2], node) for node, task in tasks.items() if task.round <= closed)
     counted = {one.node: one.digest for one in updates if one.status == "accepted"}  # they come by round
-    return Unfinished(row, past, state or row.initial, accepted, counted, refused, links[-1] if links else None)
+    return Unfinished(row, past, state or row.initial, accepted, counted, refused, late, links[-1] if links else None)
+
+
+def still_open(run: str, opened: Mapping[str, Any], models: Sequence[str], decided: Collection[Address]) -> dict[str, Task]:
+    """Return what nodes were asked for and are still to give: node → task.
+
+    Args:
+        run: which run.
+        opened: the round that was last begun, as the store has it.
+        models: the initial one, and those of the closed rounds.
+        decided: updates that count, and of closed rounds those that were refused or declined.
+    """
+    asked = dict.fromkeys(opened.get("cohort", ()), (opened.get("round", 0), opened.get("attempt", 0)))
+    asked |= {node: (round_, attempt) for node, (round_, attempt) in opened.get("late", {}).items()}
+    return {
+        node: Task(round_, attempt, models[round_ - 1], 0.0)
+        for node, (round_, attempt) in asked.items()
+        if Address(run, round_, attempt, node) not in decided
+    }
 
 
 def conduct_of(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:
     """How nodes behaved, as the server that left saw it: the rounds' norms, and every offence in its turn."""
     conduct = Conduct()
-    for _, mine in itertools.groupby(updates, lambda one: one.round):
+    for _, mine in itertools.groupby(updates, lambda one: one.counted):
         norms = []
         for one in mine:
             if one.offence:

@@ -100,10 +100,14 @@ def _named(store: SqlStore, row: RunRow) -> set[str]:
 
 
 def _ends(store: SqlStore, row: RunRow) -> set[str]:
-    """The models of a run that people ask for, the state that it goes on from, and what a replay can't make again."""
+    """The models that people ask for, or nodes at work; the state that it goes on from; what a replay can't make again."""
     found, rounds = store.history(row.run), store.rounds(row.run)
+    opened = (row.outcome != "completed" and row.opened) or {}
+    asked = {opened.get("round"), *(round_ for round_, _ in opened.get("late", {}).values())}
+    started = (one.model for one in rounds if one.round + 1 in asked)
     trained = (one.reference for one in rounds)
-    return {row.initial, *(one.state for one in rounds[-1:]), *filter(None, (found["best"], found["last"], *trained))}
+    last = (one.state for one in rounds[-1:])
+    return {row.initial, *started, *last, *filter(None, (found["best"], found["last"], *trained))}
 
 
 class Quota:

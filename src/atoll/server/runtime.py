@@ -8,7 +8,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from atoll.plan import Plan
 from atoll.server import acting, events, http, machine, page, quarantine, uploads, web
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
-from atoll.server.close import Accepted, close
+from atoll.server.close import close
 from atoll.server.door import Door
 from atoll.server.log import open_log
 from atoll.server.resume import unfinished
@@ -166,10 +165,10 @@ class Server:
         """Do as `serve`, inside a running event loop."""
         now, model = self.drive.now(), self._kept[0]
         if self._left:
-            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now)
-            self.book.opens(self.drive.state.round, now)
+            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now, late=self.algorithm.late)
+            self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
         else:
-            self.drive.state, commands = machine.begin(self.run, self.plan, model, now)
+            self.drive.state, commands = machine.begin(self.run, self.plan, model, now, late=self.algorithm.late)
         # Who is still taking the final model has as long for it as a round may last.
         site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
@@ -243,7 +242,7 @@ class Server:
     async def decline(self, node: str, message: Decline) -> None:
         """Hear that a node gives nothing in this round."""
         address = Address(message.run, message.round, message.attempt, node)
-        if admits(self.drive.state, address) or node in self.drive.state.answers:
+        if admits(self.drive.state, address) or self.drive.state.answered(node):
             return  # said already, or of no round that is open: nothing to remember
         await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
@@ -260,8 +259,9 @@ class Server:
         """Read the log, verify each update on arrival, and hand it to the machine."""
         async for record in self.log.records():
             envelope = record.envelope
-            if self._left and envelope.address.round <= self._left.past.closed:
-                continue  # what counts, or doesn't, was decided
+            decided = self._left is not None and envelope.address.round <= self._left.past.closed
+            if decided and admits(self.drive.state, envelope.address):
+                continue  # in the other server's time; but a late one of then may count yet
             try:
                 envelope.verify()
                 if gone := self.door.refuses(envelope.address.node):
@@ -272,7 +272,8 @@ class Server:
             what, norm, self._at_hand = (envelope.address, envelope.digest, envelope.size), None, envelope
             if admits(self.drive.state, envelope.address) is None:
                 try:
-                    update, norm = await asyncio.to_thread(self._verify, record, self.drive.state.model)
+                    model = self.drive.state.tasks[envelope.address.node].model
+                    update, norm = await asyncio.to_thread(self._verify, record, model)
                 except (WireError, LayoutError) as error:  # so it was signed
                     await self.drive.happen(events.Refused(self.drive.now(), *what, str(error)))
                     continue
@@ -304,9 +305,9 @@ class Server:
             run=self.run, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
         if not command.again:
-            self.book.opens(command.round, self.drive.now())
+            self.book.opens(command.round, command.attempt, command.late.values(), self.drive.now())
             # Before anybody is asked: what comes back must find its round, even in another server.
-            await self.book.opened(command.round, command.attempt, command.nodes)
+            await self.book.opened(command.round, command.attempt, command.nodes, command.late)
         await self._tell_each(command.nodes, task)
 
     async def end_session(self, command: events.End) -> None:
@@ -354,8 +355,10 @@ class Server:
         try:
             made = await asyncio.to_thread(self.aggregate, command)
             judged = await asyncio.to_thread(self.evaluate)
+            run = self.drive.state
+            keep = {Address(self.run, *task[:2], node) for node, task in run.tasks.items() if node not in command.accepted}
             facts = await self.store_history(command, made, judged)
-            await asyncio.to_thread(self.log.forget, command.round)
+            await asyncio.to_thread(self.log.forget, command.round, keep)
             await asyncio.to_thread(self._make_room, command.registered)
         except Exception as error:  # the run can't go on without this model: say so, and end in order
             log.exception("round %d can't be closed", command.round)
@@ -366,8 +369,7 @@ class Server:
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
-        accepted = [Accepted(node, partial(self.log.body, self.book.envelope(node))) for node in command.accepted]
-        model = self.drive.state.model
+        accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
         own = algorithms.reference(self.plan, self.algorithm, self.learner, self.state, self.holdout, command.round)
         reference = self.models.put(own) if own else ""
         if own:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from atoll.plan import Checks, Cohort
-from atoll.server.events import Outcome
+from atoll.server.events import Outcome, Task
 from atoll.server.offences import Conduct
 from atoll.stopping import Course, Stopping
 from atoll.wire import Address
@@ -31,13 +31,18 @@ class State:
     Args:
         run: its id.
         rounds, seed, rules, stopping, checks: from the plan.
+        late: whether an update that missed its round counts in a later one.
         model: digest of the newest global model.
         round, attempt: the one that is open, or next to open.
         names: every node that ever joined: id → name.
         present: the nodes that are connected.
-        cohort: the nodes asked in the open round, in the order of their names; `asked` holds the same, to look them up.
-        answers: node → digest of its update, or None where it declined.
+        tasks: node → what it was asked for: until its update is in a model, it declines, or the task's own deadline.
+        cohort: the nodes at work in the open round, in the order of their names: those asked in it, and those that still
+            work for an earlier one.
+        asked: those of the cohort that were asked in this round.
+        answers: node → digest of its update, or None where it declined, for the open round or else the next.
         norms: node → how long its update is.
+        closing: the updates that are becoming a model just now, as `accepted` was.
         declines: why nodes declined, for people.
         until: when the present wait ends.
         enough: since when the quorum is there.
@@ -54,15 +59,18 @@ class State:
     checks: Checks
     model: str
     until: float
+    late: bool = True
     phase: Phase = Phase.WAITING
     round: int = 1
     attempt: int = 1
     names: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
+    tasks: Mapping[str, Task] = field(default_factory=dict)
     cohort: tuple[str, ...] = ()
     asked: frozenset[str] = frozenset()
     answers: Mapping[str, str | None] = field(default_factory=dict)
     norms: Mapping[str, float | None] = field(default_factory=dict)
+    closing: Mapping[str, str] = field(default_factory=dict)
     declines: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
     leaving: frozenset[str] = frozenset()
@@ -72,33 +80,44 @@ class State:
     reason: str = ""
 
     @property
-    def accepted(self) -> dict[str, str]:
+    def accepted(self) -> Mapping[str, str]:
         """The updates that are in, in the order of their nodes' names."""
+        if self.phase is Phase.CLOSING:
+            return self.closing
         return {node: digest for node in self.cohort if (digest := self.answers.get(node)) is not None}
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The asked nodes that have neither answered nor declined."""
-        return tuple(node for node in self.cohort if node not in self.answers)
+        """The nodes at work that have neither answered nor declined."""
+        return tuple(node for node in self.cohort if self.busy(node))
 
     @property
     def needed(self) -> int:
-        """How many updates of the cohort are a quorum."""
-        return max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
+        """How many updates close the round: as many as the buffer holds, or else a quorum of the nodes at work."""
+        return self.rules.buffer or max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
+
+    def busy(self, node: str) -> bool:
+        """Say whether a node still works for what it was asked."""
+        return node in self.tasks and not self.answered(node)
+
+    def answered(self, node: str) -> bool:
+        """Say whether a node's word on its task is in."""
+        return node in self.answers or node in self.closing
 
 
 def admits(state: State, address: Address) -> str | None:
     """Say why an update with this address can't count now, or None where it can."""
     if address.node not in state.names:
         return "the node never joined this run"
-    if (address.round, address.attempt) != (state.round, state.attempt) or state.phase is not Phase.TRAINING:
-        return (
-            f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
-            f"the run is {state.phase.value} in round {state.round} attempt {state.attempt}"
-        )
-    if address.node not in state.asked:
+    task = state.tasks.get(address.node)
+    if task and task[:2] == (address.round, address.attempt):
+        return None
+    if state.phase is Phase.TRAINING and (address.round, address.attempt) == (state.round, state.attempt):
         return f"the node was not asked in round {state.round}"
-    return None
+    return (
+        f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
+        f"the run is {state.phase.value} in round {state.round} attempt {state.attempt}"
+    )
 
 
 def waiting_for(state: State, now: float) -> str:
@@ -107,8 +126,9 @@ def waiting_for(state: State, now: float) -> str:
     if state.phase is Phase.WAITING:
         return f"round {state.round}: {here(state)}{left}"
     if state.phase is Phase.TRAINING:
-        who = ", ".join(state.names[node] + ("" if node in state.present else " (lost)") for node in state.missing[:5])
-        more = f" and {len(state.missing) - 5} more" if len(state.missing) > 5 else ""
+        missing = state.missing
+        who = ", ".join(_named(state, node) for node in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
     if state.phase is Phase.ENDING:
         return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
@@ -125,3 +145,9 @@ def here(state: State) -> str:
     held = [f"{state.names[node]} until round {state.conduct.until[node]} is over" for node in state.present - welcome]
     more = f"; held out for refused updates: {', '.join(sorted(held)[:3])}{' …' if len(held) > 3 else ''}" if held else ""
     return f"{len(welcome)} of at least {state.rules.minimum} nodes are here{more}"
+
+
+def _named(state: State, node: str) -> str:
+    lost = () if node in state.present else ("lost",)
+    notes = (*lost, *(() if node in state.asked else (f"since round {state.tasks[node].round}",)))
+    return state.names[node] + (f" ({', '.join(notes)})" if notes else "")

@@ -26,16 +26,17 @@ def status(
         arriving: node → bytes that are here of the update it is sending, and bytes expected.
         troubles: why the log can't be read at present, or None.
     """
-    asked = frozenset(run.cohort)
+    at_work = frozenset(run.cohort) | run.tasks.keys()
     waits = run.phase not in (Phase.CLOSING, Phase.ENDED)
     nodes = [
         {
             "node": node,
             "name": name,
             "connected": node in run.present,
-            "asked": node in asked,
-            "answered": node in run.answers,
-            **_doing(run, node, node in asked, lost, arriving),
+            "asked": node in at_work,
+            "answered": run.answered(node),
+            **({"round": task.round} if (task := run.tasks.get(node)) else {}),
+            **_doing(run, node, node in at_work, lost, arriving),
         }
         for node, name in sorted(run.names.items(), key=lambda item: item[1])
     ]
@@ -63,10 +64,10 @@ def _doing(
     """One word for what a node does, and the facts that go with it."""
     if node not in run.present:
         since = {"since": lost[node]} if node in lost else {}
-        return {"doing": "lost", "waited_for": asked and node not in run.answers, **since}
+        return {"doing": "lost", "waited_for": asked and not run.answered(node), **since}
     if node in run.declines:
         return {"doing": "declined", "reason": run.declines[node]}
-    if node in run.answers:
+    if run.answered(node):
         return {"doing": "answered"}
     if not asked and run.conduct.held_out(node, run.round):
         return {"doing": "held_out", "reason": f"its updates were refused; until round {run.conduct.until[node]} is over"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +33,8 @@ class Simulated:
     """What a simulated run gives.
 
     Args:
-        rounds: a mapping for each round: `round`, `answered`, `model`, `holdout` and `nodes` (figures), `bytes`.
+        rounds: a mapping for each round: `round`, `answered`, `late` (by how many rounds), `model`, `holdout` and `nodes`
+            (figures), `bytes`.
         model: the final model's groups.
         digest: the SHA-256 of its file.
         holdout: how the final model does on the holdout, as figures; empty without one.
@@ -53,7 +56,10 @@ class Simulated:
 
 @dataclass
 class _Run:
-    """A simulated federation in mid-run: the clock stands still, and every client answers at once."""
+    """A simulated federation in mid-run. For the machine the clock stands still: no deadline is ever over.
+
+    Who is the first to answer is told by `clock`, which counts training steps: a client with more rows takes longer.
+    """
 
     work: Work
     clients: Mapping[str, Data]
@@ -64,11 +70,14 @@ class _Run:
     judge_every: int = 1
     tamper: Tamper | None = None
     model: str = ""
+    clock: int = 0
+    coming: list[tuple[int, int, events.Event]] = field(default_factory=list)
     memories: dict[str, Memory] = field(default_factory=dict)
     drafts: dict[str, Memory] = field(default_factory=dict)
-    updates: Mapping[str, Update] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    turns: Iterator[int] = field(default_factory=itertools.count)
     reason: str = ""
 
     def train(self, command: events.Train) -> list[events.Event]:
@@ -76,20 +85,31 @@ class _Run:
         brief = self.work.algorithm.brief(self.state)
         clients = {name: (self.memories.get(name, {}), self.clients[name]) for name in command.nodes}
         answers = self.strategy.train(Job(brief, command.round, clients, self.due(command.round)))
-        happened: list[events.Event] = []
         updates: dict[str, Update] = {}
         for name in command.nodes:
             address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
             if isinstance(answer, LayoutError):
                 raise LayoutError(f"round {command.round}, {name}: {answer}")
             if isinstance(answer, AtollError):
-                happened.append(events.Declined(0.0, address, str(answer)))
+                self.later(name, command.round, events.Declined(0.0, address, str(answer)))
                 continue
             self.drafts[name], updates[name] = answer
-        self.updates = self.tamper(command.round, updates) if self.tamper and updates else updates
-        for name, update in self.updates.items():
-            happened.append(self.arrive(Address("simulated", command.round, command.attempt, name), update))
-        return happened
+        sent = self.tamper(command.round, updates) if self.tamper and updates else updates
+        self.updates.update(sent)
+        for name, update in sent.items():
+            self.later(name, command.round, self.arrive(Address("simulated", command.round, command.attempt, name), update))
+        return []
+
+    def later(self, name: str, round_: int, event: events.Event) -> None:
+        """Let something happen when a client is done with a round's training."""
+        plan = self.work.plan
+        steps = plan.training.pace(len(self.clients[name].train), round_, plan.plan.rounds).steps
+        heapq.heappush(self.coming, (self.clock + steps, next(self.turns), event))
+
+    def next(self) -> events.Event:
+        """Return what happens next."""
+        self.clock, _, event = heapq.heappop(self.coming)
+        return event
 
     def arrive(self, address: Address, update: Update) -> events.Event:
         """Take an update in, and check it as a server does; what it weighs on the wire is known without joining its bytes."""
@@ -106,19 +126,20 @@ class _Run:
 
     def close(self, command: events.Close) -> list[events.Event]:
         """Fold what came into the next model."""
-        accepted = {name: self.updates[name] for name in command.accepted}
+        accepted = {name: self.updates.pop(name) for name in command.accepted}
+        late = {name: command.round - task.round for name, task in command.late.items()}
         layouts = self.work.algorithm.updates(self.work.learner.layouts)
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own)
-        self.updates = {}
+        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late)
         self.model = digest_of(pack(self.work.algorithm.brief(self.state)))
         due = self.due(command.round)
         facts: dict[str, Any] = {
             "round": command.round,
             "answered": list(command.accepted),
             "model": self.model,
+            "late": late,
             "bytes": sum(self.sizes[name] for name in accepted),
-            "nodes": summary(pooled(update.metrics for update in accepted.values())) if due else {},
+            "nodes": summary(pooled(one.metrics for name, one in accepted.items() if name not in late)) if due else {},
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         self.rounds.append(facts)
@@ -237,10 +258,10 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     chosen = choose.strategy(strategy, work, work.algorithm.brief(state), data, workers, watch)
     run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper)
     run.model = digest_of(pack(work.algorithm.brief(state)))
-    server, commands = machine.begin("simulated", plan, run.model, 0.0)
+    server, commands = machine.begin("simulated", plan, run.model, 0.0, late=work.algorithm.late)
     waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
-    while waiting:
-        server, commands = machine.transition(server, waiting.popleft())
+    while waiting or run.coming:
+        server, commands = machine.transition(server, waiting.popleft() if waiting else run.next())
         for command in commands:
             waiting.extend(_ACTS[type(command)](run, command))
     judged = run.judge(holdout) if holdout else {}

@@ -19,7 +19,8 @@ Status = Literal["accepted", "rejected", "declined", "late"]
 class RunRow:
     """One execution of a plan; times are seconds since the epoch. `log_start` is where it begins in a log that runs share.
 
-    `opened` is the round that was last begun: `round`, `attempt` and `cohort`, a list of nodes.
+    `opened` is the round that was last begun: `round`, `attempt` and `cohort`, a list of nodes; and `late`, node → round and
+    attempt, where nodes were still at work for an earlier one.
     """
 
     run: str
@@ -73,7 +74,8 @@ class RoundRow:
 class UpdateRow:
     """What came, or didn't, from a node in a round; `place` is its place in the fold, `norm` as `vector.check` says.
 
-    An `offence` was refused for what the node itself put into it.
+    An `offence` was refused for what the node itself put into it. An update that missed its round has `folded`, the later
+    round whose model it became part of.
     """
 
     run: str
@@ -91,6 +93,12 @@ class UpdateRow:
     metrics: Metrics = field(default_factory=dict)
     norm: float | None = None
     offence: bool = False
+    folded: int | None = None
+
+    @property
+    def counted(self) -> int:
+        """The round that it counts in, or would have."""
+        return self.folded or self.round
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,10 @@ _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
     _fact("node"), _fact("status"), _fact("digest"), _fact("bytes", Integer), _fact("seconds", Float), _fact("weight", Float),
     _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON), _fact("norm", Float),
-    _fact("offence", Boolean),
+    _fact("offence", Boolean), _fact("folded", Integer),
 )  # fmt: skip
 Index("updates_by_round", _UPDATES.c.run, _UPDATES.c.round)
+Index("updates_by_fold", _UPDATES.c.run, _UPDATES.c.folded)
 _EVALUATIONS = _table("evaluations", _key("run"), _key("round", Integer), _key("place"), _fact("metrics", JSON))
 _RECORD = _table(
     "record", _key("run"), _key("number", Integer), _fact("entry", Text), _fact("head", String), _fact("signature", String)
@@ -110,9 +111,8 @@ class SqlStore:
         """Return the record of a run."""
         return [Link(**row) for row in self._read(select(_RECORD).where(_RECORD.c.run == run).order_by(_RECORD.c.number))]
 
-    def open_round(self, run: str, round_: int, attempt: int, cohort: Sequence[str], link: Link | None = None) -> None:
-        """Store that a round has begun, and that the run goes on."""
-        opened = {"round": round_, "attempt": attempt, "cohort": list(cohort)}
+    def open_round(self, run: str, opened: Mapping[str, Any], link: Link | None = None) -> None:
+        """Store that a round has begun, see `RunRow.opened`, and that the run goes on."""
         with self._base.begin() as base:
             going = {"opened": opened, "outcome": "running", "ended": None, "reason": ""}
             base.execute(update(_RUNS).where(_RUNS.c.run == run).values(**going))
@@ -192,15 +192,15 @@ class SqlStore:
         return [RoundRow(**row) for row in self._read(select(_ROUNDS).where(wanted).order_by(c.round))]
 
     def updates(self, run: str, round_: int | None = None, nodes: Collection[str] = ()) -> list[UpdateRow]:
-        """Return all that came from nodes: by round, accepted ones in the order of their fold; or some of it."""
+        """Return all that came from nodes: by the round it counts in, accepted ones in the order of their fold; or some of it."""
         c = _UPDATES.c
         wanted = c.run == run
         if round_ is not None:
-            wanted &= c.round == round_
+            wanted &= ((c.round == round_) & c.folded.is_(None)) | (c.folded == round_)
         if nodes:
             wanted &= c.node.in_(nodes)
         columns = [column for column in c if column.name != "id"]
-        rows = self._read(select(*columns).where(wanted).order_by(c.round, c.attempt, c.place, c.id))
+        rows = self._read(select(*columns).where(wanted).order_by(func.coalesce(c.folded, c.round), c.place, c.attempt, c.id))
         return [UpdateRow(**row) for row in rows]
 
     def refused(self, run: str, first: int, last: int, most: int) -> list[UpdateRow]:
@@ -209,6 +209,14 @@ class SqlStore:
         wanted = (c.run == run) & c.round.between(first, last) & (c.status != "accepted")
         columns = [column for column in c if column.name != "id"]
         return [UpdateRow(**row) for row in self._read(select(*columns).where(wanted).order_by(c.id.desc()).limit(most))]
+
+    def late(self, run: str, first: int, last: int) -> dict[int, int]:
+        """Return how many updates for earlier rounds count in each of some rounds; a round without any isn't there."""
+        c = _UPDATES.c
+        wanted = (c.run == run) & c.folded.between(first, last)
+        with self._base.begin() as base:
+            found = base.execute(select(c.folded, func.count()).where(wanted).group_by(c.folded))
+            return {row[0]: row[1] for row in found}
 
     def evaluations(self, run: str, first: int = 0, places: Collection[str] = (), last: int | None = None) -> list[EvaluationRow]:
         """Return how the models of a run did, by round; or only in some rounds, or in some places."""
@@ -257,7 +265,7 @@ class SqlStore:
         found = self.find(run)
         names = {row.node: row.name for row in self.nodes(found.run)}
         evaluations = self.evaluations(found.run)
-        came, judged = _by_round(self.updates(found.run)), _by_round(evaluations)
+        came, judged = _by(self.updates(found.run), "counted"), _by(evaluations, "round")
         rounds = [_told(row, names, came[row.round], judged[row.round]) for row in self.rounds(found.run)]
         facts = {key: value for key, value in asdict(found).items() if key != "plan"}
         start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
@@ -288,10 +296,10 @@ def _evaluate(base: Any, row: EvaluationRow) -> None:
     base.execute(insert(_EVALUATIONS).values(asdict(row)))
 
 
-def _by_round(rows: Iterable[R]) -> defaultdict[int, list[R]]:
+def _by(rows: Iterable[R], number: str) -> defaultdict[int, list[R]]:
     found: defaultdict[int, list[R]] = defaultdict(list)
     for row in rows:
-        found[row.round].append(row)
+        found[getattr(row, number)].append(row)
     return found
 
 
@@ -303,6 +311,7 @@ def _told(
     return {
         **{key: value for key, value in asdict(row).items() if key != "run"},
         "answered": [names.get(one.node, one.node) for one in mine if one.status == "accepted"],
+        "late": {names.get(one.node, one.node): one.counted - one.round for one in mine if one.folded},
         "refused": [
             {"name": names.get(one.node, one.node), "status": one.status, "reason": one.reason}
             for one in mine

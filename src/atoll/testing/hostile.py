@@ -56,7 +56,7 @@ class Hostile:
             self._rows[judge.address] = UpdateRow(*judge.address, "rejected", judge.digest, norm=judge.norm, offence=True)
             self.held += len(self._offences(judge.address.node)) % self._plan.checks.offences == 0
 
-    def closed(self, addresses: Mapping[Address, str]) -> None:
+    def closed(self, round_: int, addresses: Mapping[Address, str]) -> None:
         """The server stores a closed round."""
         for place, (address, digest) in enumerate(addresses.items()):
             norm = self._norms.get(digest, 1.0)
@@ -64,11 +64,11 @@ class Hostile:
             assert address not in self._rows, "what was refused counts"
             gone = self.revoked.get(address.node)
             assert gone is None or address.round <= gone + 1, "an update of a node that was revoked before counts"
-            self._rows[address] = UpdateRow(*address, "accepted", digest, place=place, norm=norm)
+            self._rows[address] = UpdateRow(*address, "accepted", digest, place=place, norm=norm, folded=round_)
 
     def conduct(self) -> Conduct:
         """Count again from what is stored, as a server does that takes up a run."""
-        rows = sorted(self._rows.values(), key=lambda row: (row.round, row.attempt, row.place))
+        rows = sorted(self._rows.values(), key=lambda row: (row.counted, row.place, row.attempt))
         return conduct_of(self._plan, rows)
 
     def asked(self, command: events.Train) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
 from atoll.node import machine as node_machine
 from atoll.plan import Plan
 from atoll.server import events
 from atoll.server import machine as server_machine
+from atoll.server.resume import still_open
 from atoll.server.state import State, admits, waiting_for
 from atoll.stopping import Course
 from atoll.testing.hostile import Hostile
@@ -31,13 +33,22 @@ RUN = "run"
 class _Store:
     """What the server has on disk: it outlives the server."""
 
-    model: str
+    models: list[str]
     names: dict[str, str] = field(default_factory=dict)
-    closed: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
-    opened: tuple[int, int, tuple[str, ...]] = (0, 1, ())
+    closed: list[events.Close] = field(default_factory=list)
+    opened: Mapping[str, Any] = field(default_factory=dict)
+    refused: set[Address] = field(default_factory=set)
+
+    @property
+    def model(self) -> str:
+        return self.models[-1]
+
+    def updates(self, closed: events.Close) -> list[tuple[Address, str]]:
+        """A round's accepted updates, as the store's rows have them."""
+        return [(closed.address(RUN, node), digest) for node, digest in closed.accepted.items()]
 
     def counted(self, node: str) -> str | None:
-        return next((accepted[node] for _, accepted in reversed(self.closed) if node in accepted), None)
+        return next((one.accepted[node] for one in reversed(self.closed) if node in one.accepted), None)
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Federation:
         faults: how unkind the world is.
         nodes: how many there are.
         hostile: how many of these are, see `atoll.testing.hostile`.
+        late: whether the algorithm can fold late updates.
         embedded: whether the log lives in the server, and goes and says no with it; else it is a broker's.
 
     Attributes:
@@ -83,16 +95,24 @@ class Federation:
     """
 
     def __init__(
-        self, plan: Plan, seed: int, faults: Faults, nodes: int = 5, *, embedded: bool = False, hostile: int = 0
+        self,
+        plan: Plan,
+        seed: int,
+        faults: Faults,
+        nodes: int = 5,
+        *,
+        embedded: bool = False,
+        hostile: int = 0,
+        late: bool = True,
     ) -> None:
-        self.plan, self.faults, self._embedded = plan, faults, embedded
+        self.plan, self.faults, self._embedded, self._late = plan, faults, embedded, late
         self.outcome: str | None = None
         self.log: dict[Address, str] = {}
         self._written: list[Address] = []
         self._world = world = World(seed)
         self._connections = itertools.count()
         self._log_away = False
-        self._store = _Store(_digest("initial"))
+        self._store = _Store([_digest("initial")])
         self._server = _Server()
         self._rate = world.clock(faults.drift)
         self._nodes = {f"n{k}": _Node(f"node-{k}", world.clock(faults.drift)) for k in range(nodes)}
@@ -116,6 +136,11 @@ class Federation:
         """How often nodes trained."""
         return sum(node.trained for node in self._nodes.values())
 
+    @property
+    def late(self) -> int:
+        """How many updates count in a later round than theirs."""
+        return sum(len(closed.late) for closed in self._store.closed)
+
     def run(self, longest: float) -> None:
         """Let things happen until the run and every node have ended.
 
@@ -131,17 +156,25 @@ class Federation:
         """Check what must hold at any time.
 
         Raises:
-            AssertionError: an update counts twice, or in another round than the log says; a round was closed with too few;
-                a node was told that its update counts when it doesn't.
+            AssertionError: an update counts twice, as of another round than the log says, or as made from another model than
+                its round's; a round was closed with too few; a replay gives other models; a node was told that its update
+                counts when it doesn't.
         """
-        counted = set[str]()
-        for round_, (attempt, accepted) in enumerate(self._store.closed, 1):
-            assert len(accepted) >= self.plan.cohort.minimum, "a round was closed with too few updates"
-            for key, digest in accepted.items():
-                there = self.log.get(Address(RUN, round_, attempt, key))
+        counted, newest, model = set[str](), dict[str, str](), self._store.models[0]
+        for round_, closed in enumerate(self._store.closed, 1):
+            assert len(closed.accepted) >= self.plan.cohort.minimum, "a round was closed with too few updates"
+            assert not closed.late or self._late, "what can't be folded late was"
+            for address, digest in self._store.updates(closed):
+                assert address.round <= round_, "an update counts before its round"
+                there = self.log.get(address)
                 assert there == digest, "what counts isn't what the log holds for that round"
+                made = _made(address, self._store.models[address.round - 1], newest.get(address.node))
+                assert digest == made, "it was made from another model than its round's, or without its node's last update"
                 assert digest not in counted, "an update counts twice"
                 counted.add(digest)
+                newest[address.node] = digest
+            model = _folded(model, round_, self._store.updates(closed))
+            assert model == self._store.models[round_], "a replay gives another model"
         for node in self._nodes.values():
             assert node.counted <= counted, "a node was told that its update counts, and it doesn't"
 
@@ -160,18 +193,20 @@ class Federation:
         server.since = len(store.closed)
         now = self._world.now / self._rate
         if server.life == 1:
-            server.state, commands = server_machine.begin(RUN, self.plan, store.model, now)
+            server.state, commands = server_machine.begin(RUN, self.plan, store.model, now, late=self._late)
         else:
             closed = len(store.closed)
-            attempt, accepted = store.closed[-1] if closed else (1, {})
-            begun = store.opened if store.opened[0] == closed + 1 else (closed + 1, 1, ())
+            accepted = store.updates(store.closed[-1]) if closed else []
+            decided = {address for one in store.closed for address, _ in store.updates(one)}
+            decided |= {address for address in store.refused if address.round <= closed}
             past = events.Past(
-                closed=closed, attempt=begun[1], cohort=begun[2], names=dict(store.names), model=store.model,
-                course=Course(), answered=tuple(accepted), conduct=self.hostile.conduct(),
+                closed=closed, attempt=store.opened["attempt"] if store.opened.get("round") == closed + 1 else 1,
+                tasks=still_open(RUN, store.opened, store.models, decided), names=dict(store.names), model=store.model,
+                course=Course(), answered=tuple(address.node for address, _ in accepted), conduct=self.hostile.conduct(),
             )  # fmt: skip
-            for node, digest in accepted.items():
-                self._verdict(Address(RUN, closed, attempt, node), digest, accepted=True)
-            server.state, commands = server_machine.resume(RUN, self.plan, past, now)
+            for address, digest in accepted:
+                self._verdict(address, digest, accepted=True)
+            server.state, commands = server_machine.resume(RUN, self.plan, past, now, late=self._late)
         self._serve(commands)
         for node in tuple(self.hostile.revoked):
             self._tell_server(partial(events.Revoked, node=node), server.life)
@@ -213,6 +248,8 @@ class Federation:
                 case events.Judge(address, digest, accepted):
                     self.hostile.refused(command)
                     verdict = self._verdict(address, digest, accepted=accepted)
+                    if not accepted:
+                        self._store.refused.add(address)
                     self._to_node(address.node, partial(node_machine.Judged, verdict=verdict))
                 case events.Close():
                     self._after_delay(partial(self._closed, command, self._server.life))
@@ -229,7 +266,8 @@ class Federation:
     def _ask(self, command: events.Train) -> None:
         self.hostile.asked(command)
         if not command.again:
-            self._store.opened = (command.round, command.attempt, command.nodes)
+            late = {node: task[:2] for node, task in command.late.items()}
+            self._store.opened = {"round": command.round, "attempt": command.attempt, "cohort": command.nodes, "late": late}
         task = StartTraining.model_construct(
             run=RUN, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
@@ -249,9 +287,9 @@ class Federation:
             return
         store = self._store
         assert command.round == len(store.closed) + 1, "rounds are closed one after the other"
-        store.model = _digest(store.model, *itertools.chain(*sorted(command.accepted.items())))
-        store.closed.append((command.attempt, dict(command.accepted)))
-        self.hostile.closed({Address(RUN, command.round, command.attempt, key): one for key, one in command.accepted.items()})
+        store.models.append(_folded(store.model, command.round, store.updates(command)))
+        store.closed.append(command)
+        self.hostile.closed(command.round, dict(store.updates(command)))
         if self._world.happens(self.faults.dies):
             self._kill_server()
         else:
@@ -294,7 +332,8 @@ class Federation:
             address = self._written[server.read]
             digest = self.log[address]
             server.read += 1
-            if address.round > server.since and server.state and address.node not in self.hostile.revoked:
+            late = address.round <= server.since  # in the time of the server before; it may count yet
+            if server.state and address.node not in self.hostile.revoked and not (late and admits(server.state, address)):
                 self._tell_server(partial(self.hostile.arrives, server.state, address, digest), life)
 
     def _log_is_back(self) -> None:
@@ -353,8 +392,13 @@ class Federation:
                     self._leave(key, end)
                 case node_machine.Refuse(task, reason):
                     address = Address(RUN, task.round, task.attempt, key)
-                    declined = partial(events.Declined, address=address, reason=reason)
-                    self._to_server(key, partial(self._tell_server, declined, self._server.life))
+                    self._to_server(key, partial(self._declines, address, reason, self._server.life))
+
+    def _declines(self, address: Address, reason: str, life: int) -> None:
+        state = self._server.state
+        if state and admits(state, address) is None and not state.answered(address.node):
+            self._store.refused.add(address)
+            self._tell_server(partial(events.Declined, address=address, reason=reason), life)
 
     def _dial(self, key: str, life: int) -> None:
         node, server = self._nodes[key], self._server
@@ -383,7 +427,7 @@ class Federation:
                 return
             assert task.counted in node.memories, "what goes with the node's last update that counted is gone"
             node.trained += 1
-            made = _digest(key, str(task.round), str(task.attempt), task.model, str(task.counted))
+            made = _made(Address(RUN, task.round, task.attempt, key), task.model, task.counted)
             node.outbox[task.round, task.attempt] = made
             node.memories = {task.counted, made}
             self.hostile.spoils(key, made)
@@ -445,6 +489,16 @@ class Federation:
     def _lose(self, key: str, life: int) -> None:
         if self._nodes[key].connection is None:  # else it is back, and the server has heard of that first
             self._tell_server(partial(events.Lost, node=key), life)
+
+
+def _made(address: Address, model: str, counted: str | None) -> str:
+    """Return the digest of a node's update: training gives the same for the same task, and what goes with the same update."""
+    return _digest(*map(str, address), model, str(counted))
+
+
+def _folded(model: str, round_: int, updates: Sequence[tuple[Address, str]]) -> str:
+    """Return the next model: it depends on every update, and on what each is late by."""
+    return _digest(model, *(f"{address.node} {digest} {round_ - address.round}" for address, digest in updates))
 
 
 def _digest(*words: str) -> str:

@@ -34,8 +34,9 @@ def check_store(store: SqlStore) -> None:
         with pytest.raises(StoreError, match=said):
             store.find(wrong)
     _rounds(store)
-    store.open_round("r1", 3, 1, ["n1", "n2"])
-    assert store.find("r1").opened == {"round": 3, "attempt": 1, "cohort": ["n1", "n2"]}
+    opened = {"round": 3, "attempt": 1, "cohort": ["n1", "n2"], "late": {"n3": [2, 1]}}
+    store.open_round("r1", opened)
+    assert store.find("r1").opened == opened
     store.end_run("r1", "completed", "all rounds are done", 300.0)
     _history(store)
 
@@ -46,6 +47,8 @@ def _round(number: int, model: str) -> tuple[RoundRow, list[UpdateRow], list[Eva
         UpdateRow("r1", number, 1, node, "accepted", "u" + node, 40, 0.1, 7.0, "", "0", place, {"samples": 7.0, "loss": 3.5})
         for place, node in enumerate(("n1", "n2"))
     ]
+    if number == 2:
+        updates[1] = replace(updates[1], round=1, attempt=2, folded=2)
     return row, updates, [EvaluationRow("r1", number, "holdout", {"samples": 10.0, "loss": 5.0 / number, "correct": 9.0})]
 
 
@@ -57,6 +60,9 @@ def _rounds(store: SqlStore) -> None:
         store.close_round(*_round(2, "again"))
     assert [row.model for row in store.rounds("r1")] == ["m1", "m2"], "a round is closed once"
     assert len(store.updates("r1")) == 5, "and the second try left nothing behind"
+    assert [one.node for one in store.updates("r1", 2) if one.status == "accepted"] == ["n1", "n2"], "a late one counts there"
+    assert [one.node for one in store.updates("r1", 1)] == ["n1", "n2"], "and not in its own round"
+    assert store.late("r1", 1, 2) == {2: 1}
     store.record_evaluation(EvaluationRow("r1", 2, "n1", {"samples": 1.0, "loss": 9.0}))
     store.record_evaluation(EvaluationRow("r1", 2, "n1", {"samples": 7.0, "loss": 3.5}))
     assert [row.metrics["samples"] for row in store.evaluations("r1") if row.place == "n1"] == [7.0], "the later word counts"
@@ -69,7 +75,8 @@ def _history(store: SqlStore) -> None:
     history = store.history("r1")
     assert (history["outcome"], history["best"], history["last"]) == ("completed", "m2", "m2")
     first, second = history["rounds"]
-    assert first["answered"] == ["alpha", "beta"]
+    assert first["answered"] == second["answered"] == ["alpha", "beta"]
+    assert (first["late"], second["late"]) == ({}, {"beta": 1})
     assert first["holdout"] == {"loss": 0.5, "accuracy": 0.9}
     assert second["refused"] == [{"name": "n3", "status": "rejected", "reason": "holds NaN"}]
     assert second["by_node"] == {"alpha": {"loss": 0.5}}

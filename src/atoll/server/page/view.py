@@ -119,11 +119,13 @@ def _rounds(store: SqlStore, past: Past, names: Mapping[str, str], page: int) ->
     for row in store.evaluations(past.run, first, PLACES, last):
         if found := summary(row.metrics):
             judged.setdefault(row.round, {})[row.place] = found
+    late = store.late(past.run, first, last)
     rows = [
         {
             "row": row,
             "judged": judged.get(row.round, {}).get("holdout") or judged.get(row.round, {}).get("nodes", {}),
             "refused": refused.get(row.round, []),
+            "late": late.get(row.round, 0),
         }
         for row in reversed(store.rounds(past.run, first, last))
     ]
