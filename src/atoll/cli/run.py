@@ -147,7 +147,7 @@ def join(
         print(json.dumps({"what": "ended", **end.payload(), "metrics": judged}), flush=True)
         return
     print(f"{end.reason}: loss {figure(judged, 'loss')}, accuracy {figure(judged, 'accuracy')} on this node's rows")
-    if end.model:
+    if node.kept:
         print(f"final model: {directory / 'final.safetensors'}")
         if (mine := directory / "personal.safetensors").exists():
             print(f"this node's own: {mine}")
@@ -241,6 +241,7 @@ def _say(event: Mapping[str, Any]) -> None:
     lines: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "ready": lambda e: f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here",
         "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
+        "not_kept": lambda e: f"the final model isn't kept: {e['reason']}",
         "held_out": lambda e: f"held out until round {e['until']} is over, for updates that were refused; waiting",
         "waiting": lambda e: str(e["reason"]),
         "training": lambda e: f"round {e['round']}: training …",

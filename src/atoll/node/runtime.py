@@ -98,6 +98,7 @@ class Node:
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
         self.run: str | None = None
         self.metrics: dict[str, float] = {}
+        self.kept = False
         self._agreed, self._own, self._allow, self._token = plan, learner, allow, token
         self._watch: Watch = watch or (lambda _: None)
         self.holding = Holding(data, self.directory, self._tell)
@@ -353,11 +354,12 @@ class Node:
             if end.model is not None:
                 body = await self._model(end.model)
                 self.metrics = await asyncio.to_thread(self._keep_final, end, body)
+                self.kept = True
         except UnreachableError:
             await self.drive.happen(machine.NotTaken(self.drive.now()))
             return
         except AtollError as error:
-            log.warning("the final model can't be kept: %s", error)
+            self._tell("not_kept", reason=str(error))
         if end.outcome == "completed":
             self.memories.forget(end.run)
         if self.sio.connected:
