@@ -6,7 +6,8 @@ imported by tests only.
 
 from atoll.testing.algorithms import check_algorithm
 from atoll.testing.learners import check_learner
+from atoll.testing.links import check_link
 from atoll.testing.logs import check_log
 from atoll.testing.stores import check_store
 
-__all__ = ["check_algorithm", "check_learner", "check_log", "check_store"]
+__all__ = ["check_algorithm", "check_learner", "check_link", "check_log", "check_store"]

@@ -12,8 +12,8 @@ from atoll.errors import LayoutError
 from atoll.keys import Identity
 from atoll.privacy.secagg.terms import Terms
 from atoll.privacy.secagg.together import secure_sum
-from atoll.privacy.secagg.update import CUT, Code
-from atoll.vector import Group, Layout, Tensor, Update
+from atoll.privacy.secagg.update import CUT, Code, parts_of
+from atoll.vector import Group, Layout, Tensor, Total, Update
 
 LAYOUTS = {
     "parameters": Layout((Tensor("kernel", (30, 20)), Tensor("bias", (20,)))),
@@ -39,8 +39,10 @@ def test_a_masked_total_is_the_plain_one(bits):
     nodes = [Identity.of(f"u{number}") for number in range(8)]
     updates = {node.node: update(number) for number, node in enumerate(nodes)}
     terms = Terms("r", 1, 0, "00" * 32, 3, 0.2, 0.0)
-    summed = secure_sum(terms, nodes, {one: code.encode(each) for one, each in updates.items()}, {"masked": [nodes[3].node]})
-    total, metrics = code.decode(summed.parts, 7, 8)
+    words = {one: parts_of(code.encode(each).groups) for one, each in updates.items()}
+    summed = secure_sum(terms, nodes, words, {"masked": [nodes[3].node]})
+    groups = {name: Group(code.masked[name], part) for name, part in zip(sorted(code.masked), summed.parts)}
+    total, metrics = code.decode(Total(groups, 7.0, 7, 8))
     left = [updates[one] for one in summed.survivors]
     assert total.weight == sum(one.weight for one in left)
     assert metrics["samples"] == sum(one.metrics["samples"] for one in left)
@@ -58,7 +60,7 @@ def test_what_is_cut_is_counted():
     values = given.groups["parameters"].values.copy()
     values[:7] = [0.6, -0.6, 0.5, -0.5, 0.4, 3, -3]
     wide = replace(given, groups={**given.groups, "parameters": Group(LAYOUTS["parameters"], values)})
-    total, metrics = CODE.decode(CODE.encode(wide), 1, 1)
+    total, metrics = CODE.decode(Total(CODE.encode(wide).groups, 1.0, 1, 1))
     assert metrics[CUT] == 4
     assert total.mean("parameters")[:7].tolist() == pytest.approx([0.5, -0.5, 0.5, -0.5, 0.4, 0.5, -0.5], abs=1e-6)
 

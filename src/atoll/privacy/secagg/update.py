@@ -6,18 +6,20 @@ number of its own: the server learns Σ wᵢxᵢ and Σ wᵢ, and no wᵢ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from atoll.errors import LayoutError
 from atoll.privacy.fixed import Fixed, Words
-from atoll.vector import Flat, Group, Layout, Layouts, Metrics, Total, Update
+from atoll.vector import Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
 
 CUT = "cut"
 """The metric that says how many numbers of an update were beyond the clip, and cut: a clip is too low where it is large."""
+HIDDEN = "hidden"
+"""The group with a node's weight and its metrics."""
 _WIDE = 2.0**20
 """The largest magnitude in groups that no clip is for, as running variances: beyond it, an update is refused."""
 _METRIC = 2.0**31
@@ -44,46 +46,48 @@ class Code:
     nodes: int
     bits: Literal[32, 64]
 
-    def encode(self, update: Update) -> list[Words]:
-        """Return an update as words: one part a group, by name, and one for weight and metrics.
+    @property
+    def masked(self) -> Layouts:
+        """The layouts of an update as words: the same names and shapes, and `HIDDEN` with weight and metrics."""
+        groups = {
+            name: replace(layout, dtype="uint32" if fixed.bits == 32 else "uint64", total="plain")
+            for name, fixed, layout in self._groups()
+        }
+        return {**groups, HIDDEN: Layout((Tensor(HIDDEN, (len(self.metrics) + 2,)),), "uint64", "plain")}
+
+    def encode(self, update: Update) -> Update:
+        """Return an update as words, which `parts_of` gives to masks; its weight and metrics hidden among them.
 
         Raises:
             LayoutError: it holds NaN or infinity, or a weight, a metric or a buffer larger than agreed.
         """
         if not 0 < update.weight <= self.weight:
-            raise LayoutError(
-                f"a weight of {update.weight:g}: up to {self.weight:g} can be hidden; raise the plan's largest weight"
-            )
+            raise LayoutError(f"a weight of {update.weight:g}: up to {self.weight:g} can be hidden")
         if strange := update.metrics.keys() - set(self.metrics):
             raise LayoutError(f"metric '{min(strange)}' is none that was agreed on: {', '.join(self.metrics)}")
-        parts, cut = [], 0
+        groups, cut, layouts = {}, 0, self.masked
         for name, fixed, layout in self._groups():
             values = update.groups[name].values
             beyond = int(np.count_nonzero(values > fixed.clip) + np.count_nonzero(values < -fixed.clip))
             if beyond and name != "parameters":
                 raise LayoutError(f"group '{name}' holds a number beyond ±{fixed.clip:g}, which can't be hidden")
             cut += beyond
-            parts.append(fixed.encode(values, update.weight if layout.total == "weighted" else 1.0))
+            words = fixed.encode(values, update.weight if layout.total == "weighted" else 1.0)
+            groups[name] = Group(layouts[name], words)
         rows = np.array([update.metrics.get(name, 0.0) for name in self.metrics] + [float(cut)])
         if (np.abs(rows) > _METRIC).any():
             raise LayoutError(f"a metric beyond ±{_METRIC:g}, which can't be hidden")
-        return [*parts, np.concatenate([self._weights.encode(np.array([update.weight])), self._sums.encode(rows)])]
+        hidden = np.concatenate([self._weights.encode(np.array([update.weight])), self._sums.encode(rows)])
+        return Update({**groups, HIDDEN: Group(layouts[HIDDEN], hidden)}, 1.0)
 
-    def decode(self, parts: Sequence[Words], participants: int, registered: int) -> tuple[Total, Metrics]:
-        """Return what the sum of some nodes' words says: their total, and their metrics' sums with `CUT`.
-
-        Args:
-            parts: as `encode` gives them, added modulo 2³² or 2⁶⁴ and unmasked.
-            participants: how many nodes are in the sum.
-            registered: how many belong to the run.
-        """
+    def decode(self, total: Total) -> tuple[Total, Metrics]:
+        """Return what the sum of some nodes' words, unmasked, says: their real total, and their metrics' sums with `CUT`."""
         groups = {
-            name: Group(layout, _as(layout, fixed.decode(words)))
-            for (name, fixed, layout), words in zip(self._groups(), parts, strict=False)
+            name: Group(layout, _as(layout, fixed.decode(total.groups[name].values))) for name, fixed, layout in self._groups()
         }
-        rest = parts[-1]
-        sums = dict(zip([*self.metrics, CUT], self._sums.decode(rest[1:]).tolist(), strict=True))
-        return Total(groups, float(self._weights.decode(rest[:1])[0]), participants, registered), sums
+        hidden = total.groups[HIDDEN].values
+        sums = dict(zip([*self.metrics, CUT], self._sums.decode(hidden[1:]).tolist(), strict=True))
+        return replace(total, groups=groups, weight=float(self._weights.decode(hidden[:1])[0])), sums
 
     def _groups(self) -> Iterator[tuple[str, Fixed, Layout]]:
         for name, layout in sorted(self.layouts.items()):
@@ -98,6 +102,11 @@ class Code:
     @property
     def _sums(self) -> Fixed:
         return Fixed(_METRIC, self.nodes, 64)
+
+
+def parts_of(groups: Groups) -> list[Words]:
+    """Return the words of an update, or of a total, as masks take them: in the order of the groups' names."""
+    return [groups[name].values for name in sorted(groups)]
 
 
 def _as(layout: Layout, sums: Flat) -> Flat:

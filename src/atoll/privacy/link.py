@@ -1,0 +1,68 @@
+"""A link: what protects updates between a node's training and the server's step, in phases of small messages around them.
+
+Who relays the messages knows no link's inside: phases are names, messages are bytes. The server says something to each
+node, the node answers, and what the server makes of all answers is what it says in the next phase::
+
+    begin ─▶ [say ─ answer ─ collect] for each phase of `before` ─▶ say ─ protect ─▶ the update log ─▶ fold
+          ─▶ close ─▶ [say ─ answer ─ collect] for each phase of `after` but the last, whose answers go to `undo`
+
+States are frozen values, opaque to all but the link. A state is used once, and the next one takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from atoll.keys import Identity
+from atoll.privacy.secagg.terms import Terms
+from atoll.vector import Layouts, Metrics, Total, Update
+
+Own = Any
+"""A side's state."""
+Letters = Mapping[str, bytes]
+"""A message to or from each node, by its id."""
+
+
+class Undone(NamedTuple):
+    """What a link makes of the fold's total.
+
+    Args:
+        total: as if no link had been there.
+        metrics: the sums of all updates' metrics.
+        faults: nodes that sent what was wrong, and what.
+    """
+
+    total: Total
+    metrics: Metrics
+    faults: Mapping[str, str]
+
+
+class Link(NamedTuple):
+    """A link, cut where the network cuts; made by a factory named after what it does.
+
+    All of them raise `PrivacyError` for what they refuse: a node then declines the round, a server abandons it.
+
+    Args:
+        before: names of the phases before an update is protected.
+        after: names of the phases after it is known whose updates are in the total.
+        updates: layouts of an update's groups → those of a protected one.
+        join: node: terms → its first state.
+        answer: node: (state, phase, message) → (state, answer).
+        protect: node: (state, message, update) → (state, the update that leaves). The update is used up.
+        begin: server: terms → its first state. The first phase's message is empty, so it can go with the request to train.
+        collect: server: (state, phase, answers) → (state, messages for the next one).
+        close: server: (state, the nodes in the total) → (state, messages for the first phase after).
+        undo: server: (state, answers of the last phase, total) → what the total really is.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    updates: Callable[[Layouts], Layouts]
+    join: Callable[[Terms, Identity], Own]
+    answer: Callable[[Own, str, bytes], tuple[Own, bytes]]
+    protect: Callable[[Own, bytes, Update], tuple[Own, Update]]
+    begin: Callable[[Terms], Own]
+    collect: Callable[[Own, str, Letters], tuple[Own, Letters]]
+    close: Callable[[Own, Collection[str]], tuple[Own, Letters]]
+    undo: Callable[[Own, Letters, Total], Undone]
