@@ -67,6 +67,10 @@ class StoreError(AtollError):
     """The store can't be read or written."""
 
 
+class UnwritableError(StoreError):
+    """The store can't be written now, as on a disk that is full or has gone read-only: after the mend it can."""
+
+
 class AuditError(AtollError):
     """A run's record that was altered, cut or forked: which entry, and how that shows."""
 

@@ -25,6 +25,7 @@ from atoll.messages import Decline, StartTraining
 from atoll.node.runtime import Node
 from atoll.server.audit import Audited, verify
 from atoll.server.book import Book
+from atoll.server.patience import Patience
 from atoll.server.runtime import Server
 from atoll.store import RunRow
 from atoll.store.sql import SqlStore
@@ -331,7 +332,7 @@ def test_a_run_goes_on_only_with_its_record_and_its_key(tmp_path):
 def test_what_could_not_be_stored_is_in_no_head():
     """The record goes on from what is durable: a head that nodes were told of is never lost."""
     store, identity = SqlStore(), Identity.new()
-    book = Book(store, Chain(identity, "r", "p"), "r")
+    book = Book(store, Chain(identity, "r", "p"), "r", Patience(0.0, print))
     book.begins(RunRow("r", "name", "p", "{}", 0.0, "m"))
     before = book.head
     store._base.begin, working = None, store._base.begin  # type: ignore[assignment]

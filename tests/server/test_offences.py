@@ -150,7 +150,7 @@ def test_status_says_who_is_held_out_and_until_when():
     state, _ = feed(begin(checks={"offences": 1, "held_out": 5}, minimum=3), joined(4))
     rogue = next(iter(NODES))
     state, _ = a_round(state, {}, bad=(rogue,))
-    (shown,) = [one for one in status(state, 3.0, 1000.0, {}, {}, None)["nodes"] if one["node"] == rogue]
+    (shown,) = [one for one in status(state, 3.0, 1000.0, {}, {}, {}, log=None, store=None)["nodes"] if one["node"] == rogue]
     assert (shown["doing"], shown["asked"]) == ("held_out", False)
     assert shown["reason"] == "its updates were refused; until round 6 is over"
 

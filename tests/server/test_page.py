@@ -151,7 +151,7 @@ def machine_status(**more: Any) -> dict[str, Any]:
     from atoll.wire import Address
 
     state, _ = machine.transition(state, events.Declined(1.0, Address("r1", 1, 1, "a"), HOSTILE))
-    return {"plan": "heart", **status(state, 1.0, 1000.0, {}, {"b": (30, 40)}, None), **more}
+    return {"plan": "heart", **status(state, 1.0, 1000.0, {}, {"b": (30, 40)}, {}, log=None, store=None), **more}
 
 
 def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path):
@@ -180,7 +180,7 @@ def test_each_node_says_what_it_does():
     state, _ = machine.transition(state, events.Joined(0.0, {"a": "alpha"}))
     state, _ = machine.transition(state, events.Joined(0.0, {"b": "late"}))
     state, _ = machine.transition(state, events.Lost(2.0, "a"))
-    seen = status(state, 2.0, 1002.0, {"a": 1001.5}, {}, "the broker is away")
+    seen = status(state, 2.0, 1002.0, {"a": 1001.5}, {}, {}, log="the broker is away", store=None)
     alpha, late = seen["nodes"]
     assert (alpha["doing"], alpha["since"], alpha["waited_for"]) == ("lost", 1001.5, True)
     assert late["doing"] == "idle"
@@ -330,7 +330,7 @@ def test_many_viewers_cost_what_one_does_and_many_nodes_are_counted(tmp_path: Pa
     class Busy(Stored):
         def status(self) -> dict[str, Any]:
             began = time.perf_counter()
-            found = {"plan": "heart", **status(state, 1.0, 1000.0, {}, {}, None)}
+            found = {"plan": "heart", **status(state, 1.0, 1000.0, {}, {}, {}, log=None, store=None)}
             asked.append(time.perf_counter() - began)
             return found
 

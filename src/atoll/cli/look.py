@@ -67,6 +67,7 @@ def status(
     for node in found["nodes"]:
         why = f": {node['reason']}" if "reason" in node else ""
         share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
+        share += f", silent for {node['silent']:.0f} s" if "silent" in node else ""
         doing = node["doing"].replace("_", " ")
         late = f" for round {node['round']}" if node.get("round", found["round"]) != found["round"] else ""
         console.print(f"  {node['name']}: {doing}{late}{share}{why}", markup=False, soft_wrap=True)

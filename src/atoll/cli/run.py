@@ -232,6 +232,8 @@ def show_run(plan: Plan, live: Live) -> Watch:
         elif what in ("joined", "lost", "declined", "rejected", "revoked"):
             why = f": {event['reason']}" if event.get("reason") else ""
             live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)
+        elif what == "waiting":
+            live.console.print(f"waiting: {event['reason']}", soft_wrap=True)
 
     return watch
 

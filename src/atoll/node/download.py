@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
-from atoll.errors import LayoutError, StoreError, UnreachableError, WireError
+from atoll.errors import LayoutError, UnreachableError, UnwritableError, WireError
 from atoll.logs import Progress
 from atoll.logs.bodies import Incoming, mapped
 from atoll.vector import Groups, Layouts, finite
@@ -40,7 +40,7 @@ class Downloads:
         Raises:
             UnreachableError: the server doesn't answer, or broke off; what came is kept, the same call goes on from there.
             WireError: what came is another model, or longer than the limit.
-            StoreError: it can't be written.
+            UnwritableError: it can't be written at present.
         """
         path = self._directory / f"{digest}.safetensors"
         async with self._turn:  # a run that is stopped asks for the very model that a round may be fetching
@@ -55,7 +55,7 @@ class Downloads:
                 except TimeoutError as error:
                     raise UnreachableError(f"{self._url}: the model stopped coming") from error
                 except OSError as error:
-                    raise StoreError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
+                    raise UnwritableError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
                 self._verified = digest
             return mapped(path)
 

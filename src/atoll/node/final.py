@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.errors import StoreError
+from atoll.errors import UnwritableError
 from atoll.store.models import write_durably
 from atoll.vector import Groups
 from atoll.wire import Buffer, pack
@@ -14,7 +14,7 @@ def keep_final(directory: Path, body: Buffer, mine: Groups | None) -> None:
     """Write `final.safetensors`, and `personal.safetensors` where there is one; another run's goes.
 
     Raises:
-        StoreError: they can't be written.
+        UnwritableError: they can't be written.
     """
     personal = directory / "personal.safetensors"
     try:
@@ -24,4 +24,4 @@ def keep_final(directory: Path, body: Buffer, mine: Groups | None) -> None:
         else:
             write_durably(personal, pack(mine))
     except OSError as error:
-        raise StoreError(f"{directory}: the final model can't be written ({error.strerror})") from error
+        raise UnwritableError(f"{directory}: the final model can't be written ({error.strerror})") from error

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from atoll.algorithms import Memory
-from atoll.errors import AtollError, StoreError
+from atoll.errors import AtollError, StoreError, UnwritableError
 from atoll.store.models import write_durably
 from atoll.wire import pack_whole, unpack_whole
 
@@ -45,7 +45,7 @@ class Memories:
         """Write down what goes with a new update; all but that and the last that counted is let go.
 
         Raises:
-            StoreError: it can't be written.
+            UnwritableError: it can't be written at present.
         """
         if not memory:
             return
@@ -57,7 +57,7 @@ class Memories:
                 if old not in (path, self._path(run, counted or "none")):
                     old.unlink()
         except OSError as error:
-            raise StoreError(f"{path}: what the node remembers can't be kept ({error.strerror}); free some space") from error
+            raise UnwritableError(f"{path}: what the node remembers can't be kept ({error.strerror}); free some space") from error
 
     def forget(self, run: str) -> None:
         """Let go of a run that is over."""

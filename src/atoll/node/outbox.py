@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from atoll.errors import StoreError, WireError
+from atoll.errors import StoreError, UnwritableError, WireError
 from atoll.logs import Appender
 from atoll.logs.access import Access
 from atoll.logs.upload import HttpAppender
@@ -51,7 +51,11 @@ class Outbox:
             raise StoreError(f"{directory}: updates can't be kept there ({error.strerror}); choose another --dir") from error
 
     def keep(self, envelope: Envelope, parts: Sequence[memoryview]) -> None:
-        """Write an update down; what an older task left is dropped."""
+        """Write an update down; what an older task left is dropped.
+
+        Raises:
+            UnwritableError: there is no room for it at present.
+        """
         body, note = self._paths(envelope.address)
         try:
             for old in self._directory.iterdir():
@@ -63,7 +67,7 @@ class Outbox:
                         view = view[file.write(view) :]
             note.write_text(envelope.to_header())
         except OSError as error:
-            raise StoreError(f"{body}: the update can't be kept ({error.strerror}); free some space") from error
+            raise UnwritableError(f"{body}: the update can't be kept ({error.strerror}); free some space") from error
 
     def kept(self, address: Address) -> str | None:
         """Return the digest of the kept update for a task, or None; a damaged one doesn't count."""

@@ -15,7 +15,7 @@ import socketio
 
 from atoll import algorithms, learners
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError
+from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, UnwritableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.logs import access
@@ -277,7 +277,7 @@ class Node:
                 return
             try:
                 digest = self.outbox.kept(self._address(task)) or await self._train(task)
-            except UnreachableError as error:
+            except (UnreachableError, UnwritableError) as error:
                 self._tell("waiting", reason=str(error))
                 await self.drive.happen(machine.Unanswered(self.drive.now(), task))
             except AtollError as error:
@@ -323,7 +323,7 @@ class Node:
             envelope, path = self.outbox.take(self._address(task))
             self.ledger.leaving(envelope, time.time())
             await self.appender.append(envelope, path)
-        except UnreachableError as error:
+        except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
             await self.drive.happen(machine.Unanswered(self.drive.now(), task))
         except AtollError as error:
@@ -355,7 +355,8 @@ class Node:
                 body = await self._model(end.model)
                 self.metrics = await asyncio.to_thread(self._keep_final, end, body)
                 self.kept = True
-        except UnreachableError:
+        except (UnreachableError, UnwritableError) as error:
+            self._tell("waiting", reason=str(error))
             await self.drive.happen(machine.NotTaken(self.drive.now()))
             return
         except AtollError as error:
@@ -388,7 +389,10 @@ class Node:
         await self.sio.disconnect()
         with contextlib.suppress(AttributeError):
             await self.appender.close()
-        self.ledger.close()
+        try:
+            self.ledger.close()
+        except StoreError as error:
+            log.warning("what became of the last update isn't in the ledger: %s", error)
         self.holding.close()
 
     async def _emit(self, message: Message) -> None:

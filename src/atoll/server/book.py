@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from atoll.messages import Head, Verdict
 from atoll.server import entries
 from atoll.server.close import Accepted
 from atoll.server.events import Close, Judge, Task
+from atoll.server.patience import Patience
 from atoll.server.resume import Unfinished, address_of
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
@@ -42,13 +44,30 @@ class _Arrival:
     row: UpdateRow
 
 
+@dataclass(frozen=True)
+class _Write:
+    """Rows for the store, and the record's entry that tells of them; whoever waits for it."""
+
+    act: Callable[..., None]
+    rows: Sequence[Any]
+    entry: Mapping[str, Any] | None
+    done: asyncio.Future[None]
+
+
+_TOGETHER = 500
+"""So many writes at most are one transaction: whoever waits for the first of them waits for the last."""
+
+
 class Book:
     """Keeps a run's history and its record; every write to the store goes through one worker, in order.
+
+    Writes that wait while another is on its way are stored together, with one sync: thousands of nodes may come at once.
 
     Args:
         store: where history goes.
         chain: the record so far.
         run: its id.
+        patience: how a store that fails is waited for.
         left: what another server left of the run, if that is so.
 
     Attributes:
@@ -57,11 +76,14 @@ class Book:
         counted: node → the digest of its last update that became part of a model.
     """
 
-    def __init__(self, store: SqlStore, chain: Chain, run: str, left: Unfinished | None = None) -> None:
+    def __init__(self, store: SqlStore, chain: Chain, run: str, patience: Patience, left: Unfinished | None = None) -> None:
         self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
         self.counted: dict[str, str] = dict(left.counted) if left else {}
+        self._holders = {name: node for node, name in self.names.items()}
         self._store, self._chain, self._run = store, chain, run
+        self._durable, self._patience = chain.last, patience
+        self._waiting: deque[_Write] = deque()
         self._admitted = dict(self.names)
         self._ended = False
         self._arrivals: dict[Address, _Arrival] = {}
@@ -76,7 +98,35 @@ class Book:
         self._refused = set(left.refused) if left else set[tuple[Address, str]]()
 
     async def _write(self, act: Callable[..., None], *rows: Any, tell: Mapping[str, Any] | None = None) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._told, act, rows, tell)
+        """Store something; for as long as the store fails, try again."""
+        await self._patience.until_stored(lambda: self._try_to_write(act, *rows, tell=tell))
+
+    async def _try_to_write(self, act: Callable[..., None], *rows: Any, tell: Mapping[str, Any] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        write = _Write(act, rows, tell, loop.create_future())
+        self._waiting.append(write)
+        self._worker.submit(self._store_waiting, loop)
+        await write.done
+
+    def _store_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Store what waits by now: all of it in one transaction, or, where that fails, each for itself."""
+        batch = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+        faults: list[Exception | None] = [None] * len(batch)
+        if len(batch) < 2 or self._fault(batch):
+            faults = [self._fault([one]) for one in batch]
+        for one, fault in zip(batch, faults, strict=True):
+            loop.call_soon_threadsafe(_settle, one.done, fault)
+
+    def _fault(self, batch: Sequence[_Write]) -> Exception | None:
+        try:
+            with self._store.together():
+                for one in batch:
+                    self._told(one.act, one.rows, one.entry)
+        except Exception as error:  # noqa: BLE001  whoever waits for it gets it
+            self._chain.last = self._durable
+            return error
+        self._durable = self._chain.last
+        return None
 
     def _told(self, act: Callable[..., None], rows: Sequence[Any], entry: Mapping[str, Any] | None) -> None:
         """Store rows, and the record's entry that tells of them, together or not at all."""
@@ -90,12 +140,13 @@ class Book:
     @property
     def head(self) -> Head | None:
         """The head of the record, as far as it is durable: a node that was told of it may hold the server to it."""
-        last = self._chain.last
+        last = self._durable
         return Head(number=last.number, digest=last.head, signature=last.signature) if last else None
 
     def begins(self, row: RunRow) -> None:
         """Store that a run begins."""
         self._told(self._store.begin_run, [row], entries.begun(row, self._chain.key))
+        self._durable = self._chain.last
 
     def goes_on(self, left: Unfinished) -> None:
         """Begin the record of a run that went without one so far."""
@@ -103,19 +154,22 @@ class Book:
             self._told(self._store.record, [], entries.begun(left.row, self._chain.key, left.past.closed))
             for one in self._store.nodes(self._run):
                 self._told(self._store.record, [], entries.admitted(one.node, one.name, one.key))
+            self._durable = self._chain.last
 
     def taken(self, node: str, name: str) -> bool:
         """Say whether another node of this run goes by a name: names order the fold, so each stands for one node."""
-        return any(other != node and taken == name for other, taken in self.names.items())
+        return self._holders.get(name, node) != node
 
     async def saw(self, node: str, name: str, key: str) -> None:
         """A node joined, or is back."""
-        self.names[node] = name
+        self._holders.pop(self.names.get(node, name), None)
+        self.names[node], self._holders[name] = name, node
         self.lost.pop(node, None)
         now = time.time()
         new = self._admitted.get(node) != name
         entry = entries.admitted(node, name, key) if new else None
-        await self._write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now), tell=entry)
+        # It isn't waited for here where the store fails: the node knocks again.
+        await self._try_to_write(self._store.saw_node, NodeRow(self._run, node, name, key, now, now), tell=entry)
         self._admitted[node] = name
 
     async def revoked(self, node: str) -> None:
@@ -246,7 +300,7 @@ class Book:
         """Tell the record how the run ends, so that the goodbye to nodes carries it; a store that fails mutes no goodbye."""
         if not self._ended:
             with contextlib.suppress(StoreError):  # `end` tells it then, or says that it can't
-                await self._write(self._store.record, tell=entries.ended(outcome, reason))
+                await self._try_to_write(self._store.record, tell=entries.ended(outcome, reason))
                 self._ended = True
 
     async def end(self, outcome: str, reason: str) -> None:
@@ -258,3 +312,12 @@ class Book:
     def close(self) -> None:
         """Wait for the last write."""
         self._worker.shutdown()
+
+
+def _settle(done: asyncio.Future[None], fault: Exception | None) -> None:
+    if done.done():  # whoever waited is gone
+        return
+    if fault:
+        done.set_exception(fault)
+    else:
+        done.set_result(None)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from starlette.types import ASGIApp
 
-from atoll.errors import AtollError, RefusedError, UnreachableError
+from atoll.errors import AtollError, RefusedError, StoreError, UnreachableError
 from atoll.keys import node_of, signed_by
 from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded
 from atoll.server.challenge import Challenges
@@ -129,7 +129,7 @@ class Channel:
             node = node_of(key)
             welcome = await self._host.connect(message, node)
         except AtollError as error:
-            raise NotWelcomeError(str(error), {"again": isinstance(error, UnreachableError)}) from None
+            raise NotWelcomeError(str(error), {"again": isinstance(error, UnreachableError | StoreError)}) from None
         before = self._nodes.get(node)
         self._nodes[node], line.node = line, node
         if before:  # the same node on a new connection: the old one is dead or a twin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import re
@@ -41,6 +42,7 @@ class Site(Protocol):
 
 def routes(site: Site) -> list[Route]:
     """Return the read-only routes."""
+    agreed = functools.cache(lambda: json.loads(site.plan.to_json()))  # every node asks for it, and it doesn't change
 
     async def plan(request: Request) -> Response:
         del request
@@ -48,7 +50,7 @@ def routes(site: Site) -> list[Route]:
             "protocol": PROTOCOL,
             "run": site.run,
             "digest": site.plan.digest,
-            "plan": json.loads(site.plan.to_json()),
+            "plan": agreed(),
             "challenge": site.challenge(),
         }
         return JSONResponse(body, headers={"Cache-Control": "no-store"})

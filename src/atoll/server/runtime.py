@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from atoll import algorithms, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, LayoutError, LogError, PlanError, RefusedError, WireError
+from atoll.errors import AtollError, GaveUpError, LayoutError, LogError, PlanError, RefusedError, StoreError, WireError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
 from atoll.logs import Record, access
@@ -32,6 +33,7 @@ from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import close
 from atoll.server.door import Door
 from atoll.server.log import open_log
+from atoll.server.patience import Patience
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
 from atoll.server.state import State as RunState
@@ -127,12 +129,13 @@ class Server:
         self.url = f"{'https' if self.certificate else 'http'}://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
-        self.book = Book(self.store, chain, self.run, self._left)
+        self.patience = Patience(plan.cohort.deadline, lambda why: self._tell("waiting", reason=why))
+        self.book = Book(self.store, chain, self.run, self.patience, self._left)
         self._begin(self.algorithm.init(first))
         self._make_room(plan.cohort.minimum)
-        self._ended = asyncio.Event()
+        self._ended, self._opening = asyncio.Event(), asyncio.Lock()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
-            events.Train: self.start_round,
+            events.Train: self._train,
             events.Judge: self._judge,
             events.Close: self._close,
             events.End: self.end_session,
@@ -206,9 +209,9 @@ class Server:
         if message.plan != self.plan.digest:
             raise RefusedError(f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again")
         await self.door.admit(message)
-        if self.book.taken(node, message.name):
-            raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await asyncio.to_thread(self.log.follow, node)
+        if self.book.taken(node, message.name):  # from here to where the name is kept nobody else gets a turn
+            raise RefusedError(f"the name '{message.name}' belongs to another node of this run; choose another --name")
         await self.book.saw(node, message.name, message.key)
         run: Any = {"run": self.run, "plan": self.plan.digest, "rounds": self.plan.plan.rounds, "round": self.drive.state.round}
         run["held_out"] = self.drive.state.conduct.until.get(node, 0)
@@ -298,16 +301,23 @@ class Server:
 
     # What the machine decides.
 
+    async def _train(self, command: events.Train) -> None:
+        self.drive.spawn(self.start_round(command))  # beside what else happens: the store may have to be waited for
+
     async def start_round(self, command: events.Train) -> None:
         """Ask nodes to train the present model."""
+        async with self._opening:
+            if not command.again:
+                self.book.opens(command.round, command.attempt, command.late.values(), self.drive.now())
+                # Before anybody is asked: what comes back must find its round, even in another server.
+                await self.book.opened(command.round, command.attempt, command.nodes, command.late)
+        run = self.drive.state
+        if run.outcome or (not command.again and (run.round, run.attempt) != (command.round, command.attempt)):
+            return  # it took so long that the round is over
         self._tell("asked", round=command.round, nodes=command.nodes)
         task = StartTraining(
             run=self.run, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
-        if not command.again:
-            self.book.opens(command.round, command.attempt, command.late.values(), self.drive.now())
-            # Before anybody is asked: what comes back must find its round, even in another server.
-            await self.book.opened(command.round, command.attempt, command.nodes, command.late)
         await self._tell_each(command.nodes, task)
 
     async def end_session(self, command: events.End) -> None:
@@ -336,7 +346,12 @@ class Server:
         if not command.accepted:
             log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
             late = not command.offence and admits(self.drive.state, address) is not None
-            await self.book.refused("late" if late else "rejected", command)
+            try:
+                await self.book.refused("late" if late else "rejected", command)
+            except StoreError as error:
+                if self.drive.state.outcome is None:
+                    raise
+                log.warning("that isn't stored: %s", error)  # no reason to leave without goodbye
             self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
         await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
         if command.offence:
@@ -353,15 +368,15 @@ class Server:
 
     async def _closing(self, command: events.Close) -> None:
         try:
-            made = await asyncio.to_thread(self.aggregate, command)
+            made = await self.patience.until_stored(partial(asyncio.to_thread, self.aggregate, command))
             judged = await asyncio.to_thread(self.evaluate)
             run = self.drive.state
             keep = {Address(self.run, *task[:2], node) for node, task in run.tasks.items() if node not in command.accepted}
             facts = await self.store_history(command, made, judged)
             await asyncio.to_thread(self.log.forget, command.round, keep)
-            await asyncio.to_thread(self._make_room, command.registered)
+            await self.patience.until_stored(partial(asyncio.to_thread, self._make_room, command.registered))
         except Exception as error:  # the run can't go on without this model: say so, and end in order
-            log.exception("round %d can't be closed", command.round)
+            log.error("round %d can't be closed: %s", command.round, error, exc_info=not isinstance(error, AtollError))  # noqa: TRY400
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
@@ -404,7 +419,13 @@ class Server:
         self.drive.wake(command.at, events.Tick)
 
     async def _finish(self, command: events.Finish) -> None:
-        await self.book.end(command.outcome, command.reason)
+        self.drive.spawn(self._finishing(command))
+
+    async def _finishing(self, command: events.Finish) -> None:
+        try:
+            await self.book.end(command.outcome, command.reason)
+        except StoreError as error:
+            log.warning("how the run ended can't be stored: %s", error)
         self._ended.set()
 
     def challenge(self) -> str:
@@ -420,7 +441,16 @@ class Server:
         }
         return {
             "plan": self.plan.plan.name,
-            **status(self.drive.state, self.drive.now(), time.time(), self.book.lost, arriving, self.log.waiting),
+            **status(
+                self.drive.state,
+                self.drive.now(),
+                time.time(),
+                self.book.lost,
+                arriving,
+                self.channel.silent(),
+                log=self.log.waiting,
+                store=self.patience.waiting,
+            ),
         }
 
     def stop(self, reason: str = "stopped by the operator") -> None:
@@ -440,5 +470,5 @@ class Server:
         self._watch({"what": what, **facts})
 
     def _failed(self, error: BaseException) -> None:
-        log.error("the server can't go on", exc_info=error)
+        log.error("the server can't go on: %s", error, exc_info=None if isinstance(error, AtollError) else error)
         self.drive.spawn(self.drive.happen(events.Broken(self.drive.now(), str(error) or repr(error))))

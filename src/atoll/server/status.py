@@ -14,7 +14,10 @@ def status(
     clock: float,
     lost: Mapping[str, float],
     arriving: Mapping[str, tuple[int, int]],
-    troubles: str | None,
+    silent: Mapping[str, float],
+    *,
+    log: str | None,
+    store: str | None,
 ) -> dict[str, Any]:
     """Return a run's present state and what it waits for.
 
@@ -24,7 +27,9 @@ def status(
         clock: the same moment in seconds since the epoch.
         lost: node → when its connection was lost, in seconds since the epoch.
         arriving: node → bytes that are here of the update it is sending, and bytes expected.
-        troubles: why the log can't be read at present, or None.
+        silent: node → for how many seconds nothing was heard of it, where it should have answered a ping.
+        log: why the log can't be read at present, or None.
+        store: why the store can't be written at present, or None.
     """
     at_work = frozenset(run.cohort) | run.tasks.keys()
     waits = run.phase not in (Phase.CLOSING, Phase.ENDED)
@@ -37,6 +42,7 @@ def status(
             "answered": run.answered(node),
             **({"round": task.round} if (task := run.tasks.get(node)) else {}),
             **_doing(run, node, node in at_work, lost, arriving),
+            **({"silent": round(silent[node], 1)} if node in silent else {}),
         }
         for node, name in sorted(run.names.items(), key=lambda item: item[1])
     ]
@@ -46,14 +52,15 @@ def status(
         "round": run.round,
         "attempt": run.attempt,
         "rounds": run.rounds,
-        "waiting_for": "; ".join(filter(None, (waiting_for(run, now), troubles))),
+        "waiting_for": "; ".join(filter(None, (waiting_for(run, now), log, store))),
         "until": clock + run.until - now if waits else None,
         "cohort": len(run.cohort),
         "accepted": len(run.accepted),
         "needed": run.needed,
         "outcome": run.outcome,
         "reason": run.reason,
-        "log_waiting": troubles,
+        "log_waiting": log,
+        "store_waiting": store,
         "nodes": nodes,
     }
 

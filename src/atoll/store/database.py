@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, insert, inspect, select, text, update
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from atoll.errors import StoreError
+from atoll.errors import StoreError, UnwritableError
 
 SCHEMA = 5
 """The version of the tables: an older store gets the columns and indexes it lacks, one of a newer version is not touched."""
@@ -34,6 +35,7 @@ class Database:
 
     def __init__(self, place: str | Path, file: str, tables: MetaData, cache: int = 2000) -> None:
         self.place = str(place)
+        self._held = threading.local()
         version = tables.tables.get("schema")
         self._version = Table("schema", tables, Column("version", Integer)) if version is None else version
         with self._told():
@@ -56,8 +58,25 @@ class Database:
         Raises:
             StoreError: the database can't do it (a full disk, a lock, a damaged file).
         """
+        if (held := getattr(self._held, "connection", None)) is not None:
+            yield held
+            return
         with self._told(), self._engine.begin() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make one transaction of all that this thread opens inside the block: many small ones cost a sync each.
+
+        Raises:
+            StoreError: as `begin`; nothing of it is stored then.
+        """
+        with self.begin() as connection:
+            self._held.connection = connection
+            try:
+                yield
+            finally:
+                self._held.connection = None
 
     def close(self) -> None:
         """Let go of the database."""
@@ -71,9 +90,8 @@ class Database:
             raise StoreError(f"{self.place}: can't be a store ({error.strerror}); choose another --store") from error
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
-            raise StoreError(
-                f"{self.place}: the store failed ({cause}); is the disk full, read-only or the file damaged?"
-            ) from error
+            kind = UnwritableError if isinstance(error, OperationalError) else StoreError
+            raise kind(f"{self.place}: the store failed ({cause}); is the disk full, read-only or the file damaged?") from error
 
 
 def _engine(place: str | Path, file: str, cache: int) -> Engine:

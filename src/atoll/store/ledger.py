@@ -88,8 +88,10 @@ class Ledger:
 
     def close(self) -> None:
         """Write what is left to write, and let go of the file."""
-        self._write()
-        self._base.close()
+        try:
+            self._write()
+        finally:
+            self._base.close()
 
     def _write(self, *changes: Any) -> None:
         with self._base.begin() as base:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from atoll.errors import StoreError
+from atoll.errors import StoreError, UnwritableError
 from atoll.vector import Groups, Layouts
 from atoll.wire import digest_of, pack, unpack
 
@@ -37,7 +37,7 @@ class Models:
             try:
                 write_durably(path, parts)
             except OSError as error:
-                raise StoreError(f"{path}: the model can't be stored ({error.strerror}); free some space") from error
+                raise UnwritableError(f"{path}: the model can't be stored ({error.strerror}); free some space") from error
         return digest
 
     def path(self, digest: str) -> Path:

@@ -91,6 +91,7 @@ class SqlStore:
 
     def __init__(self, place: str | Path = MEMORY) -> None:
         self._base = Database(place, "atoll.sqlite", _TABLES)
+        self.together = self._base.together
 
     def close(self) -> None:
         """Let go of the database."""

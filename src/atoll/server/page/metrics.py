@@ -66,6 +66,7 @@ def _families(status: Mapping[str, Any], past: Past) -> Iterator[tuple[str, str,
         {"": sum(one["doing"] == "held_out" for one in nodes)},
     )
     yield "atoll_log_waiting", "gauge", "1 while the update log can't be read, else 0.", {"": bool(status["log_waiting"])}
+    yield "atoll_store_waiting", "gauge", "1 while the store can't be written, else 0.", {"": bool(status["store_waiting"])}
     for figure, said in (("loss", "Mean loss of the newest judged model."), ("accuracy", "Accuracy of the newest judged model.")):
         judged = {f'{{on="{place}"}}': newest[place][figure] for place in PLACES if figure in newest.get(place, {})}
         yield f"atoll_{figure}", "gauge", said, judged
