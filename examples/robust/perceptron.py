@@ -1,6 +1,9 @@
-"""A small perceptron in numpy: a learner of one's own, as `atoll.simulate(…, learner=…)` takes it."""
+"""A small perceptron in numpy: a learner of one's own, as `atoll.simulate(…, learner=…)` takes it; and MNIST's pictures."""
 
 from __future__ import annotations
+
+import gzip
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
 class Perceptron:
     """784 → 32 → 10 with ReLU, fitted by SGD on the mean cross-entropy of each mini-batch, in float32."""
 
-    can = frozenset({"correct"})
+    can = frozenset({"correct", "sgd"})
 
     def __init__(self, learning_rate: float, inputs: int = 784, hidden: int = 32, classes: int = 10) -> None:
         self.learning_rate = learning_rate
@@ -80,3 +83,12 @@ class Perceptron:
             return classified(float(losses.sum()), chances.argmax(axis=1), part.y)
 
         return by_blocks(judge, rows)
+
+
+def digits(folder: Path, name: str) -> Rows:
+    """Pictures `[rows, 784]` from 0 to 1, and their labels."""
+    pictures, labels = (
+        np.frombuffer(gzip.decompress((folder / f"{name}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=offset)
+        for kind, offset in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    return Rows((pictures.reshape(-1, 784) / 255).astype(np.float32), labels.astype(np.int64))

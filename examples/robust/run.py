@@ -13,7 +13,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small gain nothing by more, and lose where cores are busy
 
 import argparse
-import gzip
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from perceptron import Perceptron
+from perceptron import Perceptron, digits
 
 import atoll
 from atoll.learner import Data, Learner, Rows, summary
@@ -53,15 +52,6 @@ ON_UPDATES: Mapping[str, attacks.Attack] = {
 }
 BACKDOORS = ("backdoor", "replacement")
 ATTACKS = ("none", "label flip", "sign flip", "gaussian", "alie", "inner product", *BACKDOORS)
-
-
-def digits(folder: Path, name: str) -> Rows:
-    """Pictures `[rows, 784]` from 0 to 1, and their labels."""
-    pictures, labels = (
-        np.frombuffer(gzip.decompress((folder / f"{name}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=offset)
-        for kind, offset in (("images-idx3", 16), ("labels-idx1", 8))
-    )
-    return Rows((pictures.reshape(-1, 784) / 255).astype(np.float32), labels.astype(np.int64))
 
 
 def stamp(x: np.ndarray) -> np.ndarray:
