@@ -133,7 +133,7 @@ def too_large(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path)
         (doubled, "rejected", "truncated or doubled"),
         (wrong_round, "declined", "too late or too early"),
         (unknown_node, "declined", "the node never joined this run"),
-        (altered_bytes, "declined", "the body isn't what its envelope says"),
+        (altered_bytes, "rejected", "the body isn't what its envelope says"),
         (altered_signature, "declined", "signature"),
         (too_large, "declined", "the limit is"),
     ],

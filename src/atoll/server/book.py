@@ -72,6 +72,7 @@ class Book:
 
     Attributes:
         names: node → name.
+        spoils: the updates of the open round of which the log refused a body.
         lost: node → since when, in seconds since the epoch, of those that were there and are away.
         counted: node → the digest of its last update that became part of a model.
     """
@@ -79,6 +80,7 @@ class Book:
     def __init__(self, store: SqlStore, chain: Chain, run: str, patience: Patience, left: Unfinished | None = None) -> None:
         self.names: dict[str, str] = dict(left.past.names) if left else {}
         self.lost: dict[str, float] = {}
+        self.spoils: set[Address] = set()
         self.counted: dict[str, str] = dict(left.counted) if left else {}
         self._holders = {name: node for node, name in self.names.items()}
         self._store, self._chain, self._run = store, chain, run
@@ -182,6 +184,7 @@ class Book:
         self._round, self._opened = round_, time.time()
         self._asked = {task[:2]: self._asked.get(task[:2], now) for task in late} | {(round_, attempt): now}
         self._verdicts = {key: told for key, told in self._verdicts.items() if told[0] >= round_ - 1}
+        self.spoils = {one for one in self.spoils if one.round >= round_ - 1}
 
     async def opened(self, round_: int, attempt: int, cohort: Sequence[str], late: Mapping[str, Task] = {}) -> None:
         """Store who was asked in a round, and who is at work for an earlier one, so that another server can go on with it."""
@@ -226,6 +229,14 @@ class Book:
         except BaseException:
             self._refused.discard(key)  # it isn't stored: when it comes again, it has to be
             raise
+
+    async def spoilt(self, judged: Judge) -> bool:
+        """A body came that the log didn't take; once an address, since a node may sign any number of digests for one."""
+        if judged.address in self.spoils:
+            return False
+        self.spoils.add(judged.address)
+        await self.refused("rejected", judged)
+        return True
 
     def judged(self, address: Address, digest: str, accepted: bool, reason: str) -> Verdict:
         """Remember, and return, what a node is told of its update; it may have to be told again."""

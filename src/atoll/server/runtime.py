@@ -247,7 +247,8 @@ class Server:
         address = Address(message.run, message.round, message.attempt, node)
         if admits(self.drive.state, address) or self.drive.state.answered(node):
             return  # said already, or of no round that is open: nothing to remember
-        await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
+        if address not in self.book.spoils:  # else that is why, and it is stored already
+            await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
         await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
 
@@ -357,6 +358,12 @@ class Server:
         if command.offence:
             await asyncio.to_thread(self._set_aside, command)
 
+    async def _spoilt(self, envelope: Envelope, reason: str) -> None:
+        """Record a body that the log refused. The node hears why in the answer; that the network altered it is no offence."""
+        address = envelope.address
+        if await self.book.spoilt(events.Judge(address, envelope.digest, False, reason, envelope.size)):
+            self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=reason)
+
     def _set_aside(self, command: events.Judge) -> None:
         """Keep a refused update where the operator can look at it: it is the one that the log has just brought."""
         with contextlib.suppress(LogError):
@@ -460,7 +467,7 @@ class Server:
     def _app(self) -> ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
         if isinstance(self.log, EmbeddedLog):
-            routes += uploads.routes(self.log, self._admits)
+            routes += uploads.routes(self.log, self._admits, self._spoilt)
         return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:

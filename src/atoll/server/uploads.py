@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -27,12 +28,17 @@ class Admit(Protocol):
         ...
 
 
-def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:
+async def _nothing(envelope: Envelope, reason: str) -> None:
+    del envelope, reason
+
+
+def routes(log: EmbeddedLog, admit: Admit, altered: Callable[[Envelope, str], Awaitable[None]] = _nothing) -> list[Route]:
     """Return the routes; everything that can be refused is, before a byte of the body is read.
 
     Args:
         log: where bodies go.
         admit: asked about each update.
+        altered: told of a body that isn't what its envelope says, and why.
     """
 
     async def put(request: Request) -> Response:
@@ -43,7 +49,11 @@ def routes(log: EmbeddedLog, admit: Admit) -> list[Route]:
                 raise _StatusError(413, f"the update has {envelope.size} bytes, the limit is {log.limit}")
             if log.received(envelope) < envelope.size and (reason := admit(envelope)):
                 raise _StatusError(409, reason)
-            new = await log.receive(envelope, start, request.stream())
+            try:
+                new = await log.receive(envelope, start, request.stream())
+            except RefusedError as error:
+                await altered(envelope, str(error))
+                raise
         except ClientDisconnect:
             return _error(400, "the connection broke off: what came is kept, send the rest")
         except AtollError as error:
