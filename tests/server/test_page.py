@@ -382,6 +382,7 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path):
         ("atoll_received_bytes_total",): 160, ("atoll_updates_total", "accepted"): 2, ("atoll_updates_total", "declined"): 1,
         ("atoll_updates_total", "rejected"): 0, ("atoll_updates_total", "late"): 0, ("atoll_nodes",): 2,
         ("atoll_nodes_connected",): 2, ("atoll_nodes_waited_for",): 1, ("atoll_nodes_held_out",): 0, ("atoll_log_waiting",): 1,
+            ("atoll_store_waiting",): 0,
         ("atoll_loss", "nodes"): 0.5, ("atoll_accuracy", "holdout"): 0.9, ("atoll_accuracy", "nodes"): 0.5,
         ("atoll_figure", 'a"b\\', "nodes"): 0.5,
     }  # fmt: skip
