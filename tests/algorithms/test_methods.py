@@ -14,8 +14,10 @@ from atoll.errors import PlanError
 from atoll.learners import build
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.server.close import step
 from atoll.simulate import simulate
 from atoll.testing import check_algorithm
+from atoll.vector import Update
 
 Vector = np.ndarray
 Site = tuple[Vector, Vector]
@@ -75,6 +77,13 @@ def fedsgd(w: Vector) -> Vector:
 def fedprox(w: Vector, mu: float) -> Vector:
     for _ in range(ROUNDS):
         w = average([descend(w, site, more=lambda v, w=w: mu * (v - w)) for site in sites()])
+    return w
+
+
+def fedasync(w: Vector, mixing: float, rho: float) -> Vector:
+    for _ in range(ROUNDS):
+        ends = [descend(w, site, more=lambda v, w=w: rho * (v - w)) for site in sites()]
+        w = (1 - mixing) * w + mixing * np.mean(ends, axis=0)
     return w
 
 
@@ -229,6 +238,7 @@ TABLE = {
     "fedyogi": Row("fedyogi", lambda w: fedopt(w, 0.1, 0.8, 0.01, lambda v, d: v - 0.3 * d * np.sign(v - d)), ADAM),
     "fedadagrad": Row("fedadagrad", lambda w: fedopt(w, 0.1, 0.0, 0.01, np.add), {"learning_rate": 0.1, "tau": 0.01}),
     "fedprox": Row("fedprox", lambda w: fedprox(w, 0.3), {"mu": 0.3}),
+    "fedasync": Row("fedasync", lambda w: fedasync(w, 0.6, 0.3), {"rho": 0.3}),
     "scaffold": Row("scaffold", lambda w: scaffold(w, "II", False), {"weighted": False, "learning_rate": 0.8}),
     "scaffold, by rows": Row("scaffold", lambda w: scaffold(w, "II", True), {"learning_rate": 0.8}),
     "scaffold, option I": Row("scaffold", lambda w: scaffold(w, "I", True), {"learning_rate": 0.8, "option": "I"}),
@@ -293,6 +303,54 @@ def test_a_deployed_run_has_the_bits_of_a_simulated_one(name, tmp_path):
     assert personal == [find(small, build(small)).own is not None] * len(SIZES)
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_with_nobody_late_a_buffered_run_is_a_synchronous_one(name):
+    buffered = agreed(name).with_(cohort={"buffer": 3})
+    if find(agreed(name), build(agreed(name))).late is None:
+        with pytest.raises(PlanError, match="can fold no late update, so its rounds are synchronous"):
+            simulate(buffered, people(name))
+    else:
+        assert simulate(buffered, people(name)).digest == simulate(agreed(name), people(name)).digest
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "kept"),
+    [
+        ("fedavg", {}, lambda late: (1 + late) ** -0.5),
+        ("fedprox", {}, lambda late: (1 + late) ** -0.5),
+        ("fedasync", {"mixing": 1.0}, lambda late: (1 + late) ** -0.5),
+        ("fedasync", {"mixing": 1.0, "a": 0.9}, lambda late: (1 + late) ** -0.9),
+        ("fedasync", {"mixing": 1.0, "staleness": "constant"}, lambda late: 1.0),
+        ("fedasync", {"mixing": 1.0, "staleness": "hinge"}, lambda late: 1.0 if late <= 4 else 1 / (10 * (late - 4) + 1)),
+        (
+            "fedasync",
+            {"mixing": 1.0, "staleness": "hinge", "a": 2.0, "b": 1},
+            lambda late: 1 / (2 * late - 1) if late > 1 else 1.0,
+        ),
+    ],
+)
+def test_a_late_update_keeps_a_part_of_its_step(rule, options, kept):
+    made = plan(aggregation={"rule": rule, "options": options})
+    learner = build(made)
+    method = find(made, learner)
+    state = method.init(learner.initial(0))
+    move = state["parameters"].with_values(np.arange(5.0) + 1)
+    for late in range(8):
+        after = step(
+            method, state, learner.layouts, {"n": Update({"parameters": move}, 7.0)}, 1, late={"n": late} if late else {}
+        )
+        np.testing.assert_allclose(after["parameters"].values, kept(late) * move.values, rtol=1e-15)
+
+
+def test_fedasync_makes_a_model_of_every_update(tmp_path):
+    asynchronous = agreed(
+        "fedasync", plan={"rounds": 9}, cohort={"minimum": 1, "buffer": 1}, training={"steps": None, "epochs": 1, "batch_size": 4}
+    )
+    run = simulate(asynchronous, people("fedasync"))
+    assert [len(row["answered"]) for row in run.rounds] == [1] * 9
+    assert any(row["late"] for row in run.rounds)
+
+
 ROBUST = "median trimmed_mean krum multi_krum bulyan geometric_median norm_clipping centered_clipping fltrust"
 """Rules with tests of their own."""
 
@@ -322,6 +380,9 @@ def test_every_method_has_a_row():
         ("fedper", {"personal": ["beta"]}, r"personal: \['beta'\] fits no array of the model; it has kernel, bias"),
         ("fedper", {"personal": ["*"]}, r"personal: \['\*'\] fits every array of the model"),
         ("fedbn", {}, "personal: .* fits no array of the model"),
+        ("fedasync", {"mixing": 0}, r"mixing: it lies in \(0, 1\]; it is 0"),
+        ("fedasync", {"staleness": "linear"}, "staleness: it is one of constant, polynomial, hinge; it is 'linear'"),
+        ("fedasync", {"a": 0}, "a: it is above 0; it is 0"),
         ("scaffold", {"option": "III"}, "option: it is one of I, II; it is 'III'"),
         ("scaffold", {"optoin": "I"}, "optoin: 'scaffold' has no such option; did you mean 'option'?"),
     ],

@@ -16,6 +16,7 @@ from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.apfl import apfl
 from atoll.algorithms.clipping import centered_clipping, norm_clipping
 from atoll.algorithms.ditto import ditto
+from atoll.algorithms.fedasync import fedasync
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.fedavgm import fedavgm
 from atoll.algorithms.fedbn import fedbn
@@ -50,6 +51,7 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedyogi": fedyogi,
     "fedadagrad": fedadagrad,
     "fedprox": fedprox,
+    "fedasync": fedasync,
     "scaffold": scaffold,
     "fednova": fednova,
     "feddyn": feddyn,
@@ -109,7 +111,7 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
             f"cohort.minimum: '{rule}' with these options needs at least {algorithm.least} nodes in every round; "
             f"it is {plan.cohort.minimum}"
         )
-    if plan.cohort.buffer and not algorithm.late:
+    if plan.cohort.buffer and algorithm.late is None:
         raise PlanError(f"cohort.buffer: '{rule}' can fold no late update, so its rounds are synchronous; leave buffer out")
     return algorithm
 

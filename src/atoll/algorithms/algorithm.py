@@ -49,6 +49,10 @@ Own = Callable[[Learner, Groups, Memory, Rows, Pace, np.random.Generator], Group
 """`own(learner, brief, memory, rows, pace, rng)`: the model that a node itself uses, from the one that it received."""
 
 
+Late = Callable[[int], float]
+"""`late(τ)`: how much of its step an update keeps that is late by τ rounds; 1 where τ is 0."""
+
+
 class Algorithm(NamedTuple):
     """A method, cut where the network cuts; made by a factory named after its paper.
 
@@ -63,7 +67,7 @@ class Algorithm(NamedTuple):
         least: how few updates it can be computed from; `cohort.minimum` is no less.
         root: whether the server does the local half too, on rows of its own, for the fold to compare with.
         own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
-        late: whether an update made from an earlier model can be folded: its groups are steps, which may be shortened.
+        late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
     """
 
     init: Callable[[Groups], State]
@@ -76,4 +80,4 @@ class Algorithm(NamedTuple):
     least: int = 1
     root: bool = False
     own: Own | None = None
-    late: bool = False
+    late: Late | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from atoll.algorithms.algorithm import Algorithm, State
 from atoll.algorithms.folds import mean
 from atoll.algorithms.local import plainly, uniformly
+from atoll.algorithms.staleness import buffered
 from atoll.vector import Group, Groups, Layouts, Total
 
 
@@ -20,7 +21,7 @@ def fedavg(*, weighted: bool = True) -> Algorithm:
     Data", Algorithm 1: w ← w + Σ (nₖ/n) (wₖ − w).
     """
     fold = mean if weighted else uniformly
-    return Algorithm(init=dict, brief=_same, updates=_layouts, local=plainly, step=moved, fold=fold, late=True)
+    return Algorithm(init=dict, brief=_same, updates=_layouts, local=plainly, step=moved, fold=fold, late=buffered)
 
 
 def moved(state: State, total: Total) -> State:

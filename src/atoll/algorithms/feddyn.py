@@ -54,4 +54,4 @@ def feddyn(alpha: float = 0.1) -> Algorithm:
         return {**model, "dual": start.with_values(np.zeros_like(start.values))}
 
     plain = fedavg(weighted=False)
-    return plain._replace(late=False, init=init, brief=without("dual"), local=local, step=step, needs=frozenset({"correct"}))
+    return plain._replace(late=None, init=init, brief=without("dual"), local=local, step=step, needs=frozenset({"correct"}))

@@ -54,7 +54,7 @@ def mime_lite(momentum: float = 0.9, *, weighted: bool = True) -> Algorithm:
         return {**model, "momentum": start.with_values(np.zeros_like(start.values))}
 
     method = fedavg(weighted=weighted)._replace(init=init, local=local, step=step, updates=_layouts)
-    return method._replace(late=False, needs=frozenset({"correct", "sgd"}))
+    return method._replace(late=None, needs=frozenset({"correct", "sgd"}))
 
 
 def _layouts(model: Layouts) -> Layouts:

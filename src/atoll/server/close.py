@@ -5,7 +5,6 @@ The same bodies in the same order give the same bits, whoever computes it: the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,11 +34,11 @@ class _Bodies:
         updates: Sequence[Update],
         layouts: Layouts,
         reference: Groups | None = None,
-        late: Mapping[str, int] = {},
+        scales: Mapping[str, float] = {},
     ) -> None:
         self.ids, self.layouts, self.reference = ids, layouts, reference
         self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
-        self._scales = {place: discount(late[node]) for place, node in enumerate(ids) if node in late}
+        self._scales = {place: scales[node] for place, node in enumerate(ids) if node in scales}
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
         block = [flat[lo:hi] for flat in self._flats[group]]
@@ -47,19 +46,6 @@ class _Bodies:
             for place, scale in self._scales.items():
                 block[place] = block[place] * block[place].dtype.type(scale)
         return block
-
-
-def discount(late: int) -> float:
-    """Return what an update that is late by τ rounds is multiplied with: s(τ) = (1 + τ)^-1/2.
-
-    Its weight stays whole, so updates that are all late make a shorter step.
-
-    Source: Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation", section 3 and algorithm 1.
-
-    >>> discount(0), discount(3)
-    (1.0, 0.5)
-    """
-    return 1 / math.sqrt(1 + late)  # each step rounded the one right way: the same bits on every machine
 
 
 def close(
@@ -104,5 +90,6 @@ def step(
 
     `late` says by how many rounds those are late that are.
     """
-    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, late)
+    scales = {node: algorithm.late(rounds) for node, rounds in late.items()} if algorithm.late else {}
+    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales)
     return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates.values()], registered))

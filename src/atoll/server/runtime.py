@@ -168,10 +168,12 @@ class Server:
         """Do as `serve`, inside a running event loop."""
         now, model = self.drive.now(), self._kept[0]
         if self._left:
-            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now, late=self.algorithm.late)
+            self.drive.state, commands = machine.resume(
+                self.run, self.plan, self._left.past, now, late=self.algorithm.late is not None
+            )
             self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
         else:
-            self.drive.state, commands = machine.begin(self.run, self.plan, model, now, late=self.algorithm.late)
+            self.drive.state, commands = machine.begin(self.run, self.plan, model, now, late=self.algorithm.late is not None)
         # Who is still taking the final model has as long for it as a round may last.
         site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))

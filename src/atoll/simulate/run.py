@@ -258,7 +258,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     chosen = choose.strategy(strategy, work, work.algorithm.brief(state), data, workers, watch)
     run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper)
     run.model = digest_of(pack(work.algorithm.brief(state)))
-    server, commands = machine.begin("simulated", plan, run.model, 0.0, late=work.algorithm.late)
+    server, commands = machine.begin("simulated", plan, run.model, 0.0, late=work.algorithm.late is not None)
     waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
     while waiting or run.coming:
         server, commands = machine.transition(server, waiting.popleft() if waiting else run.next())
