@@ -18,7 +18,7 @@ WORDS = 8
 
 
 def terms(number: int = 7, attempt: int = 0, plan: str = PLAN, **more) -> Terms:
-    return Terms("run", number, attempt, plan, **{"minimum": 4, "dropout": 0.3, "corrupt": 0.0, **more})
+    return Terms("run", number, attempt, plan, **{"minimum": 4, "dropout": 0.3, "corrupt": 0, **more})
 
 
 class Sum:
@@ -254,7 +254,7 @@ def test_a_survivor_who_gave_no_shares():
 def test_survivors_that_leave_a_node_alone_in_a_sparse_graph():
     # Enough survive in all, but of this node's own holders too few: the others' answers would take off all its masks.
     count = 60
-    s = Sum(count, terms(dropout=0.1, corrupt=0.1)).share()
+    s = Sum(count, terms(dropout=0.1, corrupt=6)).share()
     masked = node.mask(s.shared[s.me][0], s.tables[s.me], [np.zeros(WORDS, np.uint32)])
     graph = masked.cohort.graph
     assert graph.degree < count - 1

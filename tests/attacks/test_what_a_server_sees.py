@@ -21,7 +21,7 @@ from atoll.privacy.shamir import recover
 
 SIZE = 30_000
 CODE = Fixed(1.0, 12, 32)
-TERMS = Terms("r", 3, 0, "cd" * 32, 3, 0.25, 0.0)
+TERMS = Terms("r", 3, 0, "cd" * 32, 3, 0.25, 0)
 
 
 class Transcript:

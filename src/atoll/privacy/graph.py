@@ -42,26 +42,28 @@ class Graph(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def graph(nodes: int, dropout: float, corrupt: float) -> Graph:
+def graph(nodes: int, dropout: float, corrupt: int) -> Graph:
     """Return the graph for a cohort of `nodes`.
 
-    With c = ⌊corrupt · n⌋ nodes that work for the server and d = ⌊dropout · n⌋ that drop out at any point, whichever the
-    server likes: a component S of honest survivors that it sees the sum of holds, of each of its nodes, at least threshold - 1
-    holders in S or among the corrupt. As each node drew its holders by itself, that happens for some S of s nodes with a
-    probability of at most C(n - c, s) · P[Hypergeometric(n - 1, s - 1 + c, degree) ≥ threshold - 1]^s; summed over
-    s ≤ (n - c) / 2 it is below 2^-40. Since any two components are one of them that small, there is only one.
+    With c = corrupt nodes that work for the server, chosen before the others draw, and d = ⌊dropout · n⌋ that drop out at any
+    point, whichever the server likes: a component S of honest survivors that it sees the sum of holds, of each of its nodes,
+    at least threshold - 1 holders in S or among the corrupt. As each node drew its holders by itself, that happens for some S
+    of s nodes with a probability of at most C(n - c, s) · P[Hypergeometric(n - 1, s - 1 + c, degree) ≥ threshold - 1]^s;
+    summed over s ≤ (n - c) / 2 it is below 2^-40. Since any two components are one of them that small, there is only one.
 
     Args:
         nodes: how many there are.
         dropout: the fraction that may drop out.
-        corrupt: the fraction that may work for the server.
+        corrupt: how many may work for the server. A number, no fraction: a server that asks few nodes can ask all its friends.
 
     Raises:
         PlanError: so many can't be borne.
     """
-    if not (0 <= dropout < 1 and 0 <= corrupt < 1):
-        raise PlanError(f"privacy: dropout {dropout} and corrupt {corrupt} must be fractions, from 0 to below 1")
-    lost, bad = _count(dropout, nodes), _count(corrupt, nodes)
+    if not (0 <= dropout < 1 and corrupt >= 0):
+        raise PlanError(
+            f"privacy: dropout {dropout} must be a fraction, from 0 to below 1, and corrupt {corrupt} a number from 0 on"
+        )
+    lost, bad = math.floor(dropout * nodes + 1e-9), corrupt
     quorum = (nodes + bad) // 2 + 1
     if nodes < 3 or quorum > nodes - lost:
         raise PlanError(
@@ -80,10 +82,6 @@ def graph(nodes: int, dropout: float, corrupt: float) -> Graph:
         else:
             low = degree + 1
     return best
-
-
-def _count(fraction: float, nodes: int) -> int:
-    return math.floor(fraction * nodes + 1e-9)
 
 
 def _threshold(nodes: int, lost: int, degree: int) -> int:

@@ -51,7 +51,7 @@ def check_link(make: Callable[[Layouts], Link], *, nodes: int = 6, dropout: floa
 
 
 def _terms(dropout: float) -> Terms:
-    return Terms("run", 1, 0, _MODEL, 3, dropout, 0.0)
+    return Terms("run", 1, 0, _MODEL, 3, dropout, 0)
 
 
 def _updates(nodes: Collection[str]) -> dict[str, Update]:

@@ -21,7 +21,7 @@ def nodes(count: int) -> tuple[Identity, ...]:
     return tuple(Identity.of(f"node {number}") for number in range(count))
 
 
-def terms(dropout: float = 0.0, corrupt: float = 0.0, minimum: int = 3, number: int = 1, roster=None) -> Terms:
+def terms(dropout: float = 0.0, corrupt: int = 0, minimum: int = 3, number: int = 1, roster=None) -> Terms:
     return Terms("r", number, 0, "ab" * 32, minimum, dropout, corrupt, roster)
 
 
@@ -65,7 +65,7 @@ def test_large_cohorts_lose_a_tenth_over_all_phases(count):
     identities = nodes(count)
     gone = [one.node for one in identities][: count // 10]
     lost = {phase: gone[place :: len(PHASES) - 1] for place, phase in enumerate(PHASES[1:])}
-    summed = check(terms(0.1, 0.1), identities, updates(identities, [5, 3], np.random.default_rng(0)), lost)
+    summed = check(terms(0.1, count // 10), identities, updates(identities, [5, 3], np.random.default_rng(0)), lost)
     assert len(summed.survivors) == count - len(lost["shares"]) - len(lost["masked"])
     assert max(summed.sent, summed.received) < 512 << 10
 

@@ -14,7 +14,7 @@ from atoll.keys import Identity
 from atoll.privacy.secagg import node, server
 from atoll.privacy.secagg.terms import Terms
 
-TERMS = Terms("r", 1, 0, "00" * 32, 3, 0.2, 0.0)
+TERMS = Terms("r", 1, 0, "00" * 32, 3, 0.2, 0)
 budget = settings(max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True, database=None, deadline=None)
 
 

@@ -38,7 +38,7 @@ def test_a_masked_total_is_the_plain_one(bits):
     code = replace(CODE, bits=bits)
     nodes = [Identity.of(f"u{number}") for number in range(8)]
     updates = {node.node: update(number) for number, node in enumerate(nodes)}
-    terms = Terms("r", 1, 0, "00" * 32, 3, 0.2, 0.0)
+    terms = Terms("r", 1, 0, "00" * 32, 3, 0.2, 0)
     words = {one: parts_of(code.encode(each).groups) for one, each in updates.items()}
     summed = secure_sum(terms, nodes, words, {"masked": [nodes[3].node]})
     groups = {name: Group(code.masked[name], part) for name, part in zip(sorted(code.masked), summed.parts)}

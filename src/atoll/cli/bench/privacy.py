@@ -56,8 +56,8 @@ def measure(nodes: int, parameters: int, bits: int, dropout: float, corrupt: flo
     words, floats = code.encode(values), values.astype(np.float32)
     encoding = _best(lambda: code.encode(floats), now)
     who = [Identity.new() for _ in range(nodes)]
-    lost = int(dropout * nodes + 1e-9)
-    terms = Terms("bench", 1, 0, "00" * 32, 3, dropout, corrupt)
+    lost, bad = int(dropout * nodes + 1e-9), int(corrupt * nodes + 1e-9)
+    terms = Terms("bench", 1, 0, "00" * 32, 3, dropout, bad)
     updates = _Updates([one.node for one in who], [words])
     summed = secure_sum(terms, who, updates, {"masked": [one.node for one in who[:lost]]}, clock=now)
     if (summed.parts[0] != words * words.dtype.type(nodes - lost)).any():
@@ -76,7 +76,7 @@ def measure(nodes: int, parameters: int, bits: int, dropout: float, corrupt: flo
         "nodes": nodes,
         "parameters": parameters,
         "lost": lost,
-        "holders": graph(nodes, dropout, corrupt).degree,
+        "holders": graph(nodes, dropout, bad).degree,
         "seconds": round(encoding + min(sum(summed.seconds[phase][one] for phase in PHASES) for one in summed.survivors), 5),
         "mask_seconds": round(min(summed.seconds["masked"][one] for one in summed.survivors), 5),
         "complete_mask_seconds": round(_best(lambda: apply([words.copy()], keys), now), 5),
@@ -103,7 +103,7 @@ def beside(command: str, ours: Mapping[str, Any], dropout: float, corrupt: float
         AtollError: it can't be run, or prints no row.
     """
     nodes, parameters, lost = ours["nodes"], ours["parameters"], ours["lost"]
-    numbers = (nodes, parameters, lost, graph(nodes, dropout, corrupt).threshold)
+    numbers = (nodes, parameters, lost, graph(nodes, dropout, int(corrupt * nodes + 1e-9)).threshold)
     words = [*shlex.split(command), *map(str, numbers), clock]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""})

@@ -39,7 +39,7 @@ class Terms:
         plan: the plan's digest, as hex.
         minimum: how many nodes' sum may be revealed, at least.
         dropout: the fraction of the cohort that may drop out.
-        corrupt: the fraction of the cohort that may work for the server.
+        corrupt: how many nodes of the run, all in all, may work for the server.
         roster: the only nodes' ids that may be in the cohort; None: whoever the server lets in, so that a server which
             makes nodes of its own isn't withstood.
 
@@ -53,7 +53,7 @@ class Terms:
     plan: str
     minimum: int
     dropout: float
-    corrupt: float
+    corrupt: int
     roster: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Terms:
     @cached_property
     def context(self) -> bytes:
         """What everything of this sum is bound to, 32 bytes; a roster may be one node's own, and isn't in it."""
-        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), float(self.corrupt)]
+        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), self.corrupt]
         return hashlib.sha256(b"atoll secagg v1 " + json.dumps(agreed).encode()).digest()
 
 
