@@ -54,3 +54,11 @@ def test_what_is_checked_of_an_update_is_timed():
     assert found["mb"] == 4.0
     assert 0.05 < found["gb_per_s"] < found["sha256_gb_per_s"]
     assert found["gb_per_s"] < found["numbers_gb_per_s"]
+
+
+def test_workload_s_follows_the_fixed_draws_to_the_accuracies_that_all_programs_reach():
+    found = bench("simulate", "--no-floor")
+    assert found["accuracy"]["10"] == 0.6705
+    assert abs(found["accuracy"]["50"] - 0.865) <= 0.001
+    assert found["rounds_per_s"] > 0
+    assert found["peak_rss_mb"] < 500

@@ -20,26 +20,31 @@ _SAMPLE = 16
 """Clients that each strategy is tried on."""
 
 
-def strategy(
-    name: str, work: Work, brief: Groups, clients: Mapping[str, Data], workers: int | None, watch: Callable[[Any], None]
-) -> Strategy:
-    """Return the strategy of a run.
+def named(
+    name: str, brief: Groups, clients: Mapping[str, Data], workers: int | None, watch: Callable[[Any], None]
+) -> Callable[[Work], Strategy]:
+    """Return what makes the strategy of a run.
 
     Args:
         name: one of `STRATEGIES`.
-        work: plan, algorithm and learner.
         brief: the first model, to measure with.
         clients: all of them.
         workers: threads; None for as many as there are processors.
         watch: told what was measured.
 
     Raises:
-        AtollError: no such strategy, or the learner can't be compiled.
+        AtollError: no such strategy; or, when it is made, the learner can't be compiled.
     """
     if name not in STRATEGIES:
         raise AtollError(f"--strategy: '{name}' is none; it is one of {', '.join(STRATEGIES)}")
     if workers is not None and workers < 1:
         raise AtollError(f"--workers: {workers} is too few; take 1 or more, or leave it out for one a processor")
+    return lambda work: _made(name, work, brief, clients, workers, watch)
+
+
+def _made(
+    name: str, work: Work, brief: Groups, clients: Mapping[str, Data], workers: int | None, watch: Callable[[Any], None]
+) -> Strategy:
     able = "vmap" in work.learner.can
     if name in ("scan", "vmap") and not able:
         raise AtollError(f"--strategy {name}: a '{work.plan.model.kind}' learner can't be compiled together; take map")

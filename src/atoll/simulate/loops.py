@@ -23,9 +23,10 @@ def _at(tree: Any, place: Any) -> Any:
     return jax.tree.map(lambda array: array[place], tree)
 
 
-def scan(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
-    """Return what fits `count` clients one after the other."""
-    del even
+def scan(pure: Pure, shared: bool, even: int) -> Callable[..., Any]:
+    """Return what fits `count` clients one after the other; `even`: each goes so many steps, 0: each its own number."""
+    # Steps that are known in number leave no rest to write out once more, which would be compiled as well.
+    unroll = next((k for k in range(_UNROLL + 2, 1, -1) if even % k == 0), 1) if even else _UNROLL
 
     def fit(count: Any, flats: Any, owns: Any, x: Any, y: Any, masks: Any, steps: Any) -> Any:
         def alone(who: Any) -> Any:
@@ -37,14 +38,14 @@ def scan(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
                 return carry, carried[1] + loss
 
             def several(number: Any, carried: Any) -> Any:
-                for k in range(_UNROLL):
-                    carried = go(number * _UNROLL + k, carried)
+                for k in range(unroll):
+                    carried = go(number * unroll + k, carried)
                 return carried
 
             first = pure.begin(flats if shared else _at(flats, who), own), jnp.float32(0)
-            whole = steps[who] // _UNROLL
+            whole = even // unroll if even else steps[who] // unroll
             carried = jax.lax.fori_loop(0, whole, several, first)
-            carry, loss = jax.lax.fori_loop(whole * _UNROLL, steps[who], go, carried)
+            carry, loss = carried if even else jax.lax.fori_loop(whole * unroll, steps[who], go, carried)
             return pure.end(carry), loss
 
         def put(who: Any, out: Any) -> Any:
@@ -58,8 +59,8 @@ def scan(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
     return fit
 
 
-def vmap(pure: Pure, shared: bool, even: bool) -> Callable[..., Any]:
-    """Return what fits clients side by side, for `most` steps; `even`: each has as many."""
+def vmap(pure: Pure, shared: bool, even: int) -> Callable[..., Any]:
+    """Return what fits clients side by side, for `most` steps; `even`: each goes as many."""
 
     def fit(most: Any, flats: Any, owns: Any, x: Any, y: Any, masks: Any, steps: Any) -> Any:
         step = jax.vmap(pure.step, (0, 0, 0, 0, None if masks is None else 0, None))

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,8 @@ class _Run:
     strategy: Strategy
     judge_every: int = 1
     tamper: Tamper | None = None
+    there: Callable[[int], Collection[str]] | None = None
+    here: frozenset[str] = frozenset()
     model: str = ""
     clock: int = 0
     coming: list[tuple[int, int, events.Event]] = field(default_factory=list)
@@ -76,6 +79,7 @@ class _Run:
     drafts: dict[str, Memory] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     turns: Iterator[int] = field(default_factory=itertools.count)
     reason: str = ""
@@ -96,8 +100,9 @@ class _Run:
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
         self.updates.update(sent)
-        for name, update in sent.items():
-            self.later(name, command.round, self.arrive(Address("simulated", command.round, command.attempt, name), update))
+        addresses = [Address("simulated", command.round, command.attempt, name) for name in sent]
+        for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
+            self.later(name, command.round, event)
         return []
 
     def later(self, name: str, round_: int, event: events.Event) -> None:
@@ -144,7 +149,17 @@ class _Run:
         }
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
-        return [events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])]
+        judged = events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])
+        return [*(self.presence(command.round + 1) if self.there else ()), judged]
+
+    def presence(self, round_: int) -> list[events.Event]:
+        """Let clients come and go before a round."""
+        names = frozenset(self.there(round_) if self.there else self.clients)
+        if unknown := names - self.clients.keys():
+            raise AtollError(f"round {round_}: '{min(unknown)}' is there, and no client has that name")
+        gone, come = self.here - names, names - self.here
+        self.here = names
+        return [*(events.Lost(0.0, name) for name in sorted(gone)), events.Joined(0.0, {name: name for name in come})]
 
     def judge_update(self, command: events.Judge) -> list[events.Event]:
         """Let a client remember what goes with its update, now that it counts; tell who watches of one that is refused."""
@@ -179,7 +194,7 @@ class _Run:
 
     def judge(self, rows: Rows) -> dict[str, float]:
         """How the present model does on some rows, as figures."""
-        return summary(self.work.learner.evaluate(self.groups(), rows))
+        return summary(self.strategy.judge(self.groups(), [rows])[0])
 
     def judge_own(self, name: str) -> dict[str, float]:
         """How the model that a client itself uses does on its rows, as figures."""
@@ -217,9 +232,10 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     watch: Watch | None = None,
     start: learners.Start | None = None,
     tamper: Tamper | None = None,
-    strategy: str = "map",
+    strategy: str | Callable[[Work], Strategy] = "map",
     workers: int | None = None,
     judge_every: int = 1,
+    there: Callable[[int], Collection[str]] | None = None,
 ) -> Simulated:
     """Run a plan over clients in this process, on the machine and the `close` that a server runs.
 
@@ -233,9 +249,10 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
         tamper: makes of a round's updates what clients send: hostile ones, see `atoll.simulate.attacks`.
         strategy: how clients are trained: `map`, one after the other; `scan` or `vmap`, compiled together; or `auto`,
-            the fastest of these by a measurement in the first round.
+            the fastest of these by a measurement in the first round; or a function that makes one of your own.
         workers: threads; as many as there are processors unless named. The result is the same for any number.
         judge_every: models are judged every so many rounds, and after the last one.
+        there: round → the names of the clients that can be asked in it; all of them unless given.
 
     Returns:
         The rounds, and the final model. Under strategy `map` it is equal, bit for bit, to that of a deployed run whose
@@ -255,16 +272,17 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
     state = work.algorithm.init(learners.first(plan, learner, start))
     watch = watch or (lambda _: None)
-    chosen = choose.strategy(strategy, work, work.algorithm.brief(state), data, workers, watch)
-    run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper)
+    make = strategy if callable(strategy) else choose.named(strategy, work.algorithm.brief(state), data, workers, watch)
+    chosen = make(work)
+    run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
     run.model = digest_of(pack(work.algorithm.brief(state)))
     server, commands = machine.begin("simulated", plan, run.model, 0.0, late=work.algorithm.late is not None)
-    waiting: deque[events.Event] = deque([events.Joined(0.0, {name: name for name in data})])
+    waiting: deque[events.Event] = deque(run.presence(1))
     while waiting or run.coming:
         server, commands = machine.transition(server, waiting.popleft() if waiting else run.next())
         for command in commands:
             waiting.extend(_ACTS[type(command)](run, command))
-    judged = run.judge(holdout) if holdout else {}
+    judged = run.rounds[-1]["holdout"] if holdout else {}
     return Simulated(
         run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, chosen.name, chosen.said
     )  # fmt: skip

@@ -42,23 +42,39 @@ _SMALL = 1 << 25
 """Arrays of fewer bytes than this may have more room than is needed."""
 _WASTED = 0.1
 """The part of a cohort's work that filling up batches may be, where fewer widths, and so fewer compilations, come of it."""
-_JUDGED = 4096
+_JUDGED = 2048
 """Rows judged at a time."""
 
 
-class _Fit(NamedTuple):
-    """A fit that is wanted, with all that is drawn for it."""
+class Drawn(NamedTuple):
+    """A fit that is wanted, with all that is drawn for it: the rows of each batch, one batch after the other."""
 
     name: str
     asked: Asked
     own: tuple[NDArray[Any], ...]
-    batches: list[NDArray[np.intp]]
+    order: NDArray[np.intp]
+    sizes: NDArray[np.intp]
     width: int
     masked: bool
 
+    @classmethod
+    def of(cls, name: str, asked: Asked, own: tuple[NDArray[Any], ...], drawn: Sequence[NDArray[np.intp]]) -> Drawn:
+        """Put batches together."""
+        sizes = np.array([len(batch) for batch in drawn])
+        widest = int(sizes.max())
+        return cls(name, asked, own, np.concatenate(drawn), sizes, widest, int(sizes.min()) < widest)
+
     @property
     def steps(self) -> int:
-        return len(self.batches)
+        """How many batches there are."""
+        return len(self.sizes)
+
+    def filled(self, width: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return rows and truth `[steps, width]`: short batches are filled up with the fit's first row."""
+        true = np.arange(width) < self.sizes[:, None]
+        rows = np.full((self.steps, width), self.order[0])
+        rows[true] = self.order
+        return rows, true
 
 
 class Vectorised:
@@ -72,7 +88,7 @@ class Vectorised:
     """
 
     def __init__(self, work: Work, how: How, workers: int, longest: int) -> None:
-        self._work, self.name, self._workers = work, how, workers
+        self._work, self.name = work, how
         self._pure = cast("Compiled", work.learner).pure()
         self._most = work.plan.training.pace(longest, 1, work.plan.plan.rounds).steps
         self._calls: dict[Any, Any] = {}
@@ -80,6 +96,7 @@ class Vectorised:
         self._lock = Lock()
         self._apart: bool | None = None
         self._why: dict[str, int] = {}
+        self._threads = ThreadPoolExecutor(workers)
         self._done = self._spent = 0
 
     @property
@@ -94,21 +111,20 @@ class Vectorised:
         """See `Strategy.train`."""
         tapes = {name: Tape(self._work.learner) for name in job.clients}
         answers: dict[str, Answer] = {}
-        with ThreadPoolExecutor(self._workers) as workers:
-            waiting: Mapping[str, Asked] = _asking(self._work, job, tapes, job.clients, answers)
-            while waiting:
-                fits = [self._drawn(name, asked) for name, asked in waiting.items()]
-                again: dict[str, Asked] = {}
+        waiting: Mapping[str, Asked] = _asking(self._work, job, tapes, job.clients, answers)
+        while waiting:
+            fits = [self.drawn(job.round, name, asked) for name, asked in waiting.items()]
+            again: dict[str, Asked] = {}
 
-                def act(call: Callable[[], Mapping[str, Fit]], again: dict[str, Asked] = again) -> None:
-                    done = call()
-                    for name, fit in done.items():
-                        tapes[name].record(fit, waiting[name].rng)  # noqa: B023  each pass of the loop waits for its calls
-                    again.update(_asking(self._work, job, tapes, done, answers))
+            def act(call: Callable[[], Mapping[str, Fit]], again: dict[str, Asked] = again) -> None:
+                done = call()
+                for name, fit in done.items():
+                    tapes[name].record(fit, waiting[name].rng)  # noqa: B023  each pass of the loop waits for its calls
+                again.update(_asking(self._work, job, tapes, done, answers))
 
-                for _ in workers.map(act, self._planned(fits, job, answers)):
-                    pass
-                waiting = again
+            for _ in self._threads.map(act, self._planned(fits, job, answers)):
+                pass
+            waiting = again
         if apart := sum(tape.apart for tape in tapes.values()):
             self._because(f"'{self._work.plan.aggregation.rule}' corrects each gradient", apart)
         return self._with_judgement(job, answers) if job.judged else answers
@@ -136,15 +152,13 @@ class Vectorised:
                 answers[name] = answer[0], replace(answer[1], metrics={**received, **answer[1].metrics})
         return answers
 
-    def _drawn(self, name: str, asked: Asked) -> _Fit:
+    def drawn(self, round_: int, name: str, asked: Asked) -> Drawn:
         """Draw for a fit just what the learner's own `fit` draws."""
+        del round_
         own = self._pure.own(asked.rng, asked.rate)
-        rows = list(batches(asked.rng, len(asked.rows), asked.batch_size, asked.steps))
-        widest = max(map(len, rows))
-        masked = any(len(batch) < widest for batch in rows)
-        return _Fit(name, asked, own, rows, widest, masked)
+        return Drawn.of(name, asked, own, list(batches(asked.rng, len(asked.rows), asked.batch_size, asked.steps)))
 
-    def _planned(self, fits: Sequence[_Fit], job: Job, answers: dict[str, Answer]) -> Iterator[Callable[[], Mapping[str, Fit]]]:
+    def _planned(self, fits: Sequence[Drawn], job: Job, answers: dict[str, Answer]) -> Iterator[Callable[[], Mapping[str, Fit]]]:
         """Put fits together that one call can hold; what none can is left to the learner."""
 
         def alone(name: str) -> Mapping[str, Fit]:
@@ -152,7 +166,7 @@ class Vectorised:
             return {}
 
         mask = any(fit.masked for fit in fits) and self._may_mask(fits[0].asked.rows)
-        like: dict[Any, list[_Fit]] = {}
+        like: dict[Any, list[Drawn]] = {}
         for fit in fits:
             rows = fit.asked.rows
             size = fit.steps * fit.width * (rows.x.nbytes // max(1, len(rows)))
@@ -163,7 +177,7 @@ class Vectorised:
             form = (rows.x.shape[1:], rows.x.dtype.kind, rows.y.shape[1:], rows.y.dtype.kind)
             shared = all(group.values is job.brief[name].values for name, group in fit.asked.groups.items() if name in job.brief)
             like.setdefault((form, shared), []).append(fit)
-        even = len({(fit.steps, fit.width) for fit in fits}) == 1
+        even = fits[0].steps if len({(fit.steps, fit.width) for fit in fits}) == 1 else 0
         at_once = min(_IN_A_ROW, -(-len(fits) // (os.cpu_count() or 1)))
         for (_, shared), alike in like.items():
             for width, group in _by_width(alike, filled=mask).items():
@@ -176,7 +190,7 @@ class Vectorised:
             self._apart = self._pure.apart(x)
         return self._apart
 
-    def _cut(self, fits: Sequence[_Fit], width: int, at_once: int) -> Iterator[Sequence[_Fit]]:
+    def _cut(self, fits: Sequence[Drawn], width: int, at_once: int) -> Iterator[Sequence[Drawn]]:
         """Cut fits, the longest first, into calls."""
         room = max(1, _BYTES // max(1, fits[0].steps * width * _row(fits)))
         if self.name == "scan":
@@ -192,7 +206,7 @@ class Vectorised:
             yield fits[at : at + size]
             at += size
 
-    def _fitted(self, fits: Sequence[_Fit], width: int, at_once: int, kind: tuple[bool, bool, bool]) -> Mapping[str, Fit]:
+    def _fitted(self, fits: Sequence[Drawn], width: int, at_once: int, kind: tuple[bool, int, bool]) -> Mapping[str, Fit]:
         """Fit some clients in one call."""
         shared, even, mask = kind
         longest = fits[0].steps
@@ -215,16 +229,16 @@ class Vectorised:
             for k, fit in enumerate(fits)
         }
 
-    def _fit(self, fit: _Fit, flats: Mapping[str, Flat], loss: float) -> Fit:
+    def _fit(self, fit: Drawn, flats: Mapping[str, Flat], loss: float) -> Fit:
         groups = {
             name: Group(layout, flats[name].astype(layout.dtype, copy=False))
             for name, layout in self._work.learner.layouts.items()
         }
-        return Fit(groups, {"samples": float(sum(map(len, fit.batches))), "loss": loss})
+        return Fit(groups, {"samples": float(len(fit.order)), "loss": loss})
 
-    def _count(self, fits: Sequence[_Fit], width: int, longest: int) -> None:
+    def _count(self, fits: Sequence[Drawn], width: int, longest: int) -> None:
         with self._lock:
-            self._done += sum(len(batch) for fit in fits for batch in fit.batches)
+            self._done += sum(len(fit.order) for fit in fits)
             self._spent += sum((longest if self.name == "vmap" else fit.steps) * width for fit in fits)
 
     def _room(self, steps: int, size: int) -> int:
@@ -234,24 +248,31 @@ class Vectorised:
             room //= 4
         return room
 
-    def _gathered(self, fits: Sequence[_Fit], places: int, room: int, width: int, mask: bool) -> tuple[Any, Any, Any]:
+    def _gathered(self, fits: Sequence[Drawn], places: int, room: int, width: int, mask: bool) -> tuple[Any, Any, Any]:
         """Take the rows of some fits out of their clients' arrays, batch by batch, a short one filled up with its first row."""
         masks = np.zeros((places, room, width), np.float32) if mask else None
         x = y = None
         for k, fit in enumerate(fits):
-            order = np.concatenate([np.append(batch, np.repeat(batch[0], width - len(batch))) for batch in fit.batches])
-            xs, ys = self._pure.arrays(fit.asked.rows, order)
+            order, true = fit.filled(width) if mask else (fit.order, None)
+            rows, order = fit.asked.rows, order.reshape(-1)
             if x is None or y is None:
-                x, y = (np.empty((places, room, width, *part.shape[1:]), part.dtype) for part in (xs, ys))
-            x[k, : fit.steps], y[k, : fit.steps] = (part.reshape(fit.steps, width, *part.shape[1:]) for part in (xs, ys))
-            if masks is not None:
-                for number, batch in enumerate(fit.batches):
-                    masks[k, number, : len(batch)] = 1
+                one = self._pure.arrays(rows, slice(0, 1))
+                x, y = (np.empty((places, room, width, *part.shape[1:]), part.dtype) for part in one)
+            into = x[k, : fit.steps].reshape(-1, *x.shape[3:])
+            if rows.x.dtype == x.dtype:  # taken to its place at once
+                np.take(rows.x, order, axis=0, out=into, mode="clip")
+                y[k, : fit.steps] = rows.y[order].reshape(fit.steps, width, *y.shape[3:])
+            else:
+                xs, ys = self._pure.arrays(rows, order)
+                into[...], y[k, : fit.steps] = xs, ys.reshape(fit.steps, width, *y.shape[3:])
+            if masks is not None and true is not None:
+                masks[k, : fit.steps] = true
         return x, y, masks
 
     def _call(self, kind: Any, *arrays: Any) -> Any:
         """Call the compiled function of a kind; one thread compiles, the others wait for it."""
-        key = (kind, str(jax.tree.map(lambda array: (np.shape(array), array.dtype), arrays)))
+        x, y = arrays[3:5]
+        key = (kind, x.shape, x.dtype, y.shape, y.dtype, arrays[5] is None)
         if key in self._seen:
             return self._calls[kind](*arrays)
         with self._lock:
@@ -264,11 +285,12 @@ class Vectorised:
 
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`; rows of many clients go through the model together."""
-        flats, held = _narrow(model), [self._pure.arrays(rows, slice(None)) for rows in parts]
+        flats = _narrow(model)
         judge = self._calls.setdefault("judge", jax.jit(self._pure.judge))
         told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
-        for block in _blocks([len(x) for x, _ in held]):
-            x, y = (np.concatenate([held[who][at][lo:hi] for who, lo, hi in block]) for at in (0, 1))
+        for block in _blocks([len(rows) for rows in parts]):
+            taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
+            x, y = (np.concatenate([one[k] for one in taken]) for k in (0, 1))
             lack = min(_JUDGED, 1 << (len(x) - 1).bit_length()) - len(x)
             x, y = (np.concatenate([part, np.repeat(part[:1], lack, axis=0)]) for part in (x, y))
             outputs, losses = map(np.asarray, judge(flats, x, y))
@@ -327,18 +349,18 @@ def _narrow(groups: Groups) -> dict[str, Flat]:
     }
 
 
-def _row(fits: Sequence[_Fit]) -> int:
+def _row(fits: Sequence[Drawn]) -> int:
     """How many bytes a row of theirs takes."""
     rows = fits[0].asked.rows
     return rows.x.nbytes // max(1, len(rows))
 
 
-def _by_width(fits: Sequence[_Fit], *, filled: bool) -> dict[int, list[_Fit]]:
+def _by_width(fits: Sequence[Drawn], *, filled: bool) -> dict[int, list[Drawn]]:
     """Put fits together whose batches are as wide; where short ones may be filled up, in as few widths as waste little."""
     if not filled:
         widths = sorted({fit.width for fit in fits})
         return {width: [fit for fit in fits if fit.width == width] for width in widths}
-    found: dict[int, list[_Fit]] = {}
+    found: dict[int, list[Drawn]] = {}
     spare = _WASTED * sum(fit.steps * fit.width for fit in fits)
     for fit in sorted(fits, key=lambda fit: -fit.width):
         width = min(found, default=None)

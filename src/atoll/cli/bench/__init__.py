@@ -135,11 +135,26 @@ def privacy(
         print(json.dumps({"rows": rows}), flush=True)
 
 
+@bench.command()
+def simulate(
+    repeat: Annotated[int, typer.Option(min=1, help="How often each program runs, in turn; medians are told.")] = 1,
+    floor: Annotated[bool, typer.Option(help="Also run the floor, JAX by hand over two host devices.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Time workload S: a perceptron, 100 clients, 10 a round, 50 rounds, from the command to its end."""
+    from atoll.cli.bench.simulate import measure
+
+    with working("simulating", quiet=as_json):
+        row = measure(repeat, floor=floor)
+    _show(row, "simulate, workload S", as_json=as_json)
+
+
 @bench.command(name="all")
 def everything(as_json: AsJson = False) -> None:
     """Run every benchmark: a few minutes."""
     aggregate(as_json=as_json)
     verify(as_json=as_json)
+    simulate(as_json=as_json)
     for log in ("embedded", "kafka"):
         rounds(log=log, as_json=as_json)
 
