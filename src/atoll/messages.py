@@ -134,6 +134,14 @@ class Verdict(Message):
     head: Head | None = None
 
 
+class Slowed(Message):
+    """Server → node: you say more than a node may; the rest is read later."""
+
+    event = "slowed"
+    run: Run
+    reason: Reason
+
+
 class Decline(Message):
     """Node → server: nothing will come from me in this round, and this is why."""
 

@@ -229,7 +229,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
             allow = "".join(f" --allow {name}" for name in plan.model.functions)
             pin = f" --pin {event['pin']}" if event["pin"] else ""
             live.console.print(f"on each node: atoll join {event['url']}{pin} --data FILE{allow}", soft_wrap=True)
-        elif what in ("joined", "lost", "declined", "rejected", "revoked"):
+        elif what in ("joined", "lost", "declined", "rejected", "revoked", "slowed"):
             why = f": {event['reason']}" if event.get("reason") else ""
             live.console.print(f"{event['name'] or event['node']} {what}{why}", soft_wrap=True)
         elif what == "waiting":

@@ -26,6 +26,7 @@ from atoll.messages import (
     EndSession,
     Message,
     SessionEnded,
+    Slowed,
     StartTraining,
     Verdict,
 )
@@ -213,6 +214,7 @@ class Node:
         on(StartTraining, self.start_training)
         on(Verdict, self._judged)
         on(EndSession, self.end_session)
+        on(Slowed, self._slowed)
         self.sio.on("disconnect", self._lost, namespace=NAMESPACE)
         self.sio.on("connect_error", self._not_connected, namespace=NAMESPACE)
 
@@ -230,6 +232,9 @@ class Node:
     async def _judged(self, verdict: Verdict) -> None:
         self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
         await self.drive.happen(machine.Judged(self.drive.now(), verdict))
+
+    async def _slowed(self, message: Slowed) -> None:
+        self._tell("waiting", reason=f"the server slows this node: {message.reason}")
 
     async def end_session(self, end: EndSession) -> None:
         """The run is over: the final model is fetched, judged on this node's rows, and saved."""

@@ -10,9 +10,10 @@ from starlette.types import ASGIApp
 
 from atoll.errors import AtollError, RefusedError, StoreError, UnreachableError
 from atoll.keys import node_of, signed_by
-from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded
+from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded, Slowed
 from atoll.server.challenge import Challenges
 from atoll.server.lines import PING, Line, Lines, NotWelcomeError
+from atoll.server.pace import HANDSHAKE, RATE, Pace
 
 M = TypeVar("M", bound=Message)
 MESSAGE_LIMIT = 512 << 10
@@ -21,6 +22,8 @@ _STRANGER = 15.0
 """Seconds until whoever opened a connection and didn't come in as a node is hung up on: twice as many at most."""
 _PING_EVERY, _PING_PATIENCE = 5.0, 15.0
 """Seconds between pings, and without an answer to one until a silent connection counts as lost."""
+_TELL_EVERY = 10.0
+"""Seconds between the lines that tell a node that it is slowed."""
 _NOTICED = 3.0
 """Seconds that an answer to a ping may take until a connection is said to be silent: a look at it comes every second."""
 
@@ -52,6 +55,10 @@ class Host(Protocol):
         """The node says that nothing will come from it in this round."""
         ...
 
+    def slowed(self, node: str, reason: str) -> None:
+        """The node says more than it may."""
+        ...
+
     async def session_ended(self, node: str, message: SessionEnded) -> None:
         """The node has taken the final model."""
         ...
@@ -64,6 +71,7 @@ class Channel:
         self._host, self._run = host, run
         self.challenges = Challenges()
         self._nodes: dict[str, Line] = {}
+        self._paces: dict[str, Pace] = {}
         self._lines = Lines(self, NAMESPACE, MESSAGE_LIMIT, _PING_EVERY, _PING_PATIENCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: Mapping[str, Callable[[str, object], Awaitable[None]]] = {
@@ -127,11 +135,14 @@ class Channel:
                 raise RefusedError("the handshake's signature doesn't fit its key: is it for another run?")
             self.challenges.take(message.challenge)
             node = node_of(key)
+            if wait := self.spare(node, HANDSHAKE):
+                raise UnreachableError(f"the node comes and goes too often: come back in {wait:.0f} s")
             welcome = await self._host.connect(message, node)
         except AtollError as error:
             raise NotWelcomeError(str(error), {"again": isinstance(error, UnreachableError | StoreError)}) from None
         before = self._nodes.get(node)
         self._nodes[node], line.node = line, node
+        line.pace = self._paces.setdefault(node, line.pace)  # it outlives the connection
         if before:  # the same node on a new connection: the old one is dead or a twin
             self._lines.hang_up(before)
         # In a task, since the line takes nothing in before this has returned.
@@ -143,6 +154,20 @@ class Channel:
         if line.node and self._nodes.get(line.node) is line:
             await self.tell(line.node, welcome)
             await self._host.connected(line.node, name)
+
+    def spare(self, node: str, cost: float) -> float:
+        """Return 0 where a node may do what costs so much, or in how many seconds it may."""
+        pace = self._paces.get(node)
+        return pace.spare(cost, asyncio.get_running_loop().time()) if pace else 0.0
+
+    def slowed(self, line: Line) -> None:
+        """See `lines.Talk`; the node is told now and then."""
+        now = asyncio.get_running_loop().time()
+        if line.node and now - line.told > _TELL_EVERY:
+            line.told = now
+            why = f"more than {RATE:.0f} messages a second, or as much in bytes: what comes beyond is read later"
+            line.wire.write(self._lines.event(Slowed.event, Slowed(run=self._run, reason=why).payload()))
+            self._host.slowed(line.node, why)
 
     async def gone(self, line: Line) -> None:
         """See `lines.Talk`."""

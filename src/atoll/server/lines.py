@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from atoll.server.pace import BYTES, Pace
 
 _PATH = "/socket.io"
 
@@ -32,6 +35,10 @@ class Wire(Protocol):
     """
 
     heard: float
+
+    def is_open(self) -> bool:
+        """Say whether anything may still come and go."""
+        ...
 
     def write(self, frame: bytes) -> None:
         """Send a frame; nothing happens where the connection is gone."""
@@ -63,14 +70,17 @@ class Line:
 
     Attributes:
         node: whose it is, once its handshake is through.
+        pace: what it has left of the server.
+        told: when its node was last told that it is slowed.
         since: when it was opened.
         due: when it is to be pinged next.
     """
 
-    __slots__ = ("due", "node", "since", "wire")
+    __slots__ = ("due", "node", "pace", "since", "told", "wire")
 
     def __init__(self, wire: Wire, now: float) -> None:
-        self.wire, self.since, self.due = wire, now, now
+        self.wire, self.since, self.due, self.told = wire, now, now, -math.inf
+        self.pace = Pace(now)
         self.node: str | None = None
 
 
@@ -87,6 +97,10 @@ class Talk(Protocol):
 
     async def hear(self, line: Line, event: str, payload: object) -> str | None:
         """An event of a line that is welcome: None, or the one line that refuses it."""
+        ...
+
+    def slowed(self, line: Line) -> None:
+        """A connection says more than it may: what it says is read later."""
         ...
 
     async def gone(self, line: Line) -> None:
@@ -134,12 +148,19 @@ class Lines:
         await send({"type": "websocket.accept"})
         wire: Wire = scope["extensions"]["wire"]
         scope["headers"] = ()  # what was said to get here is of no more use, and there are many who said it
-        line = Line(wire, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time
+        line = Line(wire, now())
         self.open.add(line)
         try:
             line.wire.write(frame(f"0{_json({'sid': secrets.token_hex(8), 'upgrades': [], **self._pace})}"))
             while (message := await receive())["type"] == "websocket.receive":
-                if not await self._take(line, message.get("text") or ""):
+                said = message.get("text") or ""
+                if wait := line.pace.take(1 + len(said) // BYTES, now()):
+                    self._talk.slowed(line)
+                    await asyncio.sleep(wait)  # the web server reads no more meanwhile, so a flood stays where it comes from
+                    if not wire.is_open():
+                        break
+                if not await self._take(line, said):
                     break
             wire.close()
         finally:

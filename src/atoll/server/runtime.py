@@ -33,6 +33,7 @@ from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import close
 from atoll.server.door import Door
 from atoll.server.log import open_log
+from atoll.server.pace import UPLOAD
 from atoll.server.patience import Patience
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
@@ -254,6 +255,11 @@ class Server:
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
         await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
 
+    def slowed(self, node: str, reason: str) -> None:
+        """Hear that a node says more than it may, and is slowed."""
+        log.warning("%s is slowed: %s", self.book.names[node], reason)
+        self._tell("slowed", node=node, name=self.book.names[node], reason=reason)
+
     async def session_ended(self, node: str, message: SessionEnded) -> None:
         """Hear how the final model does on a node's rows, and let it go."""
         await self.book.farewell(node, message.metrics)
@@ -469,7 +475,7 @@ class Server:
     def _app(self) -> ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
         if isinstance(self.log, EmbeddedLog):
-            routes += uploads.routes(self.log, self._admits, self._spoilt)
+            routes += uploads.routes(self.log, self._admits, self._spoilt, lambda node: self.channel.spare(node, UPLOAD))
         return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -32,13 +33,19 @@ async def _nothing(envelope: Envelope, reason: str) -> None:
     del envelope, reason
 
 
-def routes(log: EmbeddedLog, admit: Admit, altered: Callable[[Envelope, str], Awaitable[None]] = _nothing) -> list[Route]:
+def routes(
+    log: EmbeddedLog,
+    admit: Admit,
+    altered: Callable[[Envelope, str], Awaitable[None]] = _nothing,
+    wait: Callable[[str], float] = lambda _: 0.0,
+) -> list[Route]:
     """Return the routes; everything that can be refused is, before a byte of the body is read.
 
     Args:
         log: where bodies go.
         admit: asked about each update.
         altered: told of a body that isn't what its envelope says, and why.
+        wait: asked for how many seconds a node may begin none, since it has begun too many.
     """
 
     async def put(request: Request) -> Response:
@@ -49,6 +56,8 @@ def routes(log: EmbeddedLog, admit: Admit, altered: Callable[[Envelope, str], Aw
                 raise _StatusError(413, f"the update has {envelope.size} bytes, the limit is {log.limit}")
             if log.received(envelope) < envelope.size and (reason := admit(envelope)):
                 raise _StatusError(409, reason)
+            if seconds := wait(envelope.address.node):
+                raise _StatusError(429, f"the node has begun too many uploads: try again in {math.ceil(seconds)} s")
             try:
                 new = await log.receive(envelope, start, request.stream())
             except RefusedError as error:

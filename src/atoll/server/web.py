@@ -215,8 +215,11 @@ class _Socket(WSProtocol):
             self._whole = self._whole and _ends_whole(data)
         super().data_received(data)
 
+    def is_open(self) -> bool:
+        return not (self.transport.is_closing() or self.close_sent)
+
     def write(self, frame: bytes) -> None:
-        if not (self.transport.is_closing() or self.close_sent):
+        if self.is_open():
             self.transport.write(frame)
 
     def close(self) -> None:
