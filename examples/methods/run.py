@@ -7,7 +7,8 @@ federation's model on the 10,000 test pictures; after a slash of the models that
 over nodes and the worst node.
 
 `labels`: nodes have pictures of two digits each. `amounts`: alike pictures, but from 30 to some thousand of them, and each
-node goes through all of its own in a round. `answers`: half of the nodes call each digit d by 9 − d.
+node goes through all of its own in a round. `both`: two digits each, from 60 to 600 pictures, and all of them in a round.
+`answers`: half of the nodes call each digit d by 9 − d.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "fedper": {"personal": ["out*"]},
     "ifca": {"clusters": 2},
 }
-DIFFERENCES = ("labels", "amounts", "answers")
+DIFFERENCES = ("labels", "amounts", "both", "answers")
 
 
 def spread(rows: Rows, difference: str) -> dict[str, Data]:
@@ -62,10 +63,12 @@ def spread(rows: Rows, difference: str) -> dict[str, Data]:
         sizes = np.maximum((shares / shares.sum() * len(rows)).astype(int), 2 * JUDGED)
         parts = np.split(rng.permutation(len(rows)), np.cumsum(sizes)[:-1])
     else:
-        parts = partition(rows.y, NODES, "shards:2" if difference == "labels" else "iid", SEED)
+        parts = partition(rows.y, NODES, "iid" if difference == "answers" else "shards:2", SEED)
     found = {}
     for k, part in enumerate(parts):
         mine = rng.permutation(part)
+        if difference == "both":
+            mine = mine[: max(2 * JUDGED, int(len(mine) * rng.random() ** 3))]
         y = 9 - rows.y[mine] if difference == "answers" and k % 2 else rows.y[mine]
         x = rows.x[mine]
         found[f"node-{k:02}"] = Data(Rows(x[JUDGED:], y[JUDGED:]), Rows(x[:JUDGED], y[:JUDGED]))
@@ -74,7 +77,7 @@ def spread(rows: Rows, difference: str) -> dict[str, Data]:
 
 def planned(method: str, difference: str, rounds: int) -> atoll.Plan:
     """The plan of a cell; its model is put aside for the learner given to `simulate`."""
-    length: Mapping[str, Any] = {"epochs": 1} if difference == "amounts" else {"steps": 20}
+    length: Mapping[str, Any] = {"epochs": 1} if difference in ("amounts", "both") else {"steps": 20}
     return atoll.Plan.of(
         {
             "plan": {"name": "methods", "rounds": rounds, "seed": SEED},

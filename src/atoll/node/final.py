@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from atoll.errors import UnwritableError
@@ -9,19 +11,31 @@ from atoll.store.models import write_durably
 from atoll.vector import Groups
 from atoll.wire import Buffer, pack
 
+_PERSONAL = "personal.safetensors"
 
-def keep_final(directory: Path, body: Buffer, mine: Groups | None) -> None:
-    """Write `final.safetensors`, and `personal.safetensors` where there is one; another run's goes.
+
+def keep_final(directory: Path, body: Buffer) -> None:
+    """Write `final.safetensors`; another run's personal model goes.
 
     Raises:
-        UnwritableError: they can't be written.
+        UnwritableError: it can't be written.
     """
-    personal = directory / "personal.safetensors"
+    _write(directory / "final.safetensors", [memoryview(body)])
+    with contextlib.suppress(OSError):
+        (directory / _PERSONAL).unlink()
+
+
+def keep_personal(directory: Path, mine: Groups) -> None:
+    """Write `personal.safetensors`.
+
+    Raises:
+        UnwritableError: it can't be written.
+    """
+    _write(directory / _PERSONAL, pack(mine))
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     try:
-        write_durably(directory / "final.safetensors", [memoryview(body)])
-        if mine is None:
-            personal.unlink(missing_ok=True)
-        else:
-            write_durably(personal, pack(mine))
+        write_durably(path, parts)
     except OSError as error:
-        raise UnwritableError(f"{directory}: the final model can't be written ({error.strerror})") from error
+        raise UnwritableError(f"{path}: the model can't be written ({error.strerror})") from error

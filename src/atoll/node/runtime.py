@@ -32,7 +32,7 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads, received
-from atoll.node.final import keep_final
+from atoll.node.final import keep_final, keep_personal
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
@@ -375,10 +375,13 @@ class Node:
         await self.drive.happen(machine.Taken(self.drive.now()))
 
     def _keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
-        brief, memory = received(body, self.layouts), self.memories.recall(end.run, end.counted)
+        brief = received(body, self.layouts)
+        keep_final(self.directory, body)
+        memory = self.memories.recall(end.run, end.counted)
         about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
         mine = algorithms.own(*about)
-        keep_final(self.directory, body, mine if self.algorithm.own else None)
+        if self.algorithm.own:
+            keep_personal(self.directory, mine)
         return dict(self.learner.evaluate(mine, self.data.judge))
 
     async def _wake(self, command: machine.Wake) -> None:
