@@ -76,7 +76,7 @@ def test_what_cannot_be_borne_is_refused(nodes, dropout, corrupt):
         graph(nodes, dropout, corrupt)
 
 
-@pytest.mark.parametrize(("dropout", "corrupt"), [(-0.1, 0), (1, 0), (0, -1), (math.nan, 0)])
+@pytest.mark.parametrize(("dropout", "corrupt"), [(-0.1, 0), (1, 0), (0, -1), (0, 0.1), (math.nan, 0)])
 def test_what_is_no_fraction_or_number_is_refused(dropout, corrupt):
     with pytest.raises(PlanError, match="must be a fraction"):
         graph(10, dropout, corrupt)

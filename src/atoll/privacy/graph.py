@@ -59,9 +59,9 @@ def graph(nodes: int, dropout: float, corrupt: int) -> Graph:
     Raises:
         PlanError: so many can't be borne.
     """
-    if not (0 <= dropout < 1 and corrupt >= 0):
+    if not (0 <= dropout < 1 and corrupt >= 0 and corrupt % 1 == 0):
         raise PlanError(
-            f"privacy: dropout {dropout} must be a fraction, from 0 to below 1, and corrupt {corrupt} a number from 0 on"
+            f"privacy: dropout {dropout} must be a fraction, from 0 to below 1, and corrupt {corrupt} a count of nodes"
         )
     lost, bad = math.floor(dropout * nodes + 1e-9), corrupt
     quorum = (nodes + bad) // 2 + 1

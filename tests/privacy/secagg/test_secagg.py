@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from atoll.errors import PlanError, PrivacyError
 from atoll.keys import Identity
 from atoll.privacy.graph import graph
-from atoll.privacy.secagg.terms import Terms
+from atoll.privacy.secagg.terms import LARGEST, RECORD, SECRET, SHARES, SIGNATURE, Terms
 from atoll.privacy.secagg.together import PHASES, secure_sum
 
 
@@ -47,7 +47,7 @@ def check(of_terms, identities, given, lost):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(3, 14), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.sampled_from([0.0, 0.2, 0.4]), st.data())
+@given(st.integers(3, 20), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.sampled_from([0.0, 0.2, 0.4]), st.data())
 def test_any_small_cohort_any_dimension_any_dropouts(count, sizes, dropout, data):
     identities, tolerated = nodes(count), int(dropout * count + 1e-9)
     everybody = [one.node for one in identities]
@@ -118,3 +118,8 @@ def test_a_cohort_beside_the_roster_or_below_three_is_refused():
     summed = check(strangers, nodes(5), updates(nodes(5), [4], np.random.default_rng(0)), {})
     assert set(summed.faults.values()) == {"not in the roster"}
     assert len(summed.survivors) == 3
+
+
+def test_no_message_of_the_largest_cohort_is_longer_than_half_a_mebibyte():
+    table = LARGEST // 8 + LARGEST * (2 + SHARES)
+    assert max(LARGEST * RECORD, table, LARGEST * (2 + SIGNATURE), SECRET + LARGEST * (2 + SECRET)) < 512 << 10
