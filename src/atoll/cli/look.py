@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +68,10 @@ def status(
     for node in found["nodes"]:
         why = f": {node['reason']}" if "reason" in node else ""
         share = f" {node['received']} of {node['size']} bytes" if "size" in node else ""
-        share += f", silent for {node['silent']:.0f} s" if "silent" in node else ""
+        share += f", silent for {node['silent']:.0f} s: frozen, or cut off" if "silent" in node else ""
+        if node["doing"] == "lost":
+            share += f" {time.time() - node['since']:.0f} s ago" if "since" in node else ""
+            share += ": it comes back by itself, or once it is started again there"
         doing = node["doing"].replace("_", " ")
         late = f" for round {node['round']}" if node.get("round", found["round"]) != found["round"] else ""
         console.print(f"  {node['name']}: {doing}{late}{share}{why}", markup=False, soft_wrap=True)

@@ -64,7 +64,11 @@ def ask(url: str, path: str, trust: Trust | None = None, token: str | None = Non
         if cut and place.scheme == "https" and asks_for_a_certificate(place.hostname or "", place.port or 443):
             raise RefusedError(f"{url}: lets in only who shows a certificate of its CA: --certificate FILE") from error
         plain = cut and place.scheme == "http"
-        mend = "if it speaks TLS, its address begins with https" if plain else "is `atoll serve` running?"
+        mend = (
+            "if it speaks TLS, its address begins with https"
+            if plain
+            else "is `atoll serve` running? --resume goes on with its run"
+        )
         raise UnreachableError(f"{url}: no server answers there ({reason}); {mend}") from error
 
 

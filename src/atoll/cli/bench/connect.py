@@ -159,7 +159,7 @@ async def _crowd(url: str, address: str, first: int, count: int) -> None:
             await node.welcome
             nodes.append(node)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_AT_ONCE, local_addr=(address, 0))) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(address, 0), force_close=True)) as session:
         await asyncio.gather(*(come_in(first + k, session) for k in range(count)))
     print(json.dumps({"in": len(nodes)}), flush=True)
     times = await asyncio.gather(*(node.acknowledged for node in nodes))
