@@ -1,5 +1,5 @@
 // An Atoll node in JavaScript, written from docs/protocol.md (version 2) and docs/plan.md: logistic regression on a CSV file.
-//     node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]
+//     node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST] [--token TOKEN]
 
 import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, sign } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -25,6 +25,13 @@ function identity(directory) {
   const secret = createPrivateKey(readFileSync(path));
   const key = Buffer.from(createPublicKey(secret).export({ format: "jwk" }).x, "base64url");
   return { key, node: sha256(key).slice(0, 32), sign: (text) => sign(null, Buffer.from(text), secret) };
+}
+
+// What a one-time token signs: it is the seed of a key, and never leaves this machine. The bytes before it are PKCS #8's (RFC 8410).
+function proof(token, text) {
+  const seed = createHash("sha256").update(`atoll token ${token}`).digest();
+  const der = Buffer.concat([Buffer.from("302e020100300506032b657004220420", "hex"), seed]);
+  return sign(null, Buffer.from(text), createPrivateKey({ key: der, format: "der", type: "pkcs8" })).toString("hex");
 }
 
 // ---- HTTP
@@ -178,7 +185,7 @@ function update(me, task, digest, training, rows, bytes) {
   return { header: canonical({ ...envelope, ...seal }), body };
 }
 
-async function main({ values: { data, name: called, dir, plan: agreed }, positionals: [server] }) {
+async function main({ values: { data, name: called, dir, plan: agreed, token }, positionals: [server] }) {
   const me = identity(dir);
   const { protocol, run, digest } = JSON.parse(await patiently(() => get(`${server}/v1/plan`), 300));
   if (protocol !== PROTOCOL) refuse(`${server} speaks protocol ${protocol}, this client ${PROTOCOL}`);
@@ -191,8 +198,9 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
   const key = me.key.toString("hex");
   const auth = async (give) => { // before each connection anew: a challenge is good for one
     const { challenge } = JSON.parse(await patiently(() => get(`${server}/v1/plan`), patience).catch(() => "{}"));
-    const signature = me.sign(`atoll connect ${PROTOCOL} ${run} ${digest} ${name} ${key} ${challenge}`).toString("hex");
-    give({ v: PROTOCOL, name, key, plan: digest, challenge, signature });
+    const text = `atoll connect ${PROTOCOL} ${run} ${digest} ${name} ${key} ${challenge}`;
+    const signature = me.sign(text).toString("hex");
+    give({ v: PROTOCOL, name, key, plan: digest, challenge, signature, proof: token ? proof(token, text) : "" });
   };
   const socket = io(`${server}/fl`, { transports: ["websocket"], auth });
   const say = (event, fields) => socket.timeout(10000).emitWithAck(event, { v: PROTOCOL, run, ...fields }).catch(() => null);
@@ -219,6 +227,7 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
       say("decline", { round, attempt, reason: message });
     });
   });
+  socket.on("slowed", ({ reason }) => console.error(`the server slows this node: ${reason}`));
   socket.on("verdict", (verdict) => {
     ["json", "safetensors"].forEach((ending) => rmSync(`${kept(verdict)}.${ending}`, { force: true }));
     if (!verdict.accepted) console.log(`round ${verdict.round}: the update doesn't count: ${verdict.reason}`);
@@ -248,9 +257,10 @@ async function main({ values: { data, name: called, dir, plan: agreed }, positio
 try {
   const text = { type: "string" };
   const options = { data: text, name: text, plan: text, dir: { ...text, default: "atoll-node" } };
+  options.token = { ...text, default: process.env.ATOLL_JOIN_TOKEN };
   const words = parseArgs({ options, allowPositionals: true });
   if (!words.values.data || words.positionals.length !== 1)
-    refuse("usage: node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST]");
+    refuse("usage: node client.mjs URL --data FILE [--name NAME] [--dir DIR] [--plan DIGEST] [--token TOKEN]");
   process.exit(await main(words));
 } catch (error) {
   console.error(`error: ${error.message}${error.cause ? ` (${error.cause.message})` : ""}`);

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import hashlib
+import os
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
+from atoll.store.enrolment import Enrolment
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.wire import Envelope
@@ -73,10 +75,11 @@ def table(path: Path, seed: int) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def started(client: Path, *words: str | Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(client: Path, *words: str | Path, token: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        "node", client, *map(str, words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
+        "node", client, *map(str, words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "ATOLL_JOIN_TOKEN": token},
+    )  # fmt: skip
     try:
         yield process
     finally:
@@ -86,7 +89,7 @@ async def started(client: Path, *words: str | Path) -> AsyncIterator[asyncio.sub
 
 
 def federation(
-    client: Path, place: Path, made: Callable[[Server], Any] = id, **options: Any
+    client: Path, place: Path, made: Callable[[Server], Any] = id, tokens: Mapping[str, str] | None = None, **options: Any
 ) -> tuple[dict[str, Any], str, int | None]:
     """Two Python nodes and a JavaScript one; returns the history, and what the latter said and returned."""
 
@@ -94,9 +97,12 @@ def federation(
         server = Server(AGREED, store=place / "store", port=0, **options)
         made(server)
         tables = {name: table(place / f"{name}.csv", seed) for name, seed in PYTHON.items()}
-        nodes = [Node(server.url, path, name=name, directory=place / name) for name, path in tables.items()]
-        mine = table(place / "script.csv", 3)
-        async with started(client, server.url, "--data", mine, "--name", "script", "--dir", place / "script") as process:
+        shown = tokens or {}
+        nodes = [
+            Node(server.url, path, name=name, directory=place / name, token=shown.get(name)) for name, path in tables.items()
+        ]
+        words = [server.url, "--data", table(place / "script.csv", 3), "--name", "script", "--dir", place / "script"]
+        async with started(client, *words, token=shown.get("script", "")) as process:
             history, said, *_ = await asyncio.gather(
                 server.serve_async(), process.communicate(), *(node.start_async() for node in nodes)
             )
@@ -129,6 +135,18 @@ def test_it_takes_part_and_its_updates_count(client, tmp_path):
     start, end = history["initial_evaluation"]["holdout"], history["rounds"][-1]["holdout"]
     assert end["loss"] < 0.8 * start["loss"]
     assert end["loss"] == pytest.approx(with_python.holdout["loss"], abs=0.03)
+
+
+def test_it_joins_by_a_token_that_it_never_sends(client, tmp_path):
+    """Where the server has a list: the first time by the token, which then is its key's; with another one it is told so."""
+    enrolment = Enrolment(tmp_path / "store")
+    tokens = {name: enrolment.add(name) for name in (*PYTHON, "script")}
+    history, said, code = federation(client, tmp_path, tokens=tokens)
+    assert code == 0, said
+    assert [row["answered"] for row in history["rounds"]] == [["east", "north", "script"]] * 4
+    assert [(one.name, one.state) for one in enrolment.all()][-1] == ("script", "joined")
+    enrolment.close()
+    assert not any(tokens["script"].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_it_judges_as_a_python_node_does(client, tmp_path):
@@ -213,11 +231,16 @@ def test_connections_cut_in_every_round_lose_nothing(client, tmp_path):
         ({"training": {"schedule": {"kind": "cosine"}}}, [], "doesn't know what the plan asks: training.schedule"),
         ({"data": {"features": ["age", "size"], "categories": {}}}, [], "has no column 'size'; there are: set, age, kind"),
         ({}, ["--plan", "0" * 64], "not 0000"),
+        ({}, ["--token", "f" * 48, "--name", "script"], "the token is not the one that was made for 'script'"),
         ({}, ["--name", "a b"], "error: no 'connect' message: name"),
         ({}, ["--port", "1"], "error: Unknown option '--port'"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(client, tmp_path, changed, words, said):
+    if "--token" in words:
+        with contextlib.closing(Enrolment(tmp_path / "store")) as enrolment:
+            enrolment.add("script")
+
     async def refused() -> tuple[str, int | None]:
         server = Server(AGREED.with_(**changed), store=tmp_path / "store", port=0)
         serving = asyncio.create_task(server.serve_async())
