@@ -161,11 +161,11 @@ class Cohort(Section):
 class Checks(Section):
     """`[checks]`: how long an update may be, and how long a node is held out that sends what can't count.
 
-    `norm` is a multiple of the running median of accepted updates' lengths, 0 for no bound. After `offences` refused
+    `norm` is a multiple of what is usual, see `server.offences`, 0 for no bound. After `offences` refused
     updates a node isn't asked for `held_out` rounds.
     """
 
-    norm: Annotated[float, Field(ge=0)] = 100.0
+    norm: Annotated[float, Field(ge=0)] = 10.0
     offences: PositiveInt = 3
     held_out: NonNegativeInt = 10
 

@@ -65,7 +65,7 @@ def test_what_is_refused_is_recorded_set_aside_and_told(request, tmp_path, log, 
         assert kept.stat().st_size == row.bytes
     assert not any("rogue" in row["answered"] for row in history["rounds"] if row["round"] > 3)
     told = [event["reason"] for event in heard if event["what"] == "verdict" and not event["accepted"]]
-    assert set(told) == {row.reason for row in refused}
+    assert told == [row.reason for row in refused], "each is told, and printed once"
     assert "after 3 such updates the node is held out until round" in refused[-1].reason
     assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
     mine = tmp_path / "store" / "quarantine" / history["run"]
@@ -131,6 +131,20 @@ def test_a_simulation_refuses_what_a_server_would():
     done = simulate(agreed, {**clients(), "rogue": rows(7)}, tamper=shout, watch=heard.append)
     assert ["rogue" in row["answered"] for row in done.rounds] == [True] * 3 + [False] * 5
     assert [event["round"] for event in heard if event["what"] == "rejected"] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05, 1.0])
+def test_the_default_bound_refuses_no_honest_node_however_unequal_they_are(rate):
+    """Rows from 5 to 4,000, one class alone on some nodes, and an epoch each: steps differ by a factor of 400."""
+    heard: list[Any] = []
+    data = {f"small-{k}": rows(k, 5 + k) for k in range(9)} | {"large": rows(50, 4000)}
+    for k in range(3):
+        x, y = rows(60 + k, 100)
+        data[f"one-class-{k}"] = x[y == k % 2], y[y == k % 2]
+    training = {"epochs": 1, "batch_size": 8, "learning_rate": rate}
+    done = simulate(plan(plan={"rounds": 40}, training=training), data, watch=heard.append)
+    assert not [event for event in heard if event["what"] == "rejected"]
+    assert all(len(row["answered"]) == len(data) for row in done.rounds)
 
 
 def test_no_more_bodies_are_kept_than_there_is_room_for(tmp_path):

@@ -14,14 +14,20 @@ from tests.server.test_machine import NODES, feed, joined, of
 from atoll.errors import PlanError
 from atoll.plan import Checks
 from atoll.server import events, machine
-from atoll.server.offences import ENOUGH, WINDOW, Conduct, bound, too_long
+from atoll.server.offences import EARLY, ENOUGH, STRETCH, WINDOW, Conduct, Length, bound, too_long
 from atoll.server.resume import conduct_of
 from atoll.server.state import Phase, State, waiting_for
 from atoll.server.status import status
 from atoll.store import UpdateRow
 from atoll.wire import Address
 
-lengths = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5)
+lengths = st.lists(st.builds(Length, st.floats(1e-3, 1e3), st.integers(1, 50)), min_size=1, max_size=5)
+STEPS = 2
+"""That the tiny plan has a node make with a row or few."""
+
+
+def alike(*norms: float) -> list[Length]:
+    return [Length(norm, 1) for norm in norms]
 
 
 def begin(rounds: int = 30, checks: dict[str, Any] | None = None, **cohort: Any) -> State:
@@ -30,7 +36,7 @@ def begin(rounds: int = 30, checks: dict[str, Any] | None = None, **cohort: Any)
 
 def came(state: State, node: str, norm: float = 1.0) -> events.Appended:
     address = Address("run", state.round, state.attempt, node)
-    return events.Appended(1.0, address, f"{state.round} {state.attempt} {node}", 100, norm)
+    return events.Appended(1.0, address, f"{state.round} {state.attempt} {node}", 100, Length(norm, STEPS))
 
 
 def refused(state: State, node: str) -> events.Refused:
@@ -51,41 +57,50 @@ def test_there_is_no_bound_before_enough_rounds_are_closed():
     conduct = Conduct()
     for k in range(ENOUGH):
         assert bound(conduct, Checks(norm=10.0)) is None, k
-        conduct = conduct.closed([1.0, 2.0, 3.0])
+        conduct = conduct.closed(alike(1.0, 2.0, 3.0))
     assert bound(conduct, Checks(norm=10.0)) == 20.0
     assert bound(conduct, Checks(norm=0.0)) is None
 
 
-@given(st.lists(lengths, min_size=ENOUGH, max_size=2 * WINDOW), st.floats(1, 100), st.randoms(use_true_random=False))
-def test_the_bound_is_the_running_median_and_no_update_of_usual_length_is_ever_refused(rounds, norm, dice):
+@given(st.lists(lengths, min_size=ENOUGH, max_size=2 * WINDOW), st.floats(1, 100), st.integers(1, 1000), st.randoms())
+def test_the_bound_is_the_running_median_and_no_update_of_usual_length_is_ever_refused(rounds, norm, steps, dice):
     conduct, other = Conduct(), Conduct()
-    for norms in rounds:
-        conduct = conduct.closed(norms)
-        other = other.closed(dice.sample(norms, len(norms)))
+    for came_in in rounds:
+        conduct = conduct.closed(came_in)
+        other = other.closed(dice.sample(came_in, len(came_in)))
     assert conduct == other
     assert len(conduct.medians) <= WINDOW
-    most = bound(conduct, Checks(norm=norm))
+    most = bound(conduct, Checks(norm=norm), steps)
     assert most is not None
-    middle = sorted(conduct.medians)
+    middle = sorted(one[0] for one in conduct.medians)
     assert most >= norm * middle[(len(middle) - 1) // 2]
-    assert most >= conduct.longest
-    assert too_long(conduct, Checks(norm=norm), conduct.longest) is None
-    assert too_long(conduct, Checks(norm=norm), most * 1.01) is not None
+    assert most >= EARLY * conduct.longest
+    assert most <= max(STRETCH * norm * middle[len(middle) // 2], EARLY * conduct.longest) * (1 + 1e-9)
+    assert too_long(conduct, Checks(norm=norm), Length(conduct.longest, steps)) is None
+    assert too_long(conduct, Checks(norm=norm), Length(most * 1.01, steps)) is not None
+
+
+def test_who_made_more_steps_may_be_longer_up_to_a_point():
+    conduct = Conduct()
+    for _ in range(ENOUGH):
+        conduct = conduct.closed([Length(1.0, 10), Length(1.0, 10), Length(2.0, 20)])
+    checks = Checks(norm=10.0)
+    assert [bound(conduct, checks, steps) for steps in (1, 10, 50, 10**3, 10**9)] == pytest.approx([10, 10, 50, 1000, 1000])
 
 
 def test_a_minority_does_not_move_the_bound_and_a_newcomer_is_let_in_after_training_settled():
     checks, conduct = Checks(norm=10.0), Conduct()
     for k in range(40):
         usual = 1.0 / (1 + k) ** 2
-        conduct = conduct.closed([usual, usual, usual, 9 * usual, 9 * usual])
-    assert bound(conduct, checks) == 1.0
-    assert too_long(conduct, checks, 0.9) is None
-    assert "checks.norm = 10 times the running median" in str(too_long(conduct, checks, 1.1))
+        conduct = conduct.closed(alike(usual, usual, usual, 9 * usual, 9 * usual))
+    assert bound(conduct, checks) == 3.0
+    assert too_long(conduct, checks, Length(2.9, 1)) is None
+    assert "checks.norm = 10 times what is usual" in str(too_long(conduct, checks, Length(3.1, 1)))
 
 
 def test_updates_that_are_all_zero_set_no_bound():
-    conduct = Conduct().closed([0.0]).closed([0.0]).closed([0.0])
-    assert too_long(conduct, Checks(norm=10.0), 5.0) is None
+    conduct = Conduct().closed(alike(0.0)).closed(alike(0.0)).closed(alike(0.0))
+    assert too_long(conduct, Checks(norm=10.0), Length(5.0, 1)) is None
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -101,7 +116,7 @@ def test_what_is_too_long_is_refused_whenever_it_comes(order):
     (judge,) = of(events.Judge, commands)
     assert (judge.address.node, judge.accepted, judge.offence, judge.norm) == (nodes[0], False, True, 500.0)
     state, _ = feed(state, events.Closed(2.0, "next"))
-    assert state.conduct.medians[-1] == 1.0, "what didn't count has no say in what is usual"
+    assert state.conduct.medians[-1] == (1.0, 1.0 / STEPS), "what didn't count has no say in what is usual"
 
 
 def test_after_repeated_offences_a_node_is_held_out_told_so_and_welcome_again():

@@ -100,6 +100,7 @@ class Node:
         self.run: str | None = None
         self.metrics: dict[str, float] = {}
         self.kept = False
+        self._told_of: tuple[int, int, str] | None = None
         self._agreed, self._own, self._allow, self._token = plan, learner, allow, token
         self._watch: Watch = watch or (lambda _: None)
         self.holding = Holding(data, self.directory, self._tell)
@@ -230,7 +231,10 @@ class Node:
         await self.drive.happen(machine.Asked(self.drive.now(), task))
 
     async def _judged(self, verdict: Verdict) -> None:
-        self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
+        what = verdict.round, verdict.attempt, verdict.digest
+        if what != self._told_of:  # it is said again to whoever says that an update is there
+            self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
+        self._told_of = what
         await self.drive.happen(machine.Judged(self.drive.now(), verdict))
 
     async def _slowed(self, message: Slowed) -> None:

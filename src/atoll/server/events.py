@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from atoll.server.offences import Conduct
+from atoll.server.offences import Conduct, Length
 from atoll.stopping import Course
 from atoll.wire import Address
 
@@ -55,12 +55,12 @@ class Revoked(Event):
 
 @dataclass(frozen=True)
 class Appended(Event):
-    """An update is complete and durable in the log, and was verified; `size` is in bytes, `norm` as `vector.check` says."""
+    """An update is complete and durable in the log, and was verified; `size` is in bytes."""
 
     address: Address
     digest: str
     size: int = 0
-    norm: float | None = None
+    length: Length | None = None
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,9 @@ def _appended(state: State, event: Appended) -> Result:
         if event.digest in (state.answers.get(node), state.closing.get(node)):
             return state, ()  # the same update again: it is in already
         return state, (Judge(event.address, event.digest, False, "the node has already answered in this round"),)
-    if reason := offences.too_long(state.conduct, state.checks, event.norm):
-        return _offended(state, event, reason, event.norm)
-    state = replace(state, answers={**state.answers, node: event.digest}, norms={**state.norms, node: event.norm})
+    if reason := offences.too_long(state.conduct, state.checks, event.length):
+        return _offended(state, event, reason, event.length and event.length.norm)
+    state = replace(state, answers={**state.answers, node: event.digest}, lengths={**state.lengths, node: event.length})
     if state.phase is Phase.TRAINING:
         return _settle(state, event.now)
     return _start_if_enough(state, event.now) if state.phase is Phase.WAITING else (state, ())
@@ -267,18 +267,17 @@ def _address(state: State, node: str) -> Address:
 
 def _rest(state: State) -> State:
     """Nobody is asked for anything, and nothing has come."""
-    return replace(state, cohort=(), asked=frozenset(), tasks={}, answers={}, norms={}, closing={}, declines={}, enough=None)
+    return replace(state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, enough=None)
 
 
 def _closed(state: State, event: Closed) -> Result:
     verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.closing.items())
     course = state.course.after(state.stopping, event.judged)
     open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
-    norms = [norm for node in state.closing if (norm := state.norms.get(node)) is not None]
-    conduct = state.conduct.closed(norms)
+    conduct = state.conduct.closed([one for node in state.closing if (one := state.lengths.get(node)) is not None])
     done = replace(_rest(state), model=event.model, attempt=1, course=course, conduct=conduct)
-    coming = {node: norm for node, norm in state.norms.items() if node in state.answers}
-    done = replace(done, tasks=open_, answers=state.answers, norms=coming)
+    coming = {node: length for node, length in state.lengths.items() if node in state.answers}
+    done = replace(done, tasks=open_, answers=state.answers, lengths=coming)
     if state.outcome:  # somebody asked to stop while the round was closing
         ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.closing)
     elif state.round >= state.rounds:

@@ -12,7 +12,7 @@ from atoll.keys import Identity
 from atoll.learner import summary
 from atoll.plan import Plan
 from atoll.server.events import Past, Task
-from atoll.server.offences import Conduct
+from atoll.server.offences import Conduct, length_of
 from atoll.stopping import Course
 from atoll.store import RunRow, UpdateRow
 from atoll.store.sql import SqlStore
@@ -105,16 +105,16 @@ def still_open(run: str, opened: Mapping[str, Any], models: Sequence[str], decid
 
 
 def conduct_of(plan: Plan, updates: Sequence[UpdateRow]) -> Conduct:
-    """How nodes behaved, as the server that left saw it: the rounds' norms, and every offence in its turn."""
+    """How nodes behaved, as the server that left saw it: the rounds' lengths, and every offence in its turn."""
     conduct = Conduct()
     for _, mine in itertools.groupby(updates, lambda one: one.counted):
-        norms = []
+        lengths = []
         for one in mine:
             if one.offence:
                 conduct = conduct.offended(plan.checks, address_of(one))
-            elif one.status == "accepted" and one.norm is not None:
-                norms.append(one.norm)
-        conduct = conduct.closed(norms)
+            elif one.status == "accepted" and (length := length_of(plan, one.norm, one.weight, one.round)):
+                lengths.append(length)
+        conduct = conduct.closed(lengths)
     return conduct
 
 

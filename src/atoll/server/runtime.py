@@ -27,7 +27,7 @@ from atoll.logs import Record, access
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import acting, events, http, machine, page, quarantine, uploads, web
+from atoll.server import acting, events, http, machine, offences, page, quarantine, uploads, web
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import close
@@ -281,7 +281,7 @@ class Server:
             except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
                 await self._reject(record, str(error))
                 continue
-            what, norm, self._at_hand = (envelope.address, envelope.digest, envelope.size), None, envelope
+            what, length, self._at_hand = (envelope.address, envelope.digest, envelope.size), None, envelope
             if admits(self.drive.state, envelope.address) is None:
                 try:
                     model = self.drive.state.tasks[envelope.address.node].model
@@ -294,7 +294,8 @@ class Server:
                     await self.drive.happen(events.Declined(self.drive.now(), envelope.address, str(error)))
                     continue
                 self.book.arrived(record, update.weight, update.metrics, norm, self.drive.now())
-            await self.drive.happen(events.Appended(self.drive.now(), *what, norm))
+                length = offences.length_of(self.plan, norm, update.weight, envelope.address.round)
+            await self.drive.happen(events.Appended(self.drive.now(), *what, length))
 
     def _verify(self, record: Record, model: str) -> tuple[Update, float | None]:
         if record.refused:

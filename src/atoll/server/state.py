@@ -9,7 +9,7 @@ from enum import Enum
 
 from atoll.plan import Checks, Cohort
 from atoll.server.events import Outcome, Task
-from atoll.server.offences import Conduct
+from atoll.server.offences import Conduct, Length
 from atoll.stopping import Course, Stopping
 from atoll.wire import Address
 
@@ -41,7 +41,7 @@ class State:
             work for an earlier one.
         asked: those of the cohort that were asked in this round.
         answers: node → digest of its update, or None where it declined, for the open round or else the next.
-        norms: node → how long its update is.
+        lengths: node → how long its update is.
         closing: the updates that are becoming a model just now, as `accepted` was.
         declines: why nodes declined, for people.
         until: when the present wait ends.
@@ -69,7 +69,7 @@ class State:
     cohort: tuple[str, ...] = ()
     asked: frozenset[str] = frozenset()
     answers: Mapping[str, str | None] = field(default_factory=dict)
-    norms: Mapping[str, float | None] = field(default_factory=dict)
+    lengths: Mapping[str, Length | None] = field(default_factory=dict)
     closing: Mapping[str, str] = field(default_factory=dict)
     declines: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None

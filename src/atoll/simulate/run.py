@@ -18,6 +18,7 @@ from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.server import events, machine
 from atoll.server.close import step
+from atoll.server.offences import length_of
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
 from atoll.simulate.map import Job, Strategy, Work
@@ -121,7 +122,8 @@ class _Run:
         size = self.sizes[address.node] = sum(part.nbytes for part in encode(update, self.model))
         what = address, address.node, size
         try:
-            return events.Appended(0.0, *what, check(update.groups, self.work.algorithm.updates(self.work.learner.layouts)))
+            norm = check(update.groups, self.work.algorithm.updates(self.work.learner.layouts))
+            return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
         except LayoutError as error:
             return events.Refused(0.0, *what, str(error))
 

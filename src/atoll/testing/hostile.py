@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from atoll.plan import Plan
 from atoll.server import events
-from atoll.server.offences import Conduct
+from atoll.server.offences import Conduct, length_of
 from atoll.server.resume import conduct_of
 from atoll.server.state import State, admits
 from atoll.store import UpdateRow
@@ -48,7 +48,7 @@ class Hostile:
         norm = self._norms.get(digest, 1.0)
         if admits(state, address) is None and norm is None:
             return events.Refused(now, address, digest, 1, "it holds NaN")
-        return events.Appended(now, address, digest, 1, norm)
+        return events.Appended(now, address, digest, 1, length_of(self._plan, norm, 1.0, address.round))
 
     def refused(self, judge: events.Judge) -> None:
         """The server stores a refusal; once, however often it comes."""
@@ -64,7 +64,7 @@ class Hostile:
             assert address not in self._rows, "what was refused counts"
             gone = self.revoked.get(address.node)
             assert gone is None or address.round <= gone + 1, "an update of a node that was revoked before counts"
-            self._rows[address] = UpdateRow(*address, "accepted", digest, place=place, norm=norm, folded=round_)
+            self._rows[address] = UpdateRow(*address, "accepted", digest, weight=1.0, place=place, norm=norm, folded=round_)
 
     def conduct(self) -> Conduct:
         """Count again from what is stored, as a server does that takes up a run."""
