@@ -213,7 +213,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
         what = event["what"]
         if what == "round" and live.console.is_terminal:
             rounds.append(event)
-            title = f"{plan.plan.name}: judged by {event['by']}"
+            title = f"{plan.plan.name}: judged by {event['by']}{', ' + event['pace'] if 'pace' in event else ''}"
             newest = rounds[-max(5, live.console.height - 12) :]
             live.update(rounds_table(newest, plan.plan.rounds, title), refresh=True)
         elif what == "round":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,9 @@ def simulate(
     ],
     clients: Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")] = None,
     partition: Annotated[str, typer.Option(help="How: iid, dirichlet:ALPHA or shards:NUMBER.")] = "iid",
+    available: Annotated[
+        int | None, typer.Option(min=1, help="So many clients are there in a round, drawn anew each time; without: all.")
+    ] = None,
     holdout: Annotated[Path | None, typer.Option(help="Test rows; without: the clients' pooled metrics.")] = None,
     strategy: Annotated[
         str, typer.Option(help="map (a deployed run's bits), scan or vmap (compiled, within 1e-5), or auto: the fastest.")
@@ -54,19 +58,19 @@ def simulate(
     if to and to.suffix != ".safetensors":
         raise AtollError(f"--to: '{to.suffix}' is no ending of a model here: use .safetensors")
     agreed = Plan.load(plan)
-    with working("getting ready", quiet=as_json):
-        learner = learners.build(agreed, allow or ())
-        rows = prepare(holdout, agreed).judge if holdout else None
-        parts = _spread(data, agreed, clients, partition) if clients else _each(data, agreed, holdout)
-    began = time.monotonic()
-    console = Console(quiet=as_json)
-    training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
-    with Live(training, console=console, refresh_per_second=8) as live:
-        watch = _timed(show_run(agreed, live))
-        done = run(
-            agreed, parts, holdout=rows, learner=learner, watch=watch, start=start, strategy=strategy, workers=workers,
-            judge_every=judge_every,
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
+        with working("getting ready", quiet=as_json):
+            learner = learners.build(agreed, allow or ())
+            rows = prepare(holdout, agreed).judge if holdout else None
+            there = _spread(data, agreed, clients, partition, Path(spool) / "rows") if clients else _each(data, agreed, holdout)
+        began = time.monotonic()
+        console = Console(quiet=as_json)
+        training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
+        with Live(training, console=console, refresh_per_second=8) as live:
+            done = run(
+                agreed, there, holdout=rows, learner=learner, watch=_timed(agreed, show_run(agreed, live)), start=start,
+                strategy=strategy, workers=workers, judge_every=judge_every, there=_available(there, available, agreed),
+            )  # fmt: skip
     if to:
         _write(done, to)
     _tell(agreed, done, round(time.monotonic() - began, 2), as_json=as_json)
@@ -85,27 +89,34 @@ def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
     return {path.stem: prepare(path, plan) for path in mine}
 
 
-def _spread(source: Path, plan: Plan, clients: int, how: str) -> dict[str, Data]:
-    """Rows are spread as they are read; what each client does with its own (standardising) comes after."""
+def _spread(source: Path, plan: Plan, clients: int, how: str, spool: Path) -> Mapping[str, Data]:
+    """Rows are spread as they are read, mapped from files where they are many; what a client does with its own comes after."""
     from atoll.preprocess import prepare
+    from atoll.simulate.clients import Spread
     from atoll.simulate.partition import partition
 
-    whole = prepare(source, plan.with_(data={"standardise": "no"}))
-    seed, width = plan.plan.seed, len(str(clients))
+    whole = prepare(source, plan.with_(data={"standardise": "no"}), spool=spool)
+    seed = plan.plan.seed
     parts = partition(whole.train.y, clients, how, seed)
     tests = partition(whole.test.y, clients, "iid", seed) if len(whole.test) >= clients else []
-    found = {}
-    for number, part in enumerate(parts):
-        arrays = [whole.train.x[part], whole.train.y[part]]
-        if tests:
-            arrays += [whole.test.x[tests[number]], whole.test.y[tests[number]]]
-        found[f"client-{number + 1:0{width}}"] = prepare(arrays, plan)
-    return found
+    return Spread(whole, parts, tests, plan)
 
 
-def _timed(watch: Watch) -> Watch:
-    """A simulation tells of rounds as a server does, but for the seconds and what they are judged by."""
-    last = time.monotonic()
+def _available(clients: Mapping[str, Data], count: int | None, plan: Plan) -> Callable[[int], list[str]] | None:
+    from atoll.simulate.clients import drawn
+
+    if count is None:
+        return None
+    if not plan.cohort.minimum <= count <= len(clients):
+        raise AtollError(
+            f"--available: {count}; it lies between the plan's cohort.minimum, {plan.cohort.minimum}, and {len(clients)}"
+        )
+    return drawn(clients, count, plan.plan.seed)
+
+
+def _timed(plan: Plan, watch: Watch) -> Watch:
+    """A simulation tells of rounds as a server does, but for the seconds, the pace, and what they are judged by."""
+    last = began = time.monotonic()
 
     def timed(event: Mapping[str, Any]) -> None:
         nonlocal last
@@ -116,8 +127,10 @@ def _timed(watch: Watch) -> Watch:
         if event["what"] != "round":
             watch(event)
             return
+        rate = event["round"] / (now - began)
+        pace = f"{rate:.1f} rounds/s, {(plan.plan.rounds - event['round']) / rate:.0f} s left"
         by = "holdout" if event["holdout"] else "nodes"
-        watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last})
+        watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last, "pace": pace})
         last = now
 
     return timed

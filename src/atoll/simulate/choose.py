@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 from atoll.errors import AtollError
 from atoll.learner import Data
+from atoll.simulate.clients import longest
 from atoll.simulate.map import Job, Map, Strategy, Work
 from atoll.vector import Groups
 
@@ -53,9 +55,7 @@ def _made(
     from atoll.simulate.vectorised import How, Vectorised
 
     def made(how: str) -> Strategy:
-        return Vectorised(
-            work, cast("How", how), workers or os.cpu_count() or 1, max(len(data.train) for data in clients.values())
-        )
+        return Vectorised(work, cast("How", how), workers or os.cpu_count() or 1, longest(clients))
 
     return made(name) if name != "auto" else _fastest(work, brief, clients, made, watch)
 
@@ -65,7 +65,7 @@ def _fastest(
 ) -> Strategy:
     """Try each strategy on some clients of a first round; its result is thrown away, so the run is that of the named strategy."""
     cohort = max(work.plan.cohort.minimum, math.ceil(work.plan.cohort.fraction * len(clients)))
-    some = list(clients)[: min(cohort, _SAMPLE)]
+    some = list(itertools.islice(clients, min(cohort, _SAMPLE)))
     simple = Map(work)
     _seconds(simple, brief, clients, some[:1])
     taken = {"map": _seconds(simple, brief, clients, some[:2])}

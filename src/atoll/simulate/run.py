@@ -21,6 +21,7 @@ from atoll.server.close import step
 from atoll.server.offences import length_of
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
+from atoll.simulate.clients import Memories, Spread
 from atoll.simulate.map import Job, Strategy, Work
 from atoll.vector import Groups, Update, check
 from atoll.wire import Address, digest_of, encode, pack
@@ -76,7 +77,7 @@ class _Run:
     model: str = ""
     clock: int = 0
     coming: list[tuple[int, int, events.Event]] = field(default_factory=list)
-    memories: dict[str, Memory] = field(default_factory=dict)
+    memories: Memories = field(default_factory=Memories)
     drafts: dict[str, Memory] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class _Run:
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
         brief = self.work.algorithm.brief(self.state)
-        clients = {name: (self.memories.get(name, {}), self.clients[name]) for name in command.nodes}
+        clients = {name: (self.memories.get(name), self.clients[name]) for name in command.nodes}
         answers = self.strategy.train(Job(brief, command.round, clients, self.due(command.round)))
         updates: dict[str, Update] = {}
         for name in command.nodes:
@@ -152,7 +153,8 @@ class _Run:
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
         judged = events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])
-        return [*(self.presence(command.round + 1) if self.there else ()), judged]
+        more = self.there and command.round < self.work.plan.plan.rounds
+        return [*(self.presence(command.round + 1) if more else ()), judged]
 
     def presence(self, round_: int) -> list[events.Event]:
         """Let clients come and go before a round."""
@@ -168,7 +170,7 @@ class _Run:
         name = command.address.node
         if command.accepted:
             if memory := self.drafts.pop(name):
-                self.memories[name] = memory
+                self.memories.put(name, memory)
         else:
             self.watch({"what": "rejected", "round": command.address.round, "name": name, "reason": command.reason})
         return []
@@ -200,7 +202,7 @@ class _Run:
 
     def judge_own(self, name: str) -> dict[str, float]:
         """How the model that a client itself uses does on its rows, as figures."""
-        brief, memory, data = self.work.algorithm.brief(self.state), self.memories.get(name, {}), self.clients[name]
+        brief, memory, data = self.work.algorithm.brief(self.state), self.memories.get(name), self.clients[name]
         mine = algorithms.own(*self.work, brief, memory, data, self.work.plan.plan.rounds, name)
         return summary(self.work.learner.evaluate(mine, data.judge))
 
@@ -243,7 +245,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
 
     Args:
         plan: the plan; its cohort's minimum can't exceed the number of clients.
-        clients: name → its data: a CSV file, arrays `(x, y)`, `(x, y, x_test, y_test)`, or `Data`.
+        clients: name → its data: a CSV file, arrays `(x, y)`, `(x, y, x_test, y_test)`, or `Data`; or a
+            `Spread`, whose clients take no memory until they are asked.
         holdout: rows to judge each round's model by.
         learner: the plan's learner, where one is built already.
         allow: functions ("package.module:function") that the plan may name here, beside those of installed packages.
@@ -267,7 +270,11 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     learner = learner or learners.build(plan, allow)
     work = Work(plan, algorithms.find(plan, learner), learner)
     algorithms.rooted(plan, work.algorithm, holdout)
-    data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+    data = (
+        clients
+        if isinstance(clients, Spread)
+        else {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+    )
     if len(data) < plan.cohort.minimum:
         raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
     if judge_every > 1 and plan.stopping.patience:
@@ -278,13 +285,22 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     chosen = make(work)
     run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
     run.model = digest_of(pack(work.algorithm.brief(state)))
-    server, commands = machine.begin("simulated", plan, run.model, 0.0, late=work.algorithm.late is not None)
+    try:
+        return _driven(run)
+    finally:
+        run.memories.close()
+
+
+def _driven(run: _Run) -> Simulated:
+    """Let the machine go through all rounds."""
+    work = run.work
+    server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=work.algorithm.late is not None)
     waiting: deque[events.Event] = deque(run.presence(1))
     while waiting or run.coming:
         server, commands = machine.transition(server, waiting.popleft() if waiting else run.next())
         for command in commands:
             waiting.extend(_ACTS[type(command)](run, command))
-    judged = run.rounds[-1]["holdout"] if holdout else {}
+    judged = run.rounds[-1]["holdout"] if run.holdout else {}
     return Simulated(
-        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, chosen.name, chosen.said
+        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, run.strategy.name, run.strategy.said
     )  # fmt: skip

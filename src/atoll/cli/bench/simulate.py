@@ -136,7 +136,7 @@ def main(folder: Path) -> None:
         start={"parameters": Group(layout, layout.flatten(arrays))},
         strategy=strategy,
         judge_every=workload.JUDGED,
-        there=lambda number: [f"c{k:02}" for k in schedule[min(number, workload.ROUNDS) - 1]],
+        there=lambda number: [f"c{k:02}" for k in schedule[number - 1]],
         watch=watch,
     )
     told = {"seconds": np.diff(ticks).tolist(), "accuracy": accuracy, "peak_rss_mb": peak()}
