@@ -134,7 +134,7 @@ def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
 
 def test_a_machine_that_forgets_who_is_at_work_is_caught(monkeypatch):
     """Asked anew while it trains, a node gives up what it does: its update is lost, or comes as of another round."""
-    draw = machine._draw
-    monkeypatch.setattr(machine, "_draw", lambda state: draw(machine.replace(state, tasks={})))
+    draw = machine.draw
+    monkeypatch.setattr(machine, "draw", lambda state: draw(machine.replace(state, tasks={})))
     with pytest.raises(AssertionError):
         some(UNKIND["slow"], buffer=2)

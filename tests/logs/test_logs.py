@@ -259,6 +259,37 @@ def test_a_log_inside_the_server_forgets_what_nobody_asks_for_any_more(tmp_path)
     assert asyncio.run(again()) == [envelope for envelope, _ in sealed]
 
 
+def test_a_log_keeps_what_is_still_to_count(tmp_path):
+    """An update that came late lies there until its round is closed, however old the round is that it was made for."""
+    late, body = body_of(Identity.new(), 1, b"late")
+
+    async def go_on() -> bytes:
+        log = EmbeddedLog(tmp_path / "embedded", RUN, LIMIT)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"".join(body)
+
+        assert await log.receive(late, 0, chunks())
+        log.forget(7, {late.address})
+        there = bytes(log.body(late))
+        log.forget(8)
+        with pytest.raises(LogError):
+            log.body(late)
+        await log.close()
+        return there
+
+    assert asyncio.run(go_on()) == b"late"
+    spool = Spool(tmp_path / "spool", LIMIT)
+    half, pieces = body_of(Identity.new(), 2, bytes(PIECE + 1))
+    assert spool.take(half, 0, b"".join(pieces)[:PIECE], "0:0") is None
+    assert spool.take(late, 0, b"".join(body), "0:1")
+    spool.forget(7, {late.address, half.address})
+    assert bytes(spool.get(late)) == b"late"
+    assert spool.take(half, 1, b"".join(pieces)[PIECE:], "0:2"), "and what has come of one that is on its way stays"
+    spool.forget(8)
+    assert not list((tmp_path / "spool").iterdir())
+
+
 def test_a_spool_forgets_what_nobody_asks_for_any_more(tmp_path):
     who, spool = Identity.new(), Spool(tmp_path / "spool", LIMIT)
     for round_ in range(1, 8):

@@ -7,8 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from atoll.algorithms.algorithm import Algorithm
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.folds import BLOCK, mean
+from atoll.algorithms.median import median
 from atoll.algorithms.newton import newton
 from atoll.errors import PlanError, WireError
 from atoll.server.close import Accepted, _Bodies, close
@@ -78,3 +80,43 @@ def test_a_body_the_disk_altered_stops_the_close():
 def test_newtons_options_have_ranges(options):
     with pytest.raises(PlanError, match="damping lies in"):
         newton(**options)
+
+
+def folded(late: dict[str, int], rule: Algorithm, made: list[Update]) -> dict[str, np.ndarray]:
+    """What a round moves the model by."""
+    accepted = [
+        Accepted(str(k), lambda one=one: b"".join(encode(one, MODEL)), late.get(str(k), 0), MODEL if str(k) in late else "")
+        for k, one in enumerate(made)
+    ]
+    after = close(rule, start(), LAYOUTS, MODEL, accepted, registered=len(made))
+    return {name: after[name].values - start()[name].values for name in LAYOUTS}
+
+
+def test_a_late_update_makes_a_shorter_step_and_its_weight_stays():
+    made = updates(3)
+    found = folded({"1": 3}, fedavg(), made)
+    for name in LAYOUTS:
+        exact = sum(
+            one.weight * one.groups[name].values.astype(np.float64) * (0.5 if k == 1 else 1.0) for k, one in enumerate(made)
+        ) / sum(one.weight for one in made)
+        np.testing.assert_allclose(found[name], exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_round_of_late_updates_only_moves_less_far():
+    on_time, late = folded({}, fedavg(), updates()), folded(dict.fromkeys("0123", 3), fedavg(), updates())
+    for name in LAYOUTS:
+        np.testing.assert_allclose(late[name], on_time[name] / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_robust_rules_see_late_updates_as_they_are_shortened():
+    made = updates(3)
+    found = folded({"2": 3}, median(), made)
+    for name in LAYOUTS:
+        rows = np.array([one.groups[name].values * (0.5 if k == 2 else 1.0) for k, one in enumerate(made)])
+        np.testing.assert_allclose(found[name], np.median(rows, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_counts_are_added_up_whole_however_late():
+    layout = Layout((Tensor("n", (2,)),), "int64", "plain")
+    bodies = _Bodies(["a"], [Update({"counts": Group(layout, np.array([3, 5]))}, 1.0)], {"counts": layout}, None, {"a": 0.5})
+    assert bodies.block("counts", 0, 2)[0].tolist() == [3, 5]

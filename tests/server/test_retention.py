@@ -19,6 +19,7 @@ from atoll.node.runtime import Node
 from atoll.server import retention
 from atoll.server.replay import replay
 from atoll.server.runtime import Server
+from atoll.store import EvaluationRow, RoundRow, RunRow, UpdateRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 
@@ -225,3 +226,18 @@ def test_an_older_store_gets_the_columns_it_lacks(tmp_path):
     with contextlib.closing(SqlStore(tmp_path / "store")) as base:
         assert len(base.history(history["run"])["rounds"]) == 3
     assert len(replayed(tmp_path / "store", history["run"])) == 3
+
+
+def test_thinning_spares_the_models_that_nodes_at_work_were_asked_with(tmp_path):
+    """A run that isn't done: node c still trains what round 1 made, in round 2; round 4 has begun with round 3's model."""
+    base = SqlStore(tmp_path)
+    base.begin_run(RunRow("r", "name", "p", "{}", 0.0, "m0"))
+    for number in range(1, 4):
+        row = RoundRow("r", number, 1, 0.0, 1.0, f"m{number}", f"m{number}", 3, 2, 8)
+        came = [UpdateRow("r", number, 1, "a", "accepted", f"u{number}")]
+        base.close_round(row, came, [EvaluationRow("r", number, "holdout", {"samples": 1.0, "loss": 1.0 / number})])
+    base.open_round("r", {"round": 4, "attempt": 1, "cohort": ["a", "b"], "late": {"c": [2, 1]}})
+    assert retention._ends(base, base.find()) == {"m0", "m1", "m3"}
+    base.end_run("r", "completed", "", 9.0)
+    assert retention._ends(base, base.find()) == {"m0", "m3"}, "nobody is at work any more"
+    base.close()

@@ -15,14 +15,13 @@ Every wait has a deadline: `Wake` asks for the next `Tick`, and `waiting_for` te
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from atoll.plan import Plan
 from atoll.server import offences
+from atoll.server.draw import by_name, draw
 from atoll.server.events import (
     Appended,
     Broken,
@@ -87,7 +86,7 @@ def resume(run: str, plan: Plan, past: Past, now: float, *, late: bool = True) -
     asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
     tasks = {node: task._replace(until=state.until) for node, task in past.tasks.items() if late or node in asked}
     done = replace(done, attempt=past.attempt, tasks=tasks)
-    return replace(done, phase=Phase.TRAINING, cohort=_by_name(done, tasks), asked=asked) if asked else done, commands
+    return replace(done, phase=Phase.TRAINING, cohort=by_name(done, tasks), asked=asked) if asked else done, commands
 
 
 def transition(state: State, event: Event) -> Result:
@@ -98,7 +97,7 @@ def transition(state: State, event: Event) -> Result:
 def _joined(state: State, event: Joined) -> Result:
     """A node that was asked and lost is asked again for the same."""
     state = replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
-    back = [node for node in _by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
+    back = [node for node in by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
     tasks = dict.fromkeys(state.tasks[node] for node in back)
     return state, tuple(
         _train(task, tuple(node for node in back if state.tasks[node] == task), event.now, again=True) for task in tasks
@@ -294,48 +293,18 @@ def _closed(state: State, event: Closed) -> Result:
 def _start_if_enough(state: State, now: float) -> Result:
     """Open the next round where enough nodes are here, at work or not, or have answered for it already."""
     state = _expire(state, now)
-    there = state.conduct.welcome(state.present, state.round) | state.answers.keys()
-    if len(there) < (state.rules.cycle or state.rules.minimum):
+    welcome, cycle = state.conduct.welcome(state.present, state.round), state.rules.cycle
+    if len(welcome) < cycle if cycle else len(welcome | state.answers.keys()) < state.rules.minimum:
         return state, ()
     until = now + state.rules.deadline
     task = Task(state.round, state.attempt, state.model, until)
-    drawn = _draw(state)
-    asked = replace(_train(task, _by_name(state, drawn), now), late=state.tasks)
+    drawn = draw(state)
+    asked = replace(_train(task, by_name(state, drawn), now), late=state.tasks)
     tasks = {**state.tasks, **dict.fromkeys(drawn, task)}
-    cohort = _by_name(state, tasks)
+    cohort = by_name(state, tasks)
     state = replace(state, phase=Phase.TRAINING, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None)
     settled, commands = _settle(state, now)  # those that are late may be enough by themselves
     return settled, (asked, Wake(until), *commands)
-
-
-def _draw(state: State) -> Iterable[str]:
-    """Draw who is asked, so that the plan's part of the present nodes is at work; nobody where the buffer is full already."""
-    if state.rules.buffer and len(state.answers) >= state.rules.buffer:
-        return ()
-    welcome = state.conduct.welcome(state.present, state.round)
-    if state.rules.cycle:
-        return [_next(state, welcome)]
-    idle = welcome - state.tasks.keys()
-    wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
-    asked = max(0, wanted - len(welcome - idle))
-    return sorted(idle, key=lambda node: _lot(state, node))[:asked]
-
-
-def _lot(state: State, node: str) -> bytes:
-    """A node's lot in the draw of a cohort: as good as random, and the same on every replay."""
-    return hashlib.sha256(f"{state.seed} {state.round} {state.attempt} {state.names[node]} {node}".encode()).digest()
-
-
-def _next(state: State, welcome: Iterable[str]) -> str:
-    """Whose turn it is: everybody's once in a cycle, in an order that each cycle draws anew; who fails is passed over."""
-    names = {state.names[node]: node for node in welcome}
-    cycle, turn = divmod(state.round - 1, len(names))
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{state.seed} cycle {cycle} {name}".encode()).digest())
-    return names[order[(turn + state.attempt - 1) % len(order)]]
-
-
-def _by_name(state: State, nodes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(nodes, key=lambda node: (state.names[node], node)))
 
 
 def _train(task: Task, nodes: tuple[str, ...], now: float, *, again: bool = False) -> Train:

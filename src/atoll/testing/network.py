@@ -7,48 +7,21 @@ own speed. What must hold whatever happens is checked all the way: see `Federati
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
 from atoll.node import machine as node_machine
 from atoll.plan import Plan
 from atoll.server import events
 from atoll.server import machine as server_machine
-from atoll.server.resume import still_open
 from atoll.server.state import State, admits, waiting_for
-from atoll.stopping import Course
 from atoll.testing.hostile import Hostile
+from atoll.testing.stored import RUN, Stored, made
 from atoll.testing.world import Faults, World
 from atoll.wire import Address
-
-RUN = "run"
-
-
-@dataclass
-class _Store:
-    """What the server has on disk: it outlives the server."""
-
-    models: list[str]
-    names: dict[str, str] = field(default_factory=dict)
-    closed: list[events.Close] = field(default_factory=list)
-    opened: Mapping[str, Any] = field(default_factory=dict)
-    refused: set[Address] = field(default_factory=set)
-
-    @property
-    def model(self) -> str:
-        return self.models[-1]
-
-    def updates(self, closed: events.Close) -> list[tuple[Address, str]]:
-        """A round's accepted updates, as the store's rows have them."""
-        return [(closed.address(RUN, node), digest) for node, digest in closed.accepted.items()]
-
-    def counted(self, node: str) -> str | None:
-        return next((one.accepted[node] for one in reversed(self.closed) if node in one.accepted), None)
 
 
 @dataclass
@@ -112,7 +85,7 @@ class Federation:
         self._world = world = World(seed)
         self._connections = itertools.count()
         self._log_away = False
-        self._store = _Store([_digest("initial")])
+        self._store = Stored()
         self._server = _Server()
         self._rate = world.clock(faults.drift)
         self._nodes = {f"n{k}": _Node(f"node-{k}", world.clock(faults.drift)) for k in range(nodes)}
@@ -156,25 +129,9 @@ class Federation:
         """Check what must hold at any time.
 
         Raises:
-            AssertionError: an update counts twice, as of another round than the log says, or as made from another model than
-                its round's; a round was closed with too few; a replay gives other models; a node was told that its update
-                counts when it doesn't.
+            AssertionError: see `Stored.check`; or a node was told that its update counts when it doesn't.
         """
-        counted, newest, model = set[str](), dict[str, str](), self._store.models[0]
-        for round_, closed in enumerate(self._store.closed, 1):
-            assert len(closed.accepted) >= self.plan.cohort.minimum, "a round was closed with too few updates"
-            assert not closed.late or self._late, "what can't be folded late was"
-            for address, digest in self._store.updates(closed):
-                assert address.round <= round_, "an update counts before its round"
-                there = self.log.get(address)
-                assert there == digest, "what counts isn't what the log holds for that round"
-                made = _made(address, self._store.models[address.round - 1], newest.get(address.node))
-                assert digest == made, "it was made from another model than its round's, or without its node's last update"
-                assert digest not in counted, "an update counts twice"
-                counted.add(digest)
-                newest[address.node] = digest
-            model = _folded(model, round_, self._store.updates(closed))
-            assert model == self._store.models[round_], "a replay gives another model"
+        counted = self._store.check(self.log, self.plan.cohort.minimum, late=self._late)
         for node in self._nodes.values():
             assert node.counted <= counted, "a node was told that its update counts, and it doesn't"
 
@@ -195,16 +152,8 @@ class Federation:
         if server.life == 1:
             server.state, commands = server_machine.begin(RUN, self.plan, store.model, now, late=self._late)
         else:
-            closed = len(store.closed)
-            accepted = store.updates(store.closed[-1]) if closed else []
-            decided = {address for one in store.closed for address, _ in store.updates(one)}
-            decided |= {address for address in store.refused if address.round <= closed}
-            past = events.Past(
-                closed=closed, attempt=store.opened["attempt"] if store.opened.get("round") == closed + 1 else 1,
-                tasks=still_open(RUN, store.opened, store.models, decided), names=dict(store.names), model=store.model,
-                course=Course(), answered=tuple(address.node for address, _ in accepted), conduct=self.hostile.conduct(),
-            )  # fmt: skip
-            for address, digest in accepted:
+            past = store.past(self.hostile.conduct())
+            for address, digest in store.last():
                 self._verdict(address, digest, accepted=True)
             server.state, commands = server_machine.resume(RUN, self.plan, past, now, late=self._late)
         self._serve(commands)
@@ -266,8 +215,7 @@ class Federation:
     def _ask(self, command: events.Train) -> None:
         self.hostile.asked(command)
         if not command.again:
-            late = {node: task[:2] for node, task in command.late.items()}
-            self._store.opened = {"round": command.round, "attempt": command.attempt, "cohort": command.nodes, "late": late}
+            self._store.opens(command)
         task = StartTraining.model_construct(
             run=RUN, round=command.round, attempt=command.attempt, model=command.model, deadline=command.seconds
         )
@@ -286,9 +234,7 @@ class Federation:
         if not self._server.up or self._server.life != life:
             return
         store = self._store
-        assert command.round == len(store.closed) + 1, "rounds are closed one after the other"
-        store.models.append(_folded(store.model, command.round, store.updates(command)))
-        store.closed.append(command)
+        store.closes(command)
         self.hostile.closed(command.round, dict(store.updates(command)))
         if self._world.happens(self.faults.dies):
             self._kill_server()
@@ -427,10 +373,10 @@ class Federation:
                 return
             assert task.counted in node.memories, "what goes with the node's last update that counted is gone"
             node.trained += 1
-            made = _made(Address(RUN, task.round, task.attempt, key), task.model, task.counted)
-            node.outbox[task.round, task.attempt] = made
-            node.memories = {task.counted, made}
-            self.hostile.spoils(key, made)
+            update = made(Address(RUN, task.round, task.attempt, key), task.model, task.counted)
+            node.outbox[task.round, task.attempt] = update
+            node.memories = {task.counted, update}
+            self.hostile.spoils(key, update)
         self._tell_node(key, partial(node_machine.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
 
     def _said_update(self, key: str, message: FlUpdate) -> None:
@@ -489,17 +435,3 @@ class Federation:
     def _lose(self, key: str, life: int) -> None:
         if self._nodes[key].connection is None:  # else it is back, and the server has heard of that first
             self._tell_server(partial(events.Lost, node=key), life)
-
-
-def _made(address: Address, model: str, counted: str | None) -> str:
-    """Return the digest of a node's update: training gives the same for the same task, and what goes with the same update."""
-    return _digest(*map(str, address), model, str(counted))
-
-
-def _folded(model: str, round_: int, updates: Sequence[tuple[Address, str]]) -> str:
-    """Return the next model: it depends on every update, and on what each is late by."""
-    return _digest(model, *(f"{address.node} {digest} {round_ - address.round}" for address, digest in updates))
-
-
-def _digest(*words: str) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()

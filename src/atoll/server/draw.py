@@ -1,0 +1,40 @@
+"""Who is asked in a round: drawn by lot from the nodes that are idle, or each in its turn. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+from atoll.server.state import State
+
+
+def draw(state: State) -> Iterable[str]:
+    """Draw who is asked, so that the plan's part of the present nodes is at work; nobody where the buffer is full already."""
+    if state.rules.buffer and len(state.answers) >= state.rules.buffer:
+        return ()
+    welcome = state.conduct.welcome(state.present, state.round)
+    if state.rules.cycle:
+        return [_next(state, welcome)]
+    idle = welcome - state.tasks.keys()
+    wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
+    asked = max(0, wanted - len(welcome - idle))
+    return sorted(idle, key=lambda node: _lot(state, node))[:asked]
+
+
+def _lot(state: State, node: str) -> bytes:
+    """A node's lot in the draw of a cohort: as good as random, and the same on every replay."""
+    return hashlib.sha256(f"{state.seed} {state.round} {state.attempt} {state.names[node]} {node}".encode()).digest()
+
+
+def _next(state: State, welcome: Iterable[str]) -> str:
+    """Whose turn it is: everybody's once in a cycle, in an order that each cycle draws anew; who fails is passed over."""
+    names = {state.names[node]: node for node in welcome}
+    cycle, turn = divmod(state.round - 1, len(names))
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{state.seed} cycle {cycle} {name}".encode()).digest())
+    return names[order[(turn + state.attempt - 1) % len(order)]]
+
+
+def by_name(state: State, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Return nodes in the order of their names, which is that of the fold."""
+    return tuple(sorted(nodes, key=lambda node: (state.names[node], node)))
