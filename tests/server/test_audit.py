@@ -25,10 +25,12 @@ from atoll.messages import Decline, StartTraining
 from atoll.node.runtime import Node
 from atoll.server.audit import Audited, verify
 from atoll.server.book import Book
+from atoll.server.events import Judge
 from atoll.server.patience import Patience
 from atoll.server.runtime import Server
 from atoll.store import RunRow
 from atoll.store.sql import SqlStore
+from atoll.wire import Address
 
 ROUNDS = 4
 
@@ -343,5 +345,24 @@ def test_what_could_not_be_stored_is_in_no_head():
     asyncio.run(book.opened(1, 1, ["n"]))
     assert book.head.number == before.number + 1
     assert [one["what"] for one in read(store.links("r"), "r", "p")] == ["begun", "opened"]
+    book.close()
+    store.close()
+
+
+def test_a_refusal_that_could_not_be_stored_is_stored_when_it_comes_again():
+    store = SqlStore()
+    book = Book(store, Chain(Identity.new(), "r", "p"), "r", Patience(0.0, print))
+    book.begins(RunRow("r", "name", "p", "{}", 0.0, "m"))
+    judged = Judge(Address("r", 1, 1, "ab"), "d" * 64, False, "it holds NaN", 100, None, offence=True)
+    store._base.begin, working = None, store._base.begin  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        asyncio.run(book.refused("rejected", judged))
+    store._base.begin = working  # type: ignore[method-assign]
+    for _ in range(2):
+        asyncio.run(book.refused("rejected", judged))
+    (row,) = store.updates("r")
+    assert (row.status, row.reason, row.bytes, row.offence) == ("rejected", "it holds NaN", 100, True)
+    (entry,) = [one for one in read(store.links("r"), "r", "p") if one["what"] == "refused"]
+    assert entry["offence"] is True
     book.close()
     store.close()
