@@ -27,6 +27,7 @@ from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
+from atoll.store.sql import SqlStore
 from atoll.testing.logs import LIMIT, RUN, body_of
 
 
@@ -116,6 +117,18 @@ def test_a_run_with_a_node_that_comes_later_and_a_server_that_dies(kafka, tmp_pa
     assert models == [row["model"] for row in history["rounds"]]
     asyncio.run(keep._replay(None, tmp_path / "store", (), server_file, as_json=True))
     assert json.loads(capsys.readouterr().out)["rounds"] == 4
+    base = SqlStore(tmp_path / "store")
+    with base.pruning([history["run"]], 1.0):
+        pass
+    with pytest.raises(RefusedError, match="doesn't let this user drop messages: give --kafka-config its admin's file"):
+        keep._drop(base, server_file)
+    keep._drop(base, kafka.user("admin"))
+    base.close()
+    topic = f"{prefix}updates"
+    for name in data:
+        own = Identity.at(tmp_path / name / "node.key").node
+        (start,) = topics._offsets(kafka.address, kafka.known("admin"), [topics.partition_of(topic, f"{own}/0")])
+        assert start[0] == start[1] > 0, "nothing is left of it"
     # Nobody's password is in what a run leaves, nor in what the broker logs, nor on a command line.
     secrets = [kafka.known(user)["sasl.password"].encode() for user in ("admin", "server")]
     secrets += [access.read(path)["sasl.password"].encode() for path in files.values()]

@@ -97,12 +97,20 @@ def _drop(base: SqlStore, kafka_config: Path | None) -> None:
         if log.kafka:
             runs.setdefault((log.kafka, log.topic), []).append(row)
     for (servers, topic), rows in runs.items():
-        began = {row.run: dict(map(topics.place, (row.log_start or "").split())) for row in rows}
+        began = {row.run: _began(base, row) for row in rows}
         kept = [began[row.run] for row in rows if row.pruned is None]
         # A partition that a kept run doesn't know of came later: all that is in it may be that run's.
         keys = dict.fromkeys(key for one in began.values() for key in one)
         topics.let_go(servers, topic, {key: min((one.get(key, 0) for one in kept), default=-1) for key in keys}, known_by)
         print(f"topic {topic}: Kafka keeps what lies from the oldest kept run on", file=sys.stderr)
+
+
+def _began(base: SqlStore, row: RunRow) -> dict[str, int]:
+    """Where a run begins: in a node's topic that came later, at its beginning."""
+    from atoll.logs import topics
+
+    later = {f"{one.node}/0": 0 for one in base.nodes(row.run)} if Plan.from_json(row.plan).log.apart else {}
+    return later | dict(map(topics.place, (row.log_start or "").split()))
 
 
 def _table(before: Sequence[Use], gone: Sequence[str], thinned: Sequence[str]) -> Table:

@@ -215,4 +215,10 @@ def let_go(servers: str, topic: str, before: Mapping[str, int], access: Access =
         for done in admin.delete_records(asked, request_timeout=PATIENCE).values():
             done.result(PATIENCE)
     except (KafkaException, TimeoutError) as error:
-        raise LogError(f"Kafka at {servers}: messages of topic {topic} can't be dropped ({error})") from error
+        why = error.args[0] if isinstance(error, KafkaException) else None
+        if why and why.code() in _FORBIDDEN:
+            raise RefusedError(
+                f"Kafka at {servers} doesn't let this user drop messages: give --kafka-config its admin's file"
+            ) from error
+        said = why.str() if why else "it doesn't answer"
+        raise LogError(f"Kafka at {servers}: messages of topic {topic} can't be dropped ({said})") from error
