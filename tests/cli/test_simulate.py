@@ -63,3 +63,24 @@ def test_mistakes_are_one_line(folder):
     )
     assert "use .safetensors" in one_line(atoll(*words, folder / "data", "--to", "model.keras"))
     assert "cohort.minimum is 3" in one_line(atoll(*words, folder / "data" / "node-0.csv", "--clients", "2"), code=3)
+
+
+def test_what_each_client_would_hold_is_shown_and_drawn(folder):
+    picture = folder / "partition.png"
+    words = ("partition", "show", folder / "plan.json", "--data", folder / "data" / "holdout.csv", "--clients", "3")
+    found = json.loads(atoll(*words, "--partition", "shards:1", "--plot", picture, "--json").stdout.splitlines()[-1])
+    assert sum(found["rows"]) == 40
+    assert found["classes"] == ["0", "1"]
+    assert [sum(row) for row in found["counts"]] == found["rows"]
+    assert max(found["distance"]) > 0.3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "rows a client: 13 to 14" in atoll(*words).stdout
+    assert "it is iid, dirichlet:ALPHA" in one_line(atoll(*words, "--partition", "even"))
+
+
+def test_some_clients_are_there_in_a_round(folder):
+    words = ("simulate", folder / "plan.json", "--data", folder / "data" / "holdout.csv", "--clients", "9")
+    found = json.loads(atoll(*words, "--available", "4", "--json").stdout.splitlines()[-1])
+    assert [len(row["answered"]) for row in found["rounds"]] == [4, 4, 4]
+    assert len({name for row in found["rounds"] for name in row["answered"]}) > 4
+    assert "--available: 2; it lies between" in one_line(atoll(*words, "--available", "2"))

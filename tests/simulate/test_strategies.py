@@ -7,8 +7,8 @@ import pytest
 from tests.federation import clients, plan, rows
 
 import atoll
-from atoll.errors import AtollError, LayoutError
-from atoll.learner import Rows
+from atoll.errors import AtollError, DataError, LayoutError
+from atoll.learner import Data, Rows
 from atoll.plan import Plan
 
 RAGGED = (33, 16, 9, 5)
@@ -79,6 +79,11 @@ def test_a_rate_that_diverges_ends_the_run_with_round_and_client(strategy):
     wild = agreed("linear", learning_rate=1e9)
     with pytest.raises(LayoutError, match=r"round 1, node-1: training gave NaN or infinity; lower training.learning_rate"):
         simulate(wild, {"node-0": rows(0, 8), "node-1": (np.full((8, 4), 1e30), np.tile([0.0, 1.0], 4))}, strategy)
+
+
+def test_a_client_without_rows_is_named():
+    with pytest.raises(DataError, match="client 'node-3' has no row to train on: leave it out"):
+        atoll.simulate(plan(), {**clients(), "node-3": Data(Rows(*rows(3, 0)), Rows(*rows(3, 5)))})
 
 
 def test_models_are_judged_as_often_as_asked():

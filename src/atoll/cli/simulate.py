@@ -35,7 +35,9 @@ def simulate(
         Path, typer.Option(help="A folder, each table in it a client's; with --clients: one source, whose rows are spread.")
     ],
     clients: Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")] = None,
-    partition: Annotated[str, typer.Option(help="How: iid, dirichlet:ALPHA or shards:NUMBER.")] = "iid",
+    partition: Annotated[
+        str, typer.Option(help="How: iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION or time.")
+    ] = "iid",
     available: Annotated[
         int | None, typer.Option(min=1, help="So many clients are there in a round, drawn anew each time; without: all.")
     ] = None,
@@ -92,14 +94,9 @@ def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
 def _spread(source: Path, plan: Plan, clients: int, how: str, spool: Path) -> Mapping[str, Data]:
     """Rows are spread as they are read, mapped from files where they are many; what a client does with its own comes after."""
     from atoll.preprocess import prepare
-    from atoll.simulate.clients import Spread
-    from atoll.simulate.partition import partition
+    from atoll.simulate.clients import spread
 
-    whole = prepare(source, plan.with_(data={"standardise": "no"}), spool=spool)
-    seed = plan.plan.seed
-    parts = partition(whole.train.y, clients, how, seed)
-    tests = partition(whole.test.y, clients, "iid", seed) if len(whole.test) >= clients else []
-    return Spread(whole, parts, tests, plan)
+    return spread(prepare(source, plan.with_(data={"standardise": "no"}), spool=spool), clients, how, plan)
 
 
 def _available(clients: Mapping[str, Data], count: int | None, plan: Plan) -> Callable[[int], list[str]] | None:

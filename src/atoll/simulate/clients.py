@@ -16,6 +16,7 @@ from atoll.algorithms import Memory
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.simulate.partition import deviation, partition, shifted
 from atoll.vector import Layouts, layouts_of
 from atoll.wire import pack, unpack
 
@@ -44,9 +45,13 @@ class Spread(Mapping[str, Data]):
         parts: the training rows' numbers of each client.
         tests: the test rows' numbers of each client; empty where there are too few for all.
         plan: says what each client does with its own rows (standardising).
+        shift: σ of the noise that each client's rows have in a strength of its own, see `partition.shifted`; 0 for none.
     """
 
-    def __init__(self, whole: Data, parts: Sequence[NDArray[np.intp]], tests: Sequence[NDArray[np.intp]], plan: Plan) -> None:
+    def __init__(
+        self, whole: Data, parts: Sequence[NDArray[np.intp]], tests: Sequence[NDArray[np.intp]], plan: Plan, shift: float = 0.0
+    ) -> None:
+        self._shift = shift
         self._whole, self._plan, self._count = whole, plan, len(parts)
         self._parts, self._tests = _Parts(parts), _Parts(tests) if tests else None
         self._width = len(str(len(parts)))
@@ -89,9 +94,25 @@ class Spread(Mapping[str, Data]):
         train, test = self._whole.train, self._whole.test
         mine, tested = self._parts[number], self._tests[number] if self._tests else np.empty(0, np.intp)
         data = Data(Rows(train.x[mine], train.y[mine]), Rows(test.x[tested], test.y[tested]))
+        if self._shift:
+            seed = self._plan.plan.seed
+            x = shifted(np.concatenate([data.train.x, data.test.x]), self._shift, number + 1, self._count, seed)
+            data = Data(Rows(x[: len(mine)], data.train.y), Rows(x[len(mine) :], data.test.y))
         if self._plan.data.standardise == "no":
             return data
         return prepare([*data.train, *(data.test if len(data.test) else ())], self._plan)
+
+
+def spread(whole: Data, clients: int, how: str, plan: Plan) -> Spread:
+    """Spread a table over clients; `how` as `partition` takes it.
+
+    Raises:
+        DataError: as `partition`.
+    """
+    seed = plan.plan.seed
+    parts = partition(whole.train.y, clients, how, seed)
+    tests = partition(whole.test.y, clients, "time" if how == "time" else "iid", seed) if len(whole.test) >= clients else []
+    return Spread(whole, parts, tests, plan, deviation(how) or 0.0)
 
 
 def longest(clients: Mapping[str, Data]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,14 +12,16 @@ from atoll.errors import DataError
 _CLASSES = 100
 _LEAST = 2
 """So many rows a client has at least, where there are as many: fewer have no deviation to standardise by."""
-KINDS = "iid, dirichlet:ALPHA or shards:NUMBER"
+KINDS = "iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION or time"
 
 
 def partition(y: NDArray[np.float64], clients: int, how: str, seed: int) -> list[NDArray[np.intp]]:
     """Return the row numbers of each client; every row has one client, every client at least one row.
 
     `iid` spreads rows evenly. `dirichlet:α` draws for each class which share every client has of it: the smaller α, the
-    more uneven. `shards:n` sorts rows by class, cuts them into equal shards and gives every client n of these.
+    more uneven. `shards:n` sorts rows by class, cuts them into equal shards and gives every client n of these. `quantity:α`
+    draws which share of all rows a client has, of whatever class. `time` takes rows as they come, the first client the
+    first. `shift:σ` spreads rows evenly; what it adds to them is `shifted`'s to say.
 
     Args:
         y: the targets `[rows]`.
@@ -29,7 +33,8 @@ def partition(y: NDArray[np.float64], clients: int, how: str, seed: int) -> list
         DataError: another word, more clients than rows, or targets that are no classes.
 
     Source: Hsu et al. 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-    Classification", section 3 (dirichlet); McMahan et al. 2017, section 3 (shards).
+    Classification", section 3 (dirichlet); McMahan et al. 2017, section 3 (shards); Li et al. 2022, "Federated Learning
+    on Non-IID Data Silos: An Experimental Study", section 4 (quantity, shift).
 
     >>> [part.tolist() for part in partition(np.array([0.0, 1.0, 0.0, 1.0]), 2, "shards:1", 0)]
     [[0, 2], [1, 3]]
@@ -38,11 +43,15 @@ def partition(y: NDArray[np.float64], clients: int, how: str, seed: int) -> list
         raise DataError(f"{clients} clients: {len(y)} rows feed 1 to {len(y)}")
     kind, _, said = how.partition(":")
     rng = np.random.default_rng(seed)
-    if how == "iid":
+    if how == "time":
+        return np.array_split(np.arange(len(y)), clients)
+    if how == "iid" or (kind == "shift" and deviation(how) is not None):
         return [np.sort(part) for part in np.array_split(rng.permutation(len(y)), clients)]
     try:
         if kind == "dirichlet" and (alpha := float(said)) > 0:
             return _filled(_dirichlet(_classes(y), clients, alpha, rng))
+        if kind == "quantity" and (alpha := float(said)) > 0:
+            return _filled(_dirichlet([np.arange(len(y))], clients, alpha, rng))
         if kind == "shards" and 0 < (shards := int(said)) * clients <= len(y):
             pieces = np.array_split(np.argsort(y, kind="stable"), clients * shards)
             drawn = rng.permutation(clients * shards).reshape(clients, shards)
@@ -50,6 +59,40 @@ def partition(y: NDArray[np.float64], clients: int, how: str, seed: int) -> list
     except ValueError as error:
         raise DataError(f"partition '{how}': it is {KINDS}") from error
     raise DataError(f"partition '{how}': it is {KINDS}, with a number above 0 and no more shards than rows")
+
+
+def deviation(how: str) -> float | None:
+    """Return σ of `shift:σ`; None for any other partition.
+
+    >>> deviation("shift:0.5"), deviation("iid")
+    (0.5, None)
+    """
+    kind, _, said = how.partition(":")
+    try:
+        return float(said) if kind == "shift" and 0 < float(said) < np.inf else None
+    except ValueError:
+        return None
+
+
+def shifted(x: NDArray[Any], sigma: float, number: int, clients: int, seed: int) -> NDArray[Any]:
+    """Return a client's rows with Gaussian noise of its own strength, of variance σ · number / clients; numbers begin at 1.
+
+    Source: Li et al. 2022, section 4.2.
+    """
+    noise = np.random.default_rng([seed, number]).standard_normal(x.shape)
+    added: NDArray[Any] = x + noise * np.sqrt(sigma * number / clients)
+    return added.astype(x.dtype if x.dtype.kind == "f" else np.float32)
+
+
+def by_key(keys: NDArray[Any]) -> dict[str, NDArray[np.intp]]:
+    """Return the row numbers of each value of a natural key, such as speaker or hospital.
+
+    >>> {name: rows.tolist() for name, rows in by_key(np.array(["b", "a", "b"])).items()}
+    {'a': [1], 'b': [0, 2]}
+    """
+    values, which = np.unique(keys, return_inverse=True)
+    order, bounds = np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1]
+    return {str(value): rows for value, rows in zip(values, np.split(order, bounds), strict=True)}
 
 
 def _classes(y: NDArray[np.float64]) -> list[NDArray[np.intp]]:

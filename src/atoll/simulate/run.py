@@ -12,7 +12,7 @@ from typing import Any
 
 from atoll import algorithms, learners
 from atoll.algorithms import Memory, State
-from atoll.errors import AtollError, GaveUpError, LayoutError
+from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
 from atoll.learner import Data, Learner, Rows, pooled, summary
 from atoll.plan import Plan
 from atoll.preprocess import prepare
@@ -275,6 +275,9 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         if isinstance(clients, Spread)
         else {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
     )
+    if not isinstance(data, Spread) and (empty := [name for name, one in data.items() if not len(one.train)]):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DataError(f"client '{empty[0]}'{more} has no row to train on: leave it out, or spread the rows more evenly")
     if len(data) < plan.cohort.minimum:
         raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
     if judge_every > 1 and plan.stopping.patience:
