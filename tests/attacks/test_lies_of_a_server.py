@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -213,7 +211,11 @@ def of_an_earlier_round(s: Sum, rows: dict[int, bytes]) -> bytes:
     return split_table(Sum(of=terms(6)).share())[1][1]
 
 
-@pytest.mark.parametrize("lie", [altered, of_another_giver, for_another_holder, of_an_earlier_round])
+def my_own_sent_back(s: Sum, rows: dict[int, bytes]) -> bytes:
+    return unpack_table(s.shared[s.me][1], SHARES, len(s.names))[1]  # the same two keys agree on its encryption
+
+
+@pytest.mark.parametrize("lie", [altered, of_another_giver, for_another_holder, of_an_earlier_round, my_own_sent_back])
 def test_a_share_that_is_not_the_givers_for_me_is_never_given(lie):
     s = Sum().share()
     told, rows = split_table(s)
@@ -344,22 +346,20 @@ def test_other_survivors_shown_to_each_half_of_the_cohort():
 
 
 def test_other_cohorts_shown_to_each_half():
-    s = Sum()
-    groups = [cohort(s.records()[:5]), cohort(s.records()[2:])]  # three nodes are in both, and each is shown one of them
-    seen = {one: groups[place >= 4] for place, one in enumerate(s.names)}
-    states = {one: node.share(s.told[one][0], seen[one]) for one in s.names}
-    first = [one for one in s.names if seen[one] is groups[0]]
-    gathered = SimpleNamespace(terms=s.terms, cohort=states[first[0]][0].cohort, faults={})
-    relayed, tables = server.relay(gathered, {one: states[one][1] for one in s.names[:5] if seen[one] is groups[0]})
-    assert relayed.sharers == {0, 1, 2, 3}
-    # The server adds the fifth node's name, which in truth was shown the other cohort: what it signs fits no other's.
+    # Nodes 0 to 3 are shown nodes 0 to 4, node 4 is shown 1 to 5. All else is the same: all five shared, all five survived.
+    s = Sum(6)
+    groups = [cohort(s.records()[:5]), cohort(s.records()[1:])]
+    seen = {one: groups[place == 4] for place, one in enumerate(s.names[:5])}
+    states = {one: node.share(s.told[one][0], seen[one])[0] for one in seen}
     everyone = pack_set(set(range(5)), 5)
-    masked = {one: node.mask(states[one][0], everyone + tables[one][1:], [np.zeros(WORDS, np.uint32)]) for one in first}
-    signed = {one: node.confirm(masked[one], everyone, s.identities[one]) for one in first}
-    letters = {place: signed[one][1] for place, one in enumerate(first)}
-    letters[4] = s.identities[s.names[4]].sign(b"atoll secagg survivors " + bytes(34))
+    masked = {one: node.mask(state, everyone, [np.zeros(WORDS, np.uint32)]) for one, state in states.items()}
+    signed = {one: node.confirm(state, everyone, s.identities[one]) for one, state in masked.items()}
+    quorum = masked[s.me].cohort.graph.quorum
+    truth = pack_table({place: signed[s.names[place]][1] for place in range(quorum)})
+    node.unmask(signed[s.me][0], truth)
+    lie = pack_table({place: signed[s.names[place]][1] for place in (*range(quorum - 1), 4)})
     with pytest.raises(PrivacyError, match="isn't one of these survivors"):
-        node.unmask(signed[first[0]][0], pack_table(letters))
+        node.unmask(signed[s.me][0], lie)
 
 
 def test_other_givers_shown_to_each_half():
@@ -447,3 +447,21 @@ def test_a_signature_of_something_else_drops_only_who_sent_it():
     proven, _ = server.prove(s.closed, {**letters, s.other: letters[s.me], "stranger": b""})
     assert set(proven.faults) == {s.other}
     assert proven.signatures.keys() == set(range(7)) - {1}
+
+
+def test_another_nodes_keys_drop_only_who_sent_them():
+    s = Sum()
+    letters = {one: letter for one, (_, letter) in s.told.items()}
+    gathered, _ = server.gather(s.terms, {**letters, s.other: letters[s.third]})
+    assert set(gathered.faults) == {s.other}
+    assert s.other not in gathered.cohort.places
+
+
+def test_an_update_by_a_node_that_gave_no_shares_is_not_summed():
+    s = Sum().share()
+    relayed, _ = server.relay(s.gathered, {one: letter for one, (_, letter) in s.shared.items() if one != s.third})
+    with pytest.raises(PrivacyError, match="gave no shares can't be unmasked"):
+        server.close(relayed, s.names)
+    with pytest.raises(PrivacyError, match="gave no shares can't be unmasked"):
+        server.close(relayed, [*s.names[3:], "stranger"])
+    server.close(relayed, [one for one in s.names if one != s.third])

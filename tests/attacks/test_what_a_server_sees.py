@@ -6,18 +6,19 @@ and the masks of nodes that dropped out. What is left of an honest node's update
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from atoll.errors import PrivacyError
-from atoll.keys import Exchange, Identity, derive
+from atoll.keys import Exchange, Identity, Keystream, derive, new_secret
 from atoll.privacy.fixed import Fixed
 from atoll.privacy.masks import apply
 from atoll.privacy.secagg import node, server
 from atoll.privacy.secagg.terms import SECRET, Terms, pair_key, self_key
-from atoll.privacy.shamir import recover
+from atoll.privacy.shamir import PRIME, recover
 
 SIZE = 30_000
 CODE = Fixed(1.0, 12, 32)
@@ -43,7 +44,7 @@ class Transcript:
         self.sent = {one: self.code.encode(update) for one, update in self.updates.items()}
         self.plain = {one: words.copy() for one, words in self.sent.items()}
         masked = {one: node.mask(shared[one][0], tables[one], [self.sent[one]]) for one in self.names}
-        self.lost = {self.names[-1]}  # its update came too late: the server has it, and its key will be opened
+        self.lost = set(self.names[-2:])  # their updates came too late: the server has them, and their keys will be opened
         self.survivors = [one for one in self.names if one not in self.lost]
         closed, survivors = server.close(relayed, self.survivors)
         signed = {one: node.confirm(masked[one], survivors, identities[one]) for one in self.survivors}
@@ -60,6 +61,12 @@ class Transcript:
         for one in self.names:
             if one not in keys and one != victim and (key := self.stolen(one, friends)):
                 keys[one] = Exchange(key)
+        if victim in self.lost:  # its own key is known: so are all its masks but one
+            own = keys[victim]
+            for there, record in enumerate(self.cohort.records):
+                if record.node not in keys:
+                    key = pair_key(self.cohort, own, place, there)
+                    apply([words], [key] if there < place else [], [key] if there > place else [])
         for other, private in keys.items():
             if other != victim:
                 there = self.cohort.places[other]
@@ -136,3 +143,18 @@ def test_messages_between_nodes_look_random_to_the_server_and_no_secret_is_in_th
     for one in seen.names:
         assert seen.roots[one].hex() not in repr(seen.masked[one])
         assert seen.masked[one].seed.hex() not in repr(seen.masked[one])
+
+
+def test_the_two_secrets_of_a_node_are_shared_by_polynomials_of_their_own():
+    # With the same coefficients a pair of shares would tell the difference of the secrets, and a given seed so the key.
+    seen = Transcript(6)
+    for giver in range(6):
+        pairs = [state.held[giver] for one, state in seen.masked.items() if giver in state.held]
+        gaps = {(int.from_bytes(pair[:SECRET], "little") - int.from_bytes(pair[SECRET:], "little")) % PRIME for pair in pairs}
+        assert len(gaps) == len(pairs) == 5
+
+
+def test_every_set_of_holders_is_as_likely_as_any_other():
+    counts = Counter(tuple(node._draw([0, 1, 3, 4, 5], 2, Keystream(new_secret()))) for _ in range(5000))
+    assert len(counts) == 10
+    assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 40  # chi-square, 9 degrees of freedom: 1 in 10⁵
