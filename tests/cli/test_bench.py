@@ -62,3 +62,9 @@ def test_workload_s_follows_the_fixed_draws_to_the_accuracies_that_all_programs_
     assert abs(found["accuracy"]["50"] - 0.865) <= 0.001
     assert found["rounds_per_s"] > 0
     assert found["peak_rss_mb"] < 500
+
+
+def test_what_checks_cost_is_measured_in_turns():
+    found = bench("rounds", "--without-checks", "--no-floor", "--nodes", "2", "--parameters", "1000", "--rounds", "7")
+    assert found["checked_s"] > 0 < found["unchecked_s"]
+    assert found["checks_share"] < 1

@@ -58,13 +58,16 @@ def rounds(
     count: Annotated[int, typer.Option("--rounds", help="How many rounds; the first is not counted.")] = 12,
     log: Log = "embedded",
     floor: Annotated[bool, typer.Option(help="Also run the floor, whose nodes take three models of memory each.")] = True,
+    turns: Annotated[
+        bool, typer.Option("--without-checks", help="Leave signatures, checks and the record out of two of three rounds.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Time whole rounds over real processes without training, against a floor of bare parts."""
     from atoll.cli.bench.rounds import measure
 
     with working("running rounds", quiet=as_json):
-        row = measure(nodes, parameters, count, log, floor=floor)
+        row = measure(nodes, parameters, count, log, floor=floor, turns=turns)
     _show(row, f"rounds, {log} log", as_json=as_json)
 
 

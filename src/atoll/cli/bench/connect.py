@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any, cast
 
 import aiohttp
 
-from atoll.cli.bench.aggregate import rss_anon
+from atoll.cli.bench.aggregate import processor_time, rss_anon
 from atoll.cli.bench.rounds import Noise, spawned
 from atoll.drive import new_loop
 from atoll.errors import AtollError
@@ -65,12 +64,12 @@ def measure(nodes: int, idle: float = 60.0) -> dict[str, Any]:
         joined = time.monotonic() - began
         time.sleep(min(_SETTLED, idle))
         cpu = _load(server.pid, idle)
-        each, spent = (rss_anon(server.pid) - alone) / max(1, nodes - 1), _seconds(server.pid)
+        each, spent = (rss_anon(server.pid) - alone) / max(1, nodes - 1), processor_time(server.pid)
         crowds.append(crowd(nodes - 1, 1))
         _line(crowds[-1])
         asked = float(_line(server))
         reached = max(json.loads(_line(one))["last"] for one in crowds) - asked
-        spent = _seconds(server.pid) - spent
+        spent = processor_time(server.pid) - spent
         for process in (*crowds, server):
             process.kill()
     return {
@@ -109,15 +108,9 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 def _load(pid: int, seconds: float) -> float:
     """The share of one core that a process takes, over so many seconds."""
-    before, began = _seconds(pid), time.monotonic()
+    before, began = processor_time(pid), time.monotonic()
     time.sleep(seconds)
-    return (_seconds(pid) - before) / (time.monotonic() - began)
-
-
-def _seconds(pid: int) -> float:
-    """Processor time that a process has taken."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return (processor_time(pid) - before) / (time.monotonic() - began)
 
 
 def _server(plan: str, store: str) -> None:

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atoll.cli.bench.aggregate import rss_anon
+from atoll.cli.bench.aggregate import processor_time, rss_anon
 from atoll.learner import Correct, Fit, Rows
 from atoll.plan import Plan
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
@@ -67,22 +67,43 @@ class Noise:
         return {"samples": float(len(rows)), "loss": 0.0}
 
 
-def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool = True) -> dict[str, Any]:
-    """Return the seconds a round, those of the floor, the seconds from command to first round, and the peaks of memory."""
+def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool = True, turns: bool = False) -> dict[str, Any]:
+    """Return the seconds a round, those of the floor, the seconds from command to first round, and the peaks of memory.
+
+    With `turns`, two of three rounds go without signatures, checks and the record: see `unchecked`.
+    """
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as place, _broker(log, Path(place)) as address:
         least = _floor(nodes, parameters, rounds, address, Path(place)) if floor else None
-        ours, start, memory = _ours(nodes, parameters, rounds, address, Path(place))
+        seconds, spent, start, memory = _ours(nodes, parameters, rounds, address, Path(place), turns=turns)
+    ours = float(np.median(seconds[1:] if rounds > 1 else seconds))
     return {
         "log": log,
         "nodes": nodes,
         "parameters": parameters,
         "s_per_round": round(ours, 4),
+        **(_cost(seconds, spent) if turns else {}),
         "floor_s_per_round": least and round(least, 4),
         "ratio": least and round(ours / least, 2),
         "start_s": round(start, 2),
         "rss_mb": round(memory["server"].peak / 1e6, 1),
         "node_rss_mb": round(memory["node"].peak / 1e6, 1),
         "growth_models": round((memory["server"].peak - memory["server"].first) / (4 * parameters), 2),
+    }
+
+
+def _cost(seconds: Sequence[float], spent: Sequence[float]) -> dict[str, float]:
+    """What checks cost, of rounds with all of them, with hashes alone, and with none, in turn; the first three are not counted.
+
+    The shares are of all processes' processor time, which other work on the machine disturbs less than the seconds.
+    """
+    checked, _, unchecked = (float(np.median(seconds[3 + turn :: 3])) for turn in range(3))
+    all_, hashes, none = (float(np.mean(spent[3 + turn :: 3])) for turn in range(3))
+    return {
+        "checked_s": round(checked, 4),
+        "unchecked_s": round(unchecked, 4),
+        "checked_cpu_s": round(all_, 4),
+        "checks_share": round(1 - hashes / all_, 4),
+        "hashes_share": round((hashes - none) / all_, 4),
     }
 
 
@@ -128,28 +149,31 @@ def _plan(nodes: int, rounds: int, address: str | None) -> Plan:
 
 
 def _ours(
-    nodes: int, parameters: int, rounds: int, address: str | None, place: Path
-) -> tuple[float, float, dict[str, Anonymous]]:
+    nodes: int, parameters: int, rounds: int, address: str | None, place: Path, *, turns: bool
+) -> tuple[list[float], list[float], float, dict[str, Anonymous]]:
     plan = place / "plan.json"
     plan.write_text(_plan(nodes, rounds, address).to_json())
+    turned = ["turns"] if turns else []
     began = time.perf_counter()
     marks: list[float] = []
+    spent: list[float] = []
+    processes: list[subprocess.Popen[str]] = []
     memory: dict[str, Anonymous] = {}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store")))
+        server = stack.enter_context(spawned(ROLE, "server", str(plan), str(parameters), str(place / "store"), *turned))
         for line in server.stdout or ():
             event = json.loads(line)
             if event["what"] == "listening":
-                words = [(event["url"], str(parameters), f"node-{k:03}", str(place / f"node-{k}")) for k in range(nodes)]
+                mine = event["url"], str(parameters)
+                words = [(*mine, f"node-{k:03}", str(place / f"node-{k}"), *turned) for k in range(nodes)]
                 processes = [stack.enter_context(spawned(ROLE, "node", *one)) for one in words]
                 memory = {"server": Anonymous(server.pid), "node": Anonymous(processes[0].pid)}
-            if event["what"] == "asked" and not marks:
+            if event["what"] == "round" or (event["what"] == "asked" and not marks):
                 marks.append(time.perf_counter())
-            if event["what"] == "round":
-                marks.append(time.perf_counter())
+                spent.append(sum(processor_time(one.pid) for one in (server, *processes)))
     if len(marks) != rounds + 1:
         raise RuntimeError(f"the run ended after {len(marks) - 1} of {rounds} rounds")
-    return float(np.median(np.diff(marks)[1:] if rounds > 1 else np.diff(marks))), marks[0] - began, memory
+    return np.diff(marks).tolist(), np.diff(spent).tolist(), marks[0] - began, memory
 
 
 def _floor(nodes: int, parameters: int, rounds: int, address: str | None, place: Path) -> float:
@@ -184,19 +208,28 @@ def spawned(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def _server(plan: str, parameters: str, store: str) -> None:
+def _server(plan: str, parameters: str, store: str, turns: str = "") -> None:
+    from atoll.cli.bench.unchecked import Switch, install
     from atoll.server.runtime import Server
 
     def watch(event: Mapping[str, Any]) -> None:
         print(json.dumps(event), flush=True)
+        if event["what"] == "asked" and turns:
+            Switch.turn(event["round"])
 
+    if turns:
+        install()
     Server(Plan.load(plan), store=store, port=0, learner=Noise(int(parameters)), watch=watch).serve()
 
 
-def _node(url: str, parameters: str, name: str, directory: str) -> None:
+def _node(url: str, parameters: str, name: str, directory: str, turns: str = "") -> None:
+    from atoll.cli.bench.unchecked import Turning, install
     from atoll.node.runtime import Node
 
-    Node(url, (np.zeros((1, 1)), np.zeros(1)), name=name, directory=directory, learner=Noise(int(parameters))).start()
+    if turns:
+        install()
+    kind = Turning if turns else Node
+    kind(url, (np.zeros((1, 1)), np.zeros(1)), name=name, directory=directory, learner=Noise(int(parameters))).start()
 
 
 if __name__ == "__main__":
