@@ -7,6 +7,9 @@ import pytest
 from tests.federation import clients, plan, rows
 
 import atoll
+from atoll import algorithms
+from atoll.algorithms.fedavg import fedavg
+from atoll.algorithms.local import gradient, trained
 from atoll.errors import AtollError, DataError, LayoutError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
@@ -61,6 +64,29 @@ def test_batch_norm_and_dropout_are_vectorised_where_batches_are_whole_and_left_
     exact, found = (simulate(agreed("normed"), short, strategy) for strategy in ("map", "scan"))
     assert apart(exact, found) < 1e-5
     assert "2 fits one by one: its last batch is short, which its model would notice" in found.said
+
+
+def test_what_a_method_saw_in_its_gradients_is_not_lost(monkeypatch):
+    """A gradient first, and a fit that could be compiled after it."""
+
+    def looked(learner, brief, memory, rows, pace, rng):
+        slope, _ = gradient(learner, brief, rows, pace, rng)
+        update = trained(learner, brief, rows, pace, rng)
+        assert slope.any()
+        return memory, update
+
+    monkeypatch.setitem(algorithms._OWN, "looked", lambda: fedavg()._replace(local=looked, needs=frozenset({"correct"})))
+    made, data = agreed("linear").with_(aggregation={"rule": "looked"}), {f"node-{k}": rows(k, 16) for k in range(3)}
+    assert apart(simulate(made, data), simulate(made, data, "vmap")) < 1e-5
+
+
+@pytest.mark.parametrize("rule", ["apfl", "finetune", "qffl", "fednova"])
+def test_methods_that_fit_more_than_once_are_compiled_too(rule):
+    made, data = agreed("linear").with_(aggregation={"rule": rule}), {f"node-{k}": rows(k, 16) for k in range(3)}
+    exact, found = simulate(made, data), simulate(made, data, "vmap")
+    assert apart(exact, found) < 1e-5
+    for name, figures in exact.by_node.items():
+        assert found.by_node[name] == pytest.approx(figures, abs=1e-5)
 
 
 def test_what_cannot_be_is_one_line():

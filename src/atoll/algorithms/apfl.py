@@ -10,7 +10,7 @@ from atoll.algorithms.local import only
 from atoll.errors import PlanError
 from atoll.learner import Learner, Rows, batches
 from atoll.training import Pace
-from atoll.vector import Flat, Group, Groups, Update, add
+from atoll.vector import Group, Groups, Update, add
 
 
 def apfl(alpha: float = 0.5, *, weighted: bool = True) -> Algorithm:
@@ -47,24 +47,11 @@ def apfl(alpha: float = 0.5, *, weighted: bool = True) -> Algorithm:
             part = Rows(rows.x[batch], rows.y[batch])
             mixed = {**shared, "parameters": _mixed(mine, shared["parameters"])}
             fit = learner.fit(shared, part, 1, len(part), rng, rate=pace.rate)
-            down = _slope(learner, mixed, part, rng)
-            mine = mine.with_values(mine.values - pace.learning_rate * alpha * down)
+            there = learner.fit(mixed, part, 1, len(part), rng, rate=pace.rate).groups["parameters"]
+            mine = mine.with_values(mine.values + alpha * (there.values - mixed["parameters"].values))
             shared = dict(fit.groups)
             sums.append(fit.metrics)
         moves = {name: group.with_values(group.values - received[name].values) for name, group in shared.items()}
         return {"parameters": mine}, Update(moves, float(len(rows)), add(sums))
 
-    return fedavg(weighted=weighted)._replace(local=local, own=own, needs=frozenset({"correct", "sgd"}))
-
-
-def _slope(learner: Learner, groups: Groups, rows: Rows, rng: np.random.Generator) -> Flat:
-    """The gradient of the mean loss over some rows, all at once."""
-    seen: list[Flat] = []
-
-    def see(found: Flat, vector: Flat) -> Flat:
-        del vector
-        seen.append(np.array(found))
-        return np.zeros_like(found)
-
-    learner.fit(groups, rows, 1, len(rows), rng, see)
-    return seen[0]
+    return fedavg(weighted=weighted)._replace(local=local, own=own, needs=frozenset({"sgd"}))
