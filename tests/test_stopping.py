@@ -34,6 +34,7 @@ def test_figures_that_rise_figures_that_are_not_there_and_nan():
     course = Course().after(rising, {"accuracy": 0.5}).after(rising, {"accuracy": 0.9})
     assert course.over(rising) is None
     assert "no better accuracy than 0.9000 in 1 rounds" in str(course.after(rising, {"accuracy": 0.9}).over(rising))
+    assert course.after(rising, {}) == course, "a round in which nobody judged a model says nothing"
     assert "no accuracy was measured in 1 rounds" in str(Course().after(rising, {"loss": 1.0}).over(rising))
     assert gain("loss", {"loss": float("nan")}) == -float("inf")
     own = Stopping(metric="brier", better="lower", patience=1)

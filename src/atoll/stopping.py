@@ -57,7 +57,9 @@ class Course(NamedTuple):
     since: int = 0
 
     def after(self, stopping: Stopping, figures: Mapping[str, float]) -> Course:
-        """Return the course with one more round."""
+        """Return the course with one more round; one in which nobody judged a model (all updates were late) says nothing."""
+        if not figures:
+            return self
         gained = gain(stopping.metric, figures, stopping.better)
         better = gained > self.best + stopping.min_delta
         return Course(gained) if better else Course(self.best, self.since + 1)

@@ -19,15 +19,20 @@ from tests.federation import atoll, clients, events, plan, rows
 
 from atoll import learners
 from atoll.errors import PlanError
+from atoll.keys import Identity
 from atoll.learner import Rows
 from atoll.node.machine import Append
 from atoll.node.runtime import Node
 from atoll.plan import Plan
+from atoll.server import machine
+from atoll.server.events import Joined, Task, Train
+from atoll.server.resume import unfinished
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
+from atoll.store import NodeRow, RoundRow, RunRow, UpdateRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
-from atoll.wire import decode
+from atoll.wire import Address, decode
 
 QUORUM = {"minimum": 3, "quorum": 0.67, "grace": 0, "deadline": 60}
 """Of four nodes three close a round."""
@@ -233,3 +238,27 @@ def test_a_buffer_that_can_not_be_is_one_clear_line(tmp_path):
     newton: Plan = plan(cohort={"minimum": 2, "buffer": 2}, aggregation={"rule": "newton"})
     with pytest.raises(PlanError, match=r"cohort\.buffer: 'newton' can fold no late update"):
         Server(newton, store=tmp_path, port=0)
+
+
+def test_a_server_that_died_between_two_rounds_leaves_who_is_at_work_to_the_next(tmp_path):
+    """Round 2 is closed, round 3 not begun: c works for round 2, d for round 1, b has declined, a has answered."""
+    agreed = plan(cohort={"minimum": 2})
+    store = SqlStore(tmp_path)
+    store.begin_run(RunRow("r", "tiny", agreed.digest, agreed.to_json(), 0.0, "m0"))
+    for node in "abcd":
+        store.saw_node(NodeRow("r", node, f"name-{node}", "key", 0.0, 0.0))
+    for number in (1, 2):
+        row = RoundRow("r", number, 1, 0.0, 1.0, f"m{number}", f"m{number}", 3, 1, 8)
+        store.close_round(row, [UpdateRow("r", number, 1, "a", "accepted", f"u{number}")], [])
+    store.open_round("r", {"round": 2, "attempt": 1, "cohort": ["a", "b", "c"], "late": {"d": [1, 1]}})
+    store.record_update(UpdateRow("r", 2, 1, "b", "declined", reason="no"))
+    left = unfinished(store, agreed, Identity.new())
+    store.close()
+    assert left.past.tasks == {"c": Task(2, 1, "m1", 0.0), "d": Task(1, 1, "m0", 0.0)}
+    assert left.open == {Address("r", 2, 1, "c"), Address("r", 1, 1, "d")}
+
+    state, _ = machine.resume("r", agreed, left.past, 100.0)
+    state, commands = machine.transition(state, Joined(101.0, {node: f"name-{node}" for node in "acd"}))
+    asked = [(one.nodes, one.round, one.model, one.again) for one in commands if isinstance(one, Train)]
+    assert asked == [(("c",), 2, "m1", True), (("d",), 1, "m0", True), (("a",), 3, "m2", False)]
+    assert state.cohort == ("a", "c", "d")

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from atoll.server.status import status
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, UpdateRow, sql
 from atoll.store.database import MEMORY
 from atoll.store.sql import SqlStore
+from atoll.wire import Address
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
 
@@ -148,8 +149,6 @@ def machine_status(**more: Any) -> dict[str, Any]:
     """The state of a run with a node that declined for a hostile reason."""
     state, _ = machine.begin("r1", plan(cohort={"minimum": 2}), "0" * 64, 0.0)
     state, _ = machine.transition(state, events.Joined(0.0, {"a": "alpha", "b": "beta"}))
-    from atoll.wire import Address
-
     state, _ = machine.transition(state, events.Declined(1.0, Address("r1", 1, 1, "a"), HOSTILE))
     return {"plan": "heart", **status(state, 1.0, 1000.0, {}, {"b": (30, 40)}, {}, log=None, store=None), **more}
 
@@ -186,6 +185,29 @@ def test_each_node_says_what_it_does():
     assert late["doing"] == "idle"
     assert (seen["until"], seen["needed"]) == (1000.0 + plan().cohort.deadline, 1)
     assert seen["waiting_for"].endswith("the broker is away")
+
+
+def test_who_is_late_is_said_for_which_round_and_counted(tmp_path: Path):
+    """Node c trains on when round 1 closes without it, and is at work for round 1 while round 2 is open."""
+    names = {node: f"name-{node}" for node in "abc"}
+    state, _ = machine.begin("r1", plan(cohort={"minimum": 2, "quorum": 0.6, "grace": 0}), "0" * 64, 0.0)
+    happened: list[events.Event] = [events.Joined(0.0, names)]
+    happened += [events.Appended(1.0, Address("r1", 1, 1, node), node) for node in "ab"]
+    for event in (*happened, events.Closed(2.0, "1" * 64)):
+        state, _ = machine.transition(state, event)
+    seen = status(state, 3.0, 1003.0, {}, {}, {}, log=None, store=None)
+    assert [(one["name"], one["round"], one["doing"]) for one in seen["nodes"]] == [
+        ("name-a", 2, "training"), ("name-b", 2, "training"), ("name-c", 1, "training"),
+    ]  # fmt: skip
+    assert "name-c (since round 1)" in seen["waiting_for"]
+    site = Stored(tmp_path, {"plan": "heart", **seen})
+    site.begin()
+    site.store.close_round(*closed(1, []))
+    row, updates, judged = closed(2, [])
+    site.store.close_round(row, [replace(updates[0], round=1, folded=2)], judged)
+    page = site.page()
+    assert page.count("training for round 1") == 1
+    assert page.count(", 1 late") == 1
 
 
 def test_losses_that_are_no_number_break_the_curve_and_are_counted(tmp_path: Path):
