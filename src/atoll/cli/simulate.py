@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +49,8 @@ def simulate(
     ] = "auto",
     workers: Annotated[int | None, typer.Option(help="Threads; without: one a processor. Changes no result.")] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Judge models every so many rounds, and after the last.")] = 1,
+    store: Annotated[Path | None, typer.Option(help="A folder that keeps the run after each round.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --store, to the same bits.")] = False,
     start: Annotated[Path | None, typer.Option(help="A model to begin with, .safetensors or .keras.")] = None,
     to: Annotated[Path | None, typer.Option(help="Write the final model there, a .safetensors file.")] = None,
     allow: Allow = None,
@@ -68,14 +72,26 @@ def simulate(
         began = time.monotonic()
         console = Console(quiet=as_json)
         training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
-        with Live(training, console=console, refresh_per_second=8) as live:
+        with _kept(store), Live(training, console=console, refresh_per_second=8) as live:
             done = run(
                 agreed, there, holdout=rows, learner=learner, watch=_timed(agreed, show_run(agreed, live)), start=start,
                 strategy=strategy, workers=workers, judge_every=judge_every, there=_available(there, available, agreed),
+                store=store, resume=resume,
             )  # fmt: skip
     if to:
         _write(done, to)
     _tell(agreed, done, round(time.monotonic() - began, 2), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _kept(store: Path | None) -> Iterator[None]:
+    """Say how a run that is stopped by Ctrl-C goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store:
+            print(f"what is done is kept in {store}: the same command with --resume goes on", file=sys.stderr)
+        raise
 
 
 def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:

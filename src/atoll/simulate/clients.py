@@ -5,6 +5,7 @@ A million clients are two arrays, of row numbers and of where each client's begi
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from atoll.learner import Data, Rows
 from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.simulate.partition import deviation, partition, shifted
-from atoll.vector import Layouts, layouts_of
+from atoll.vector import Group, Groups, Layout, Tensor
 from atoll.wire import pack, unpack
 
 _KEPT = 4096
@@ -136,27 +137,27 @@ class Memories:
 
     def __init__(self) -> None:
         self._near: dict[str, Memory] = {}
-        self._far: dict[str, Layouts] = {}
+        self._far: set[str] = set()
         self._size = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def get(self, name: str) -> Memory:
         """Return what a client remembers; nothing at first."""
         if name in self._far:
-            return unpack(self._file(name).read_bytes(), self._far[name])[0]
+            return loaded(self._file(name).read_bytes())
         return self._near.get(name, {})
 
     def put(self, name: str, memory: Memory) -> None:
         """Remember."""
         self._size += _size(memory) - _size(self._near.pop(name, {}))
-        self._far.pop(name, None)
+        self._far.discard(name)
         self._near[name] = memory
         while self._size > _IN_MEMORY and len(self._near) > 1:
             oldest = next(iter(self._near))
             gone = self._near.pop(oldest)
             self._size -= _size(gone)
-            self._far[oldest] = layouts_of(gone)
-            self._file(oldest).write_bytes(b"".join(pack(gone)))
+            self._far.add(oldest)
+            self._file(oldest).write_bytes(dumped(gone))
 
     def close(self) -> None:
         """Remove the files."""
@@ -167,6 +168,26 @@ class Memories:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="atoll-")
         return Path(self._folder.name) / name.encode().hex()
+
+
+def dumped(groups: Groups) -> bytes:
+    """Return groups as one safetensors file that knows its own layouts."""
+    layouts = {
+        name: [[[tensor.name, *tensor.shape] for tensor in group.layout.tensors], group.layout.dtype, group.layout.total]
+        for name, group in groups.items()
+    }
+    return b"".join(pack(groups, {"layouts": json.dumps(layouts)}))
+
+
+def loaded(content: bytes) -> dict[str, Group]:
+    """Read back what `dumped` wrote."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    told = json.loads(header["__metadata__"]["layouts"])
+    layouts = {
+        name: Layout(tuple(Tensor(tensor, tuple(shape)) for tensor, *shape in tensors), dtype, total)
+        for name, (tensors, dtype, total) in told.items()
+    }
+    return unpack(content, layouts)[0]
 
 
 def _size(memory: Memory) -> int:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from atoll import algorithms, learners
@@ -19,8 +20,10 @@ from atoll.preprocess import prepare
 from atoll.server import events, machine
 from atoll.server.close import step
 from atoll.server.offences import length_of
+from atoll.server.state import State as Machine
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
+from atoll.simulate.checkpoint import Checkpoint
 from atoll.simulate.clients import Memories, Spread
 from atoll.simulate.map import Job, Strategy, Work
 from atoll.vector import Groups, Update, check
@@ -85,6 +88,7 @@ class _Run:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     turns: Iterator[int] = field(default_factory=itertools.count)
     reason: str = ""
+    kept: Checkpoint | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
@@ -191,6 +195,21 @@ class _Run:
         del command
         return []
 
+    def keep(self, server: Machine) -> None:
+        """Keep the run as it is after a round, where it is to be kept."""
+        if self.kept:
+            self.kept.save(server, self.state, self.memories, self.rounds[-1]["answered"], self.rounds)
+
+    def take_up(self) -> events.Past | None:
+        """Go on with the run that was kept."""
+        if not self.kept:
+            return None
+        found = self.kept.find()
+        self.state, self.rounds, self.model = found.state, found.rounds, found.past.model
+        for name, memory in found.memories.items():
+            self.memories.put(name, memory)
+        return found.past
+
     def groups(self) -> Groups:
         """Return the present model's own groups."""
         brief = self.work.algorithm.brief(self.state)
@@ -240,6 +259,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     workers: int | None = None,
     judge_every: int = 1,
     there: Callable[[int], Collection[str]] | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
 ) -> Simulated:
     """Run a plan over clients in this process, on the machine and the `close` that a server runs.
 
@@ -257,6 +278,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
             the fastest of these by a measurement in the first round; or a function that makes one of your own.
         workers: threads; as many as there are processors unless named. The result is the same for any number.
         judge_every: models are judged every so many rounds, and after the last one.
+        store: a folder that keeps the run after each round, so that one that was stopped can go on.
+        resume: go on with the run there, to the bits of one that was never stopped.
         there: round → the names of the clients that can be asked in it; all of them unless given.
 
     Returns:
@@ -288,20 +311,36 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     chosen = make(work)
     run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
     run.model = digest_of(pack(work.algorithm.brief(state)))
+    if resume and not store:
+        raise AtollError("--resume: name the folder of the run that goes on, --store")
+    if store:
+        if plan.cohort.buffer:
+            raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
+        run.kept = Checkpoint(Path(store), plan, {"clients": len(data), "strategy": chosen.name})
+        if not resume:
+            run.kept.begin()
     try:
-        return _driven(run)
+        return _driven(run, run.take_up() if resume else None)
     finally:
         run.memories.close()
 
 
-def _driven(run: _Run) -> Simulated:
-    """Let the machine go through all rounds."""
-    work = run.work
-    server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=work.algorithm.late is not None)
-    waiting: deque[events.Event] = deque(run.presence(1))
+def _driven(run: _Run, past: events.Past | None) -> Simulated:
+    """Let the machine go through all rounds, or through those that are left."""
+    work, late = run.work, run.work.algorithm.late is not None
+    if past:
+        server, commands = machine.resume("simulated", work.plan, past, 0.0, late=late)
+    else:
+        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=late)
+    waiting: deque[events.Event] = deque(run.presence(past.closed + 1 if past else 1))
+    for command in commands:
+        waiting.extend(_ACTS[type(command)](run, command))
     while waiting or run.coming:
-        server, commands = machine.transition(server, waiting.popleft() if waiting else run.next())
+        event = waiting.popleft() if waiting else run.next()
+        server, commands = machine.transition(server, event)
         for command in commands:
+            if isinstance(command, events.Train | events.End) and isinstance(event, events.Closed):
+                run.keep(server)  # what the closed round changed is all in, and nothing of the next one
             waiting.extend(_ACTS[type(command)](run, command))
     judged = run.rounds[-1]["holdout"] if run.holdout else {}
     return Simulated(
