@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from atoll.keys import Identity
 from atoll.messages import Decline, StartTraining
 from atoll.node.runtime import Node
 from atoll.server.audit import Audited, verify
-from atoll.server.book import Book
+from atoll.server.book import NOISE, Book
 from atoll.server.events import Judge
 from atoll.server.patience import Patience
 from atoll.server.runtime import Server
@@ -364,5 +365,26 @@ def test_a_refusal_that_could_not_be_stored_is_stored_when_it_comes_again():
     assert (row.status, row.reason, row.bytes, row.offence) == ("rejected", "it holds NaN", 100, True)
     (entry,) = [one for one in read(store.links("r"), "r", "p") if one["what"] == "refused"]
     assert entry["offence"] is True
+    book.close()
+    store.close()
+
+
+def test_a_node_cannot_fill_the_store_with_updates_for_rounds_that_are_not():
+    store = SqlStore()
+    book = Book(store, Chain(Identity.new(), "r", "p"), "r", Patience(0.0, print))
+    book.begins(RunRow("r", "name", "p", "{}", 0.0, "m"))
+
+    async def noise(round_: int) -> None:
+        book.opens(round_, 1, [], 0.0)
+        for k in range(3 * NOISE):
+            await book.refused("late", Judge(Address("r", 1000 + k, round_, "ab"), "d" * 64, False, "too early"))
+        await book.refused("late", Judge(Address("r", 1000, 1, "cd"), f"{round_:064}", False, "too early"))
+        await book.refused("rejected", Judge(Address("r", round_, 1, "ab"), "e" * 64, False, "it holds NaN", offence=True))
+
+    asyncio.run(noise(1))
+    asyncio.run(noise(2))
+    rows = store.updates("r")
+    assert Counter(row.node for row in rows) == {"ab": 2 * (NOISE + 1), "cd": 2}
+    assert [row.round for row in rows if row.offence] == [1, 2]
     book.close()
     store.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +26,9 @@ from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, Update
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
 from atoll.wire import Address, Buffer, Envelope
+
+NOISE = 20
+"""So many refusals of a node are stored in a try of a round, beside its offence: it can't fill the store with them."""
 
 
 class Made(NamedTuple):
@@ -98,6 +101,7 @@ class Book:
         for one in left.accepted if left else ():  # who was not told any more will ask
             self.judged(address_of(one), one.digest, accepted=True, reason="")
         self._refused = set(left.refused) if left else set[tuple[Address, str]]()
+        self._noise = Counter[str]()
 
     async def _write(self, act: Callable[..., None], *rows: Any, tell: Mapping[str, Any] | None = None) -> None:
         """Store something; for as long as the store fails, try again."""
@@ -185,6 +189,7 @@ class Book:
         self._asked = {task[:2]: self._asked.get(task[:2], now) for task in late} | {(round_, attempt): now}
         self._verdicts = {key: told for key, told in self._verdicts.items() if told[0] >= round_ - 1}
         self.spoils = {one for one in self.spoils if one.round >= round_ - 1}
+        self._noise.clear()
 
     async def opened(self, round_: int, attempt: int, cohort: Sequence[str], late: Mapping[str, Task] = {}) -> None:
         """Store who was asked in a round, and who is at work for an earlier one, so that another server can go on with it."""
@@ -220,6 +225,10 @@ class Book:
             del self._arrivals[address]
         if judged.digest and key in self._refused:  # it comes again
             return
+        if not judged.offence:  # of these there is one a try; of updates for rounds that are not, a node may sign any number
+            self._noise[address.node] += 1
+            if self._noise[address.node] > NOISE:
+                return
         row = UpdateRow(
             *address, status, judged.digest, judged.size, reason=judged.reason, norm=judged.norm, offence=judged.offence
         )
