@@ -17,6 +17,7 @@ from tests.cli.test_commands import one_line
 from tests.federation import plan, rows
 from tests.server.test_retention import replayed
 
+from atoll import tls
 from atoll.cli import doctor, keep
 from atoll.cli import kafka as cli
 from atoll.errors import AtollError, LogError, RefusedError
@@ -162,6 +163,9 @@ def test_nobody_does_more_than_their_part(kafka):
         topics.make(kafka.address, f"part.updates.{'0' * 32}", kafka.known("server"))
     with pytest.raises(RefusedError, match="doesn't let this user do that"):
         KafkaAppender(kafka.address, f"part.updates.{two}", kafka.known(one)).check()
+    running = broker.status(kafka.directory)
+    assert running
+    assert tls.asks_for_a_certificate("127.0.0.1", running.controller), "its controller talks to nobody but itself"
     assert read_by(kafka, one, f"part.updates.{one}") == "TOPIC_AUTHORIZATION_FAILED"
     assert read_by(kafka, "server", f"part.updates.{one}") == "x"
 

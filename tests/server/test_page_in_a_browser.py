@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from tests.federation import atoll, events, plan, rows
 from tests.server.test_page import HOSTILE, Stored, closed, machine_status, sums
 
 from atoll.server import http, page, web
+from atoll.server.viewing import Viewing
 from atoll.store import EvaluationRow, NodeRow, UpdateRow
 from atoll.store.models import Models
+from atoll.store.viewers import Viewers
 
 LONG = "x" * 300
 
@@ -32,9 +34,9 @@ class Site(Stored):
         self.models, self.plan = Models(place / "models"), plan()
 
     @contextlib.contextmanager
-    def served(self) -> Iterator[str]:
+    def served(self, behind: Callable[[Any], Any] = lambda app: app) -> Iterator[str]:
         listener = web.bind("127.0.0.1", 0)
-        server = web.Web(Starlette(routes=[*http.routes(self), *page.routes(self)]))
+        server = web.Web(behind(Starlette(routes=[*http.routes(self), *page.routes(self)])))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -67,6 +69,22 @@ def tab(browser: Browser) -> Iterator[Tab]:
     with browser.tab() as opened:
         opened.look(1280, 900)
         yield opened
+
+
+def test_a_viewer_signs_in_by_the_form_and_no_address_holds_the_token(tab: Tab, tmp_path: Path):
+    with contextlib.closing(Viewers(tmp_path)) as viewers:
+        token = viewers.add("ward")
+        with crowded(tmp_path).served(lambda app: Viewing(app, viewers)) as url:
+            tab.open(f"{url}/runs/r1")
+            for shown in ("wrong", token):
+                tab.wait("document.querySelector('form')")
+                tab.run(f"document.querySelector('input').value = '{shown}'")
+                tab.run("document.querySelector('form').dataset.old = 1, document.querySelector('button').click()")
+                while tab.run("document.readyState !== 'complete' || document.querySelector('form[data-old]') !== null"):
+                    pass  # asked anew each time: a promise would go with its page
+            tab.wait("document.querySelector('table')")
+            assert tab.run("location.href") == f"{url}/runs/r1"
+            assert tab.run("document.cookie") == "", "no script sees it"
 
 
 def test_a_run_is_followed_a_killed_node_is_seen_and_a_server_that_is_gone_is_told(tab: Tab, tmp_path: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from atoll import tls
@@ -53,6 +54,8 @@ def prepare(directory: Path) -> None:
     Raises:
         AtollError: it can't be kept there, or a broker that asks nobody lives there.
     """
+    if find_spec("confluent_kafka") is None:
+        raise LogError("a broker that knows its users needs confluent-kafka: pip install 'atoll-fl[kafka]'")
     if not is_guarded(directory) and (directory / "data").exists():
         raise AtollError(f"{directory}: holds a broker that asks nobody who comes; choose another --dir for a --secure one")
     tls.pair(directory / "tls", _BROKER, directory / "tls" / "broker.pem", "localhost")
