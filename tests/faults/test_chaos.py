@@ -134,6 +134,8 @@ def survives(
 ) -> None:
     agreed = plan(
         plan={"rounds": rounds},
+        training={"learning_rate": 0.1},
+        aggregation={"rule": "scaffold"},  # nodes remember: what they forget, or remember twice, changes bits
         cohort={"minimum": nodes, "quorum": 1.0, "deadline": 600},
         log={"kafka": kafka, "prefix": f"{place.name}."},
     )
