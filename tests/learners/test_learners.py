@@ -70,6 +70,7 @@ TABLE = {
     "SGDClassifier hinge, three classes": (lambda: sklearn_plan("SGDClassifier", (0, 1, 2)), "three"),
     "LogisticRegression": (lambda: sklearn_plan("LogisticRegression", training={"steps": 9}), "binary"),
     "MLPClassifier": (lambda: sklearn_plan("MLPClassifier", hidden_layer_sizes=[8]), "binary"),
+    "MLPClassifier, plain steps": (lambda: sklearn_plan("MLPClassifier", hidden_layer_sizes=[8], momentum=0), "binary"),
     "MLPClassifier adam": (lambda: sklearn_plan("MLPClassifier", (0, 1, 2), {"optimizer": "adam"}), "three"),
     "SGDRegressor": (lambda: sklearn_plan("SGDRegressor"), "number"),
     "MLPRegressor": (lambda: sklearn_plan("MLPRegressor", hidden_layer_sizes=[8]), "number"),

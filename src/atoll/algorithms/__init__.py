@@ -101,7 +101,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(f"aggregation.options: '{rule}' can't take {options}: {error}") from error
     if missing := algorithm.needs - learner.can:
         said = " and ".join(CAN.get(what, what) for what in sorted(missing))
-        mend = "logistic = true can" if "curvature" in missing else "logistic, jax, keras and torch can"
+        mend = (
+            "logistic = true can"
+            if "curvature" in missing
+            else "logistic, jax, keras and torch can, and sklearn's MLPs with options = { momentum = 0 }"
+        )
         raise PlanError(
             f"aggregation.rule: '{rule}' needs a learner that can {said}; '{plan.model.kind}' as planned can't ({mend})"
         )

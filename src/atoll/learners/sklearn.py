@@ -24,7 +24,7 @@ from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, by_blocks, classified, nothing, regressed
 from atoll.plan import Plan
 from atoll.training import Training
-from atoll.vector import Group, Groups, Layout, Metrics
+from atoll.vector import Flat, Group, Groups, Layout, Metrics
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -124,11 +124,14 @@ class Sklearn:
         options: of the estimator's constructor.
     """
 
-    can: frozenset[str] = frozenset()
     measure: Measure = staticmethod(nothing)
 
     def __init__(self, kind: _Kind, inputs: int, classes: tuple[int, ...], options: Mapping[str, Any]) -> None:
         self._kind, self._inputs, self._options = kind, inputs, options
+        # A perceptron's step is its learning rate times the gradient, if nothing of earlier steps is in it. What learns row by
+        # row inside a mini-batch, as SGDClassifier does, has no such gradient.
+        stepping = kind.deep and options["solver"] == "sgd" and options.get("momentum", 0.9) == 0
+        self.can = frozenset({"correct", "sgd"} if stepping and options.get("learning_rate", "constant") == "constant" else ())
         self._classes = np.array(classes)
         self.layouts = {"parameters": Layout.of(self._arrays_of(self._blank(0)), "float64")}
 
@@ -148,7 +151,6 @@ class Sklearn:
         rate: float = 1.0,
     ) -> Fit:
         """See `Learner.fit`; `LogisticRegression` takes `steps` iterations over all rows instead of mini-batches."""
-        del correct  # not among what it can
         estimator = self._filled(groups, int(rng.integers(1 << 31)))
         if isinstance(estimator, LogisticRegression):
             if rate != 1:
@@ -161,7 +163,11 @@ class Sklearn:
         for batch in batches(rng, len(rows), batch_size, steps):
             if self._kind.deep:
                 estimator.set_params(batch_size=len(batch))  # one step for each of ours, short ones too
+            before = self._vector(estimator) if correct else None
             estimator.partial_fit(*self._table(Rows(rows.x[batch], rows.y[batch])))
+            if correct and before is not None:
+                far = getattr(estimator, speed)
+                self._fill(estimator, before - far * correct((before - self._vector(estimator)) / far, before))
             samples += len(batch)
         judged = self._judge(estimator, rows)
         share = samples / len(rows)
@@ -251,9 +257,16 @@ class Sklearn:
 
     def _filled(self, groups: Groups, seed: int) -> Any:
         estimator = self._blank(seed)
-        for name, array in self._arrays_of(estimator).items():
-            array[...] = groups["parameters"].arrays[name]
+        self._fill(estimator, groups["parameters"].values)
         return estimator
+
+    def _fill(self, estimator: Any, vector: Flat) -> None:
+        arrays = self.layouts["parameters"].views(vector)
+        for name, array in self._arrays_of(estimator).items():
+            array[...] = arrays[name]
+
+    def _vector(self, estimator: Any) -> Flat:
+        return self.layouts["parameters"].flatten(self._arrays_of(estimator))
 
     def _arrays_of(self, estimator: Any) -> Arrays:
         """The estimator's own arrays, not copies."""
