@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.reach import Ca, ClientCertificate, KafkaConfig, Pin
-from atoll.cli.show import figure, round_line, rounds_table, size, size_of, told, working
+from atoll.cli.show import figure, printed, round_line, rounds_table, size, size_of, told, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -87,8 +87,9 @@ def serve(
     }
     options |= secure
     if as_json:
-        server = Server(agreed, host=host, port=port, watch=_print_json, **options)
-        print(json.dumps({"what": "history", **server.serve()}), flush=True)
+        with printed() as watch:
+            history = Server(agreed, host=host, port=port, watch=watch, **options).serve()
+        print(json.dumps({"what": "history", **history}), flush=True)
         return
     console = Console()
     live = Live(console=console, refresh_per_second=8, transient=False, auto_refresh=False)
@@ -160,7 +161,7 @@ def _show_check(node: Node, as_json: bool) -> None:
     said = described(node.check())
     said["left_out"] = max(0, node.holding.read - said["train"] - said["test"])
     if as_json:
-        _print_json({"what": "checked", **said})
+        print(json.dumps({"what": "checked", **said}), flush=True)
         return
     print(f"rows: {said['train']} to train on, {said['test']} to judge by, {said['left_out']} left out")
     print(f"each: {' × '.join(map(str, said['shape']))} numbers")
@@ -173,7 +174,8 @@ def _show_check(node: Node, as_json: bool) -> None:
 def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
     """Give what shows a node's events: one JSON object a line, or lines for people and a bar while rows are read."""
     if as_json:
-        yield _print_json
+        with printed() as watch:
+            yield watch
         return
     console = Console(stderr=True)
     with Progress(
@@ -196,10 +198,6 @@ def _print_json_or_say(as_json: bool) -> Iterator[Watch]:
             _say(event)
 
         yield watch
-
-
-def _print_json(event: Mapping[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def show_run(plan: Plan, live: Live) -> Watch:

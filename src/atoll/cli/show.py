@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -87,6 +90,36 @@ def round_line(row: Mapping[str, Any], total: int) -> str:
     figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"]))
     seen = f"{answered(row)} answered; {figures or 'not judged'}"
     return f"round {row['round']}/{total}: {seen}; {size(row['bytes'])}, {row['seconds']:.2f} s"
+
+
+_UNREAD = 10_000
+"""So many events wait for a reader of the pipe; newer ones are left out."""
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give what prints events, one JSON object a line, in a thread: a pipe that nobody reads holds up the end, never the work."""
+    lines: queue.Queue[str | None] = queue.Queue(_UNREAD)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError):  # whoever read it is gone
+            for line in iter(lines.get, None):
+                print(line, flush=True)
+
+    def tell(event: Mapping[str, Any]) -> None:
+        with contextlib.suppress(queue.Full):
+            lines.put_nowait(json.dumps(event))
+
+    writer = threading.Thread(target=write, name="events", daemon=True)
+    writer.start()
+    try:
+        yield tell
+    finally:
+        while writer.is_alive():
+            with contextlib.suppress(queue.Full):
+                lines.put(None, timeout=0.1)
+                break
+        writer.join()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from atoll.durable import sync_directory
 from atoll.errors import LogError, RefusedError, UnreachableError
 from atoll.logs import Progress, contents
 from atoll.wire import Buffer, Envelope
@@ -53,16 +54,6 @@ def check_size(envelope: Envelope, body: Sequence[Buffer] | Path) -> None:
         raise RefusedError(f"the body isn't what its envelope says: it has {size} bytes instead of {envelope.size}")
 
 
-def sync(directory: Path) -> None:
-    """Make the names in a directory durable, where the system knows how."""
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 class Index:
     """A file of lines: each counts once it is on disk whole. A last line that a crash left half is cut off.
 
@@ -81,7 +72,7 @@ class Index:
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write lines and sync them, after the names of the files they speak of; all of them count, or none."""
-        sync(self.path.parent)
+        sync_directory(self.path.parent)
         if self._torn:  # by a write that failed half-way
             self._file.truncate(self._length)
         text = b"".join(line + b"\n" for line in lines)

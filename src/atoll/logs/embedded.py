@@ -21,9 +21,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.durable import sync_directory
 from atoll.errors import LogError, RefusedError, UnreachableError, WireError
 from atoll.logs import LATE, Record
-from atoll.logs.bodies import Incoming, Index, mapped, path_of, sync
+from atoll.logs.bodies import Incoming, Index, mapped, path_of
 from atoll.logs.upload import STALL
 from atoll.wire import Address, Envelope
 
@@ -66,7 +67,7 @@ class EmbeddedLog:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             for parent in (directory, directory.parent):
-                sync(parent)
+                sync_directory(parent)
             self._index = Index(self._directory / "index.jsonl")
         except OSError as error:
             raise LogError(f"{self._directory}: the update log can't be kept there ({error.strerror})") from error

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from atoll.durable import write_durably
 from atoll.errors import UnwritableError
-from atoll.store.models import write_durably
 from atoll.vector import Groups
 from atoll.wire import Buffer, pack
 

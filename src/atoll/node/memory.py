@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from atoll.algorithms import Memory
+from atoll.durable import write_durably
 from atoll.errors import AtollError, StoreError, UnwritableError
-from atoll.store.models import write_durably
 from atoll.wire import pack_whole, unpack_whole
 
 

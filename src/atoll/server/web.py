@@ -148,11 +148,34 @@ class _Deadline:
             self._timer = None
 
 
-class _Http(HttpToolsProtocol):
+class _Slot(asyncio.Protocol):
+    """What every connection does, whatever it speaks: it holds a slot, and loses it when its peer takes nothing for too long."""
+
+    config: uvicorn.Config
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast("asyncio.Transport", transport))
-        self._leave = cast("_Config", self.config).enter(self.transport)
-        self._head, self._taken = _Deadline(self.transport.close), _Deadline(self.transport.abort)
+        super().connection_made(transport)
+        self._leave = cast("_Config", self.config).enter(cast("asyncio.Transport", transport))
+        self._taken = _Deadline(cast("asyncio.Transport", transport).abort)
+
+    def pause_writing(self) -> None:
+        self._taken.within(STUCK)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._taken.met()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._taken.met()
+        super().connection_lost(exc)
+
+
+class _Http(_Slot, HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._head = _Deadline(self.transport.close)
         self._next()
 
     def _next(self) -> None:
@@ -175,32 +198,20 @@ class _Http(HttpToolsProtocol):
             self._next()
         super().on_response_complete()
 
-    def pause_writing(self) -> None:
-        self._taken.within(STUCK)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._taken.met()
-        super().resume_writing()
-
     def handle_websocket_upgrade(self) -> None:
         self._leave()
         super().handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
         self._head.met()
-        self._taken.met()
         super().connection_lost(exc)
 
 
-class _Socket(WSProtocol):
+class _Socket(_Slot, WSProtocol):
     """A websocket whose application may write frames of its own at once: see `lines.Wire`."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._leave = cast("_Config", self.config).enter(transport)
-        self._taken = _Deadline(transport.abort)
         self._whole, self.heard = True, self.loop.time()
 
     def handle_connect(self, event: Request) -> None:
@@ -230,19 +241,6 @@ class _Socket(WSProtocol):
 
     def abort(self) -> None:
         self.transport.abort()
-
-    def pause_writing(self) -> None:
-        self._taken.within(STUCK)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._taken.met()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-        self._taken.met()
-        super().connection_lost(exc)
 
 
 def _is_pong(data: bytes) -> bool:
