@@ -8,6 +8,7 @@ import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, State
 from atoll.algorithms.fedavg import fedavg, moved
+from atoll.algorithms.folds import BLOCK
 from atoll.algorithms.local import rest
 from atoll.algorithms.options import above_0, part
 from atoll.vector import Flat, Groups, Total
@@ -77,10 +78,13 @@ def _fedopt(second: Second, learning_rate: float, beta_1: float, tau: float, *, 
 
     def step(state: State, total: Total) -> State:
         after = moved(state, rest(total, "parameters"))
-        delta = total.mean("parameters")
-        m = beta_1 * state["first"].values + (1 - beta_1) * delta
-        v = second(state["second"].values, delta * delta)
-        x = state["parameters"].values + learning_rate * m / (np.sqrt(v) + tau)
+        delta, start = total.mean("parameters"), [state[name].values for name in ("parameters", "first", "second")]
+        x, m, v = (np.empty_like(values) for values in start)
+        for lo in range(0, delta.size, BLOCK):  # so that no more than the next state is in memory
+            part, move = slice(lo, lo + BLOCK), delta[lo : lo + BLOCK]
+            m[part] = beta_1 * start[1][part] + (1 - beta_1) * move
+            v[part] = second(start[2][part], move * move)
+            x[part] = start[0][part] + learning_rate * m[part] / (np.sqrt(v[part]) + tau)
         found = {"parameters": x, "first": m, "second": v}
         return {**after, **{name: state[name].with_values(values) for name, values in found.items()}}
 
