@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -67,8 +68,9 @@ def node_at(place: Path, name: str, kafka: Guarded, prefix: str) -> Path:
     return kafka.add(Identity.at(place / name / "node.key").node, prefix)
 
 
-def test_a_run_with_a_node_that_comes_later_and_a_server_that_dies(kafka, tmp_path, capsys):
+def test_a_run_with_a_node_that_comes_later_and_a_server_that_dies(kafka, tmp_path, capsys, caplog):
     """Each writes to its own topic; the run goes on from them in another server, is replayed, and has the simulation's bits."""
+    caplog.set_level(logging.DEBUG)
     prefix = "whole."
     given = agreed(kafka, prefix, plan={"rounds": 4})
     data = {f"node-{k}": rows(k) for k in range(3)}
@@ -136,7 +138,7 @@ def test_a_run_with_a_node_that_comes_later_and_a_server_that_dies(kafka, tmp_pa
     running = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, check=True).stdout
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     left += [(kafka.directory / name).read_bytes() for name in ("broker.log", "server.properties", "broker.json")]
-    assert not any(secret in text for secret in secrets for text in (*left, running))
+    assert not any(secret in text for secret in secrets for text in (*left, running, caplog.text.encode()))
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (kafka.directory / "access").iterdir())
 
 
@@ -311,6 +313,16 @@ def test_a_file_that_others_may_read(tmp_path):
     assert access.read(path)["ssl.ca.pem"] == "a\nb\n"
     with pytest.raises(AtollError, match="`atoll kafka users add` writes such a file"):
         access.read(tmp_path / "none")
+
+
+def test_the_file_is_named_by_an_option_or_a_variable(tmp_path):
+    given, none = tmp_path / "plan.json", str(tmp_path / "none")
+    given.write_text(plan().to_json())
+    for words, named in (
+        (["join", "http://127.0.0.1:1", "--data", given, "--dir", tmp_path / "node"], {"ATOLL_KAFKA_CONFIG": none}),
+        (["serve", given, "--store", tmp_path / "store", "--kafka-config", none], {}),
+    ):
+        assert f"--kafka-config {none}: can't be read" in one_line(command(*words, **named))
 
 
 def test_only_kafka_has_topics():
