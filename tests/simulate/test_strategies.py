@@ -7,7 +7,7 @@ import pytest
 from tests.federation import clients, plan, rows
 
 import atoll
-from atoll import algorithms
+from atoll import algorithms, learners
 from atoll.algorithms.fedavg import fedavg
 from atoll.algorithms.local import gradient, trained
 from atoll.errors import AtollError, DataError, LayoutError
@@ -90,7 +90,7 @@ def test_methods_that_fit_more_than_once_are_compiled_too(rule):
 
 
 def test_what_cannot_be_is_one_line():
-    with pytest.raises(AtollError, match="a 'logistic' learner can't be compiled together; take map"):
+    with pytest.raises(AtollError, match="a 'logistic' learner can't be compiled together; take pool or map"):
         atoll.simulate(plan(), clients(), strategy="vmap")
     with pytest.raises(AtollError, match="'fast' is none; it is one of auto, map"):
         atoll.simulate(plan(), clients(), strategy="fast")
@@ -145,3 +145,23 @@ def test_a_keras_model_and_its_random_state_are_vectorised():
         exact, found = (atoll.simulate(some, data, strategy=strategy) for strategy in ("map", "vmap"))
         assert apart(exact, found) < 1e-5
         assert "one by one" not in found.said
+
+
+NEURAL = {"logistic": False, "sklearn": "MLPClassifier", "options": {"hidden_layer_sizes": [4]}}
+
+
+@pytest.mark.parametrize(("model", "rule"), [({}, "scaffold"), (NEURAL, "fedavg")])
+def test_processes_give_the_bits_of_map_and_keep_what_clients_remember(model, rule):
+    agreed = plan(model=model, aggregation={"rule": rule})
+    exact, found = (atoll.simulate(agreed, clients(5), strategy=strategy, workers=2) for strategy in ("map", "pool"))
+    assert found.digest == exact.digest
+    assert found.rounds == exact.rounds
+    assert found.strategy == "pool"
+
+
+def test_a_client_that_a_process_cannot_train_is_named():
+    wild = plan(training={"learning_rate": 1e300})
+    with pytest.raises(LayoutError, match="round 1, node-0: training gave NaN"):
+        atoll.simulate(wild, {name: (x * 1e30, y) for name, (x, y) in clients().items()}, strategy="pool", workers=1)
+    with pytest.raises(AtollError, match="leave learner= out"):
+        atoll.simulate(plan(), clients(), strategy="pool", learner=learners.build(plan()))

@@ -45,9 +45,11 @@ def simulate(
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="Test rows; without: the clients' pooled metrics.")] = None,
     strategy: Annotated[
-        str, typer.Option(help="map (a deployed run's bits), scan or vmap (compiled, within 1e-5), or auto: the fastest.")
+        str, typer.Option(help="map or pool (a deployed run's bits), scan or vmap (compiled, within 1e-5), auto (the fastest).")
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Threads; without: one a processor. Changes no result.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads or processes; without: one a processor. Changes no result.")
+    ] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Judge models every so many rounds, and after the last.")] = 1,
     store: Annotated[Path | None, typer.Option(help="A folder that keeps the run after each round.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --store, to the same bits.")] = False,
@@ -57,7 +59,6 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Try a plan without a network, over as many clients as you like; --strategy map gives the bits of the deployed run."""
-    from atoll import learners
     from atoll.preprocess import prepare
     from atoll.simulate import simulate as run
 
@@ -66,7 +67,6 @@ def simulate(
     agreed = Plan.load(plan)
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready", quiet=as_json):
-            learner = learners.build(agreed, allow or ())
             rows = prepare(holdout, agreed).judge if holdout else None
             there = _spread(data, agreed, clients, partition, Path(spool) / "rows") if clients else _each(data, agreed, holdout)
         began = time.monotonic()
@@ -74,7 +74,7 @@ def simulate(
         training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
         with _kept(store), Live(training, console=console, refresh_per_second=8) as live:
             done = run(
-                agreed, there, holdout=rows, learner=learner, watch=_timed(agreed, show_run(agreed, live)), start=start,
+                agreed, there, holdout=rows, allow=allow or (), watch=_timed(agreed, show_run(agreed, live)), start=start,
                 strategy=strategy, workers=workers, judge_every=judge_every, there=_available(there, available, agreed),
                 store=store, resume=resume,
             )  # fmt: skip

@@ -6,8 +6,9 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from atoll.errors import AtollError
 from atoll.learner import Data
@@ -15,15 +16,27 @@ from atoll.simulate.clients import longest
 from atoll.simulate.map import Job, Map, Strategy, Work
 from atoll.vector import Groups
 
-STRATEGIES = ("auto", "map", "scan", "vmap")
+STRATEGIES = ("auto", "map", "scan", "vmap", "pool")
 _SOON = 3.0
 """A run that `map` ends within so many seconds isn't worth compiling anything for."""
 _SAMPLE = 16
 """Clients that each strategy is tried on."""
 
 
+class Hands(NamedTuple):
+    """What a strategy may use.
+
+    Args:
+        workers: threads or processes; None for as many as there are processors.
+        allow: the functions that a plan may name; None where the learner isn't one that a process could build itself.
+    """
+
+    workers: int | None
+    allow: Collection[str] | None
+
+
 def named(
-    name: str, brief: Groups, clients: Mapping[str, Data], workers: int | None, watch: Callable[[Any], None]
+    name: str, brief: Groups, clients: Mapping[str, Data], hands: Hands, watch: Callable[[Any], None]
 ) -> Callable[[Work], Strategy]:
     """Return what makes the strategy of a run.
 
@@ -31,54 +44,59 @@ def named(
         name: one of `STRATEGIES`.
         brief: the first model, to measure with.
         clients: all of them.
-        workers: threads; None for as many as there are processors.
+        hands: what it may use.
         watch: told what was measured.
 
     Raises:
-        AtollError: no such strategy; or, when it is made, the learner can't be compiled.
+        AtollError: no such strategy; or, when it is made, the learner isn't one for it.
     """
     if name not in STRATEGIES:
         raise AtollError(f"--strategy: '{name}' is none; it is one of {', '.join(STRATEGIES)}")
-    if workers is not None and workers < 1:
-        raise AtollError(f"--workers: {workers} is too few; take 1 or more, or leave it out for one a processor")
-    return lambda work: _made(name, work, brief, clients, workers, watch)
+    if hands.workers is not None and hands.workers < 1:
+        raise AtollError(f"--workers: {hands.workers} is too few; take 1 or more, or leave it out for one a processor")
+
+    def made(how: str, work: Work) -> Strategy:
+        return _made(how, work, clients, hands)
+
+    return (lambda work: _fastest(work, brief, clients, hands, watch)) if name == "auto" else partial(made, name)
 
 
-def _made(
-    name: str, work: Work, brief: Groups, clients: Mapping[str, Data], workers: int | None, watch: Callable[[Any], None]
-) -> Strategy:
-    able = "vmap" in work.learner.can
-    if name in ("scan", "vmap") and not able:
-        raise AtollError(f"--strategy {name}: a '{work.plan.model.kind}' learner can't be compiled together; take map")
-    if name == "map" or not able:
+def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> Strategy:
+    workers = hands.workers or os.cpu_count() or 1
+    if how == "map":
         return Map(work)
+    if how == "pool":
+        if hands.allow is None:
+            raise AtollError("strategy pool: its processes build the plan's learner themselves; leave learner= out, or take map")
+        from atoll.simulate.pool import Pool
+
+        return Pool(work, workers, hands.allow)
+    if "vmap" not in work.learner.can:
+        kind = work.plan.model.kind
+        raise AtollError(f"--strategy {how}: a '{kind}' learner can't be compiled together; take pool or map")
     from atoll.simulate.vectorised import How, Vectorised
 
-    def made(how: str) -> Strategy:
-        return Vectorised(work, cast("How", how), workers or os.cpu_count() or 1, longest(clients))
-
-    return made(name) if name != "auto" else _fastest(work, brief, clients, made, watch)
+    return Vectorised(work, cast("How", how), workers, longest(clients))
 
 
-def _fastest(
-    work: Work, brief: Groups, clients: Mapping[str, Data], made: Callable[[str], Strategy], watch: Callable[[Any], None]
-) -> Strategy:
+def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hands, watch: Callable[[Any], None]) -> Strategy:
     """Try each strategy on some clients of a first round; its result is thrown away, so the run is that of the named strategy."""
     cohort = max(work.plan.cohort.minimum, math.ceil(work.plan.cohort.fraction * len(clients)))
     some = list(itertools.islice(clients, min(cohort, _SAMPLE)))
     simple = Map(work)
     _seconds(simple, brief, clients, some[:1])
     taken = {"map": _seconds(simple, brief, clients, some[:2])}
-    if taken["map"] * cohort * work.plan.plan.rounds < _SOON:
+    others = ("scan", "vmap") if "vmap" in work.learner.can else ("pool",) if hands.allow is not None else ()
+    if not others or taken["map"] * cohort * work.plan.plan.rounds < _SOON:
         return simple
-    found: dict[str, Strategy] = {"map": simple}
-    for how in ("scan", "vmap"):
-        found[how] = made(how)
-        _seconds(found[how], brief, clients, some)
-        taken[how] = _seconds(found[how], brief, clients, some)
+    for how in others:
+        tried = _made(how, work, clients, hands)
+        _seconds(tried, brief, clients, some)
+        taken[how] = _seconds(tried, brief, clients, some)
+        tried.close()
     best = min(taken, key=lambda how: taken[how])
     watch({"what": "strategy", "strategy": best, "ms_per_client": {how: round(1e3 * took, 3) for how, took in taken.items()}})
-    return found[best] if best == "map" else made(best)
+    return _made(best, work, clients, hands)
 
 
 def _seconds(tried: Strategy, brief: Groups, clients: Mapping[str, Data], names: list[str]) -> float:

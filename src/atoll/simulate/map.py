@@ -61,6 +61,10 @@ class Strategy(Protocol):
         """Judge a model by many clients' rows: the sums of each."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads, processes and files."""
+        ...
+
 
 class Map:
     """One client at a time."""
@@ -77,6 +81,9 @@ class Map:
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`."""
         return [self._work.learner.evaluate(model, rows) for rows in parts]
+
+    def close(self) -> None:
+        """See `Strategy.close`."""
 
 
 def one(work: Work, job: Job, name: str) -> Answer:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from atoll import algorithms, learners
 from atoll.algorithms import Memory, State
@@ -30,6 +30,8 @@ from atoll.vector import Groups, Update, check
 from atoll.wire import Address, digest_of, encode, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
+Made = Callable[[Work], Strategy]
+"""What makes a strategy of one's own."""
 _ASKED_AT_THE_END = 10_000
 """Of more clients than this, none is judged by the final model."""
 
@@ -200,9 +202,22 @@ class _Run:
         if self.kept:
             self.kept.save(server, self.state, self.memories, self.rounds[-1]["answered"], self.rounds)
 
-    def take_up(self) -> events.Past | None:
-        """Go on with the run that was kept."""
-        if not self.kept:
+    def kept_in(self, store: str | Path | None, *, resume: bool) -> events.Past | None:
+        """Keep the run in a folder, and go on with the one that is there where that is asked for.
+
+        Raises:
+            AtollError: there is none, or another one, or a run of this plan can't be kept.
+        """
+        if store is None:
+            if resume:
+                raise AtollError("--resume: name the folder of the run that goes on, --store")
+            return None
+        plan = self.work.plan
+        if plan.cohort.buffer:
+            raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
+        self.kept = Checkpoint(Path(store), plan, {"clients": len(self.clients), "strategy": self.strategy.name})
+        if not resume:
+            self.kept.begin()
             return None
         found = self.kept.find()
         self.state, self.rounds, self.model = found.state, found.rounds, found.past.model
@@ -255,7 +270,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     watch: Watch | None = None,
     start: learners.Start | None = None,
     tamper: Tamper | None = None,
-    strategy: str | Callable[[Work], Strategy] = "map",
+    strategy: str | Made = "map",
     workers: int | None = None,
     judge_every: int = 1,
     there: Callable[[int], Collection[str]] | None = None,
@@ -274,9 +289,11 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         watch: told of each round, and of each update that is refused.
         start: a model to begin with, a `.safetensors` or `.keras` file or groups; else a new one by the plan's seed.
         tamper: makes of a round's updates what clients send: hostile ones, see `atoll.simulate.attacks`.
-        strategy: how clients are trained: `map`, one after the other; `scan` or `vmap`, compiled together; or `auto`,
-            the fastest of these by a measurement in the first round; or a function that makes one of your own.
-        workers: threads; as many as there are processors unless named. The result is the same for any number.
+        strategy: how clients are trained: `map`, one after the other; `scan` or `vmap`, compiled together; `pool`, in
+            processes; or `auto`, the fastest of these by a measurement in the first round; or a function that makes one
+            of your own.
+        workers: threads, or processes of a pool; as many as there are processors unless named. The result is the same
+            for any number.
         judge_every: models are judged every so many rounds, and after the last one.
         store: a folder that keeps the run after each round, so that one that was stopped can go on.
         resume: go on with the run there, to the bits of one that was never stopped.
@@ -290,39 +307,44 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         AtollError: the plan or the data can't be used, or a client's training diverged (NaN): round and client are named.
         GaveUpError: too few clients, or they can't train.
     """
-    learner = learner or learners.build(plan, allow)
-    work = Work(plan, algorithms.find(plan, learner), learner)
+    built = learner or learners.build(plan, allow)
+    work = Work(plan, algorithms.find(plan, built), built)
     algorithms.rooted(plan, work.algorithm, holdout)
-    data = (
-        clients
-        if isinstance(clients, Spread)
-        else {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
-    )
-    if not isinstance(data, Spread) and (empty := [name for name, one in data.items() if not len(one.train)]):
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise DataError(f"client '{empty[0]}'{more} has no row to train on: leave it out, or spread the rows more evenly")
-    if len(data) < plan.cohort.minimum:
-        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
+    data = _ready(plan, clients)
     if judge_every > 1 and plan.stopping.patience:
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
-    state = work.algorithm.init(learners.first(plan, learner, start))
+    state = work.algorithm.init(learners.first(plan, built, start))
     watch = watch or (lambda _: None)
-    make = strategy if callable(strategy) else choose.named(strategy, work.algorithm.brief(state), data, workers, watch)
+    hands = choose.Hands(workers, None if learner else allow)
+    named = strategy if isinstance(strategy, str) else ""
+    make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
     chosen = make(work)
     run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
     run.model = digest_of(pack(work.algorithm.brief(state)))
-    if resume and not store:
-        raise AtollError("--resume: name the folder of the run that goes on, --store")
-    if store:
-        if plan.cohort.buffer:
-            raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
-        run.kept = Checkpoint(Path(store), plan, {"clients": len(data), "strategy": chosen.name})
-        if not resume:
-            run.kept.begin()
     try:
-        return _driven(run, run.take_up() if resume else None)
+        return _driven(run, run.kept_in(store, resume=resume))
     finally:
         run.memories.close()
+        run.threads.shutdown()
+        chosen.close()
+
+
+def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
+    """Return clients' rows, prepared; each has some, and there are enough clients.
+
+    Raises:
+        DataError: a client has no row.
+        GaveUpError: there are too few.
+    """
+    data: Mapping[str, Data] = clients
+    if not isinstance(clients, Spread):
+        data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+        if empty := [name for name, one in data.items() if not len(one.train)]:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise DataError(f"client '{empty[0]}'{more} has no row to train on: leave it out, or spread the rows more evenly")
+    if len(data) < plan.cohort.minimum:
+        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
+    return data
 
 
 def _driven(run: _Run, past: events.Past | None) -> Simulated:

@@ -283,6 +283,10 @@ class Vectorised:
             self._seen.add(key)
         return found
 
+    def close(self) -> None:
+        """See `Strategy.close`."""
+        self._threads.shutdown(cancel_futures=True)
+
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`; rows of many clients go through the model together."""
         flats = _narrow(model)
