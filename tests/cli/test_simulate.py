@@ -84,3 +84,24 @@ def test_some_clients_are_there_in_a_round(folder):
     assert [len(row["answered"]) for row in found["rounds"]] == [4, 4, 4]
     assert len({name for row in found["rounds"] for name in row["answered"]}) > 4
     assert "--available: 2; it lies between" in one_line(atoll(*words, "--available", "2"))
+
+
+def test_a_grid_is_swept_and_the_best_comes_first(folder):
+    words = ("sweep", folder / "plan.json", "--data", folder / "data", "--holdout", folder / "data" / "holdout.csv")
+    done = atoll(*words, "--grid", "training.learning_rate=0.001,0.5,1e308", "--target", "accuracy=0.8", "--json")
+    found = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert [row["with"]["training.learning_rate"] for row in found] == [0.5, 0.001, 1e308]
+    assert "training gave NaN" in found[-1]["why"]
+    assert found[0]["reached"] is not None
+    assert "it looks like training.learning_rate" in one_line(atoll(*words, "--grid", "rate"))
+    assert "--grid training.rate: " in one_line(atoll(*words, "--grid", "training.rate=1"))
+
+
+def test_a_plan_is_compared_with_other_methods_one_place_and_each_alone(folder):
+    words = ("compare", folder / "plan.json", "--data", folder / "data", "--holdout", folder / "data" / "holdout.csv")
+    picture = folder / "methods.png"
+    found = json.loads(atoll(*words, "--rules", "scaffold", "--plot", picture, "--json").stdout.splitlines()[-1])["rows"]
+    names = ["federated, fedavg", "federated, scaffold", "all rows in one place", *(f"{name} alone" for name in clients())]
+    assert [row["name"] for row in found] == names
+    assert all(row["figures"]["accuracy"] > 0.5 for row in found)
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -165,3 +165,11 @@ def test_a_client_that_a_process_cannot_train_is_named():
         atoll.simulate(wild, {name: (x * 1e30, y) for name, (x, y) in clients().items()}, strategy="pool", workers=1)
     with pytest.raises(AtollError, match="leave learner= out"):
         atoll.simulate(plan(), clients(), strategy="pool", learner=learners.build(plan()))
+
+
+def test_widths_are_few_and_waste_little():
+    from atoll.simulate.vectorised import _rounded
+
+    found = [_rounded(width) for width in range(1, 1025)]
+    assert all(width <= rounded < 1.13 * width for width, rounded in enumerate(found, 1))
+    assert len(set(found)) <= 64

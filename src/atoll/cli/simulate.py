@@ -68,7 +68,7 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready", quiet=as_json):
             rows = prepare(holdout, agreed).judge if holdout else None
-            there = _spread(data, agreed, clients, partition, Path(spool) / "rows") if clients else _each(data, agreed, holdout)
+            there = spread(data, agreed, clients, partition, Path(spool) / "rows") if clients else each(data, agreed, holdout)
         began = time.monotonic()
         console = Console(quiet=as_json)
         training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
@@ -94,7 +94,7 @@ def _kept(store: Path | None) -> Iterator[None]:
         raise
 
 
-def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
+def each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
     """Every table of a folder is a client's, named after its file; the holdout's is none."""
     from atoll.preprocess import prepare
 
@@ -107,12 +107,12 @@ def _each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
     return {path.stem: prepare(path, plan) for path in mine}
 
 
-def _spread(source: Path, plan: Plan, clients: int, how: str, spool: Path) -> Mapping[str, Data]:
+def spread(source: Path, plan: Plan, clients: int, how: str, spool: Path) -> Mapping[str, Data]:
     """Rows are spread as they are read, mapped from files where they are many; what a client does with its own comes after."""
     from atoll.preprocess import prepare
-    from atoll.simulate.clients import spread
+    from atoll.simulate import clients as made
 
-    return spread(prepare(source, plan.with_(data={"standardise": "no"}), spool=spool), clients, how, plan)
+    return made.spread(prepare(source, plan.with_(data={"standardise": "no"}), spool=spool), clients, how, plan)
 
 
 def _available(clients: Mapping[str, Data], count: int | None, plan: Plan) -> Callable[[int], list[str]] | None:

@@ -34,7 +34,7 @@ _SIDE_BY_SIDE = 128
 """Clients in a call of `vmap`, at most: a power of two, and so are smaller calls."""
 _IN_A_ROW = 8
 """Clients in a call of `scan`, at most."""
-_SIMILAR = 0.8
+_SIMILAR = 0.9
 """A client goes into a call of `vmap` if it has at least so much of the steps of the call's longest."""
 _BYTES = 1 << 27
 """Of rows, or of models, in a call; a client with more rows than this is fitted by its learner, which takes them by batches."""
@@ -377,6 +377,6 @@ def _by_width(fits: Sequence[Drawn], *, filled: bool) -> dict[int, list[Drawn]]:
 
 
 def _rounded(width: int) -> int:
-    """Round a batch's rows up to one of few sizes: 1, 2, 3, 4, 6, 8, 12, 16 and so on."""
-    half = 1 << max(0, (width - 1).bit_length() - 1)
-    return width if width < 3 else half + half // 2 if width <= half + half // 2 else 2 * half
+    """Round a batch's rows up to one of few sizes, at most an eighth more: 1 to 16, 18, 20, … 32, 36 and so on."""
+    step = 1 << max(0, (width - 1).bit_length() - 4)
+    return -(-width // step) * step

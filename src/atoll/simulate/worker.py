@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,6 +64,7 @@ def _serve(folder: Path, out: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its processes itself
     kept = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a framework prints is no answer
     _serve(Path(sys.argv[1]), kept)

@@ -1,0 +1,236 @@
+"""`atoll sweep` and `atoll compare`: many simulations of one plan side by side, in one table and one picture."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atoll.cli import app
+from atoll.cli.look import Allow
+from atoll.cli.plot import Curve, plot
+from atoll.cli.show import figure, told, working
+from atoll.cli.simulate import each, spread
+from atoll.errors import AtollError, PlanError
+from atoll.plan import Plan
+from atoll.stopping import gain
+
+if TYPE_CHECKING:
+    from atoll.learner import Data, Rows
+    from atoll.simulate import Simulated
+
+DataOption = Annotated[Path, typer.Option("--data", help="As for `atoll simulate`: a folder, or with --clients one source.")]
+Clients = Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")]
+Partition = Annotated[str, typer.Option(help="How; as for `atoll simulate`.")]
+Holdout = Annotated[Path | None, typer.Option(help="Test rows; without: the clients' pooled metrics.")]
+StrategyOption = Annotated[str, typer.Option(help="As for `atoll simulate`.")]
+Picture = Annotated[Path | None, typer.Option("--plot", help="Draw all runs into this picture (.png, .svg, .pdf).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+_ALONE = 10
+"""At most so many clients are trained alone."""
+
+
+class _Ground(NamedTuple):
+    """What all runs have in common."""
+
+    clients: Mapping[str, Data]
+    holdout: Rows | None
+    allow: Sequence[str]
+    strategy: str
+
+
+@contextlib.contextmanager
+def _ground(
+    plan: Plan, data: Path, clients: int | None, how: str, holdout: Path | None, allow: Sequence[str], strategy: str
+) -> Iterator[_Ground]:
+    from atoll.preprocess import prepare
+
+    with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
+        with working("getting ready"):
+            there = spread(data, plan, clients, how, Path(spool) / "rows") if clients else each(data, plan, holdout)
+            rows = prepare(holdout, plan).judge if holdout else None
+        yield _Ground(there, rows, allow, strategy)
+
+
+def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None) -> dict[str, Any]:
+    """Simulate; a run that can't be, or diverges, says why instead of figures."""
+    from atoll.simulate import simulate
+
+    began = time.monotonic()
+    try:
+        done = simulate(
+            plan, clients or ground.clients, holdout=ground.holdout, allow=ground.allow, strategy=ground.strategy
+        )  # fmt: skip
+    except AtollError as error:
+        return {"figures": {}, "curve": [], "why": str(error), "seconds": round(time.monotonic() - began, 2)}
+    return {**_judged(done), "why": "", "seconds": round(time.monotonic() - began, 2)}
+
+
+def _judged(done: Simulated) -> dict[str, Any]:
+    place = "holdout" if done.holdout else "nodes"
+    return {"figures": done.rounds[-1][place], "curve": [(row["round"], row[place]) for row in done.rounds]}
+
+
+@app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    data: DataOption,
+    grid: Annotated[list[str], typer.Option(help="A key and its values: training.learning_rate=0.01,0.1; may be repeated.")],
+    clients: Clients = None,
+    partition: Partition = "iid",
+    holdout: Holdout = None,
+    target: Annotated[str | None, typer.Option(help="Also tell in which round a figure is reached: accuracy=0.97.")] = None,
+    strategy: StrategyOption = "auto",
+    picture: Picture = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a plan with every combination of some values, and say which does best."""
+    agreed = Plan.load(plan)
+    keys = [_values(words) for words in grid]
+    plans = {
+        many: _changed(agreed, many) for many in itertools.product(*([(key, one) for one in values] for key, values in keys))
+    }
+    goal = _goal(target)
+    rows = []
+    with _ground(agreed, data, clients, partition, holdout, allow or (), strategy) as ground:
+        for many, changed in plans.items():
+            row = {"with": dict(many), **_run(changed, ground)}
+            if goal:
+                row["reached"] = next((at for at, said in row["curve"] if _reached(said, *goal)), None)
+            rows.append(row)
+            if not as_json:
+                print(f"{_named(row)}: {_said(row)}", flush=True)
+    rows.sort(key=lambda row: -gain(agreed.stopping.metric, row["figures"], agreed.stopping.better))
+    _show(rows, [_named(row) for row in rows], "best first", picture, as_json=as_json)
+
+
+def _values(words: str) -> tuple[str, list[Any]]:
+    """Read a key and its values.
+
+    >>> _values("training.learning_rate=0.1,1"), _values("aggregation.rule=fedavg")
+    (('training.learning_rate', [0.1, 1]), ('aggregation.rule', ['fedavg']))
+    """
+    key, _, said = words.partition("=")
+    if "." not in key or not said:
+        raise AtollError(f"--grid: '{words}' isn't KEY=VALUE,VALUE: it looks like training.learning_rate=0.01,0.1")
+    values: list[Any] = []
+    for one in said.split(","):
+        try:
+            values.append(json.loads(one))
+        except ValueError:
+            values.append(one)
+    return key, values
+
+
+def _changed(plan: Plan, many: Sequence[tuple[str, Any]]) -> Plan:
+    """Return the plan with other values; a key of three parts is one of a section's options."""
+    for key, value in many:
+        section, name, *rest = key.split(".")
+        if rest:
+            kept = getattr(getattr(plan, section, None), name, None)
+            value = {**(kept if isinstance(kept, dict) else {}), ".".join(rest): value}  # noqa: PLW2901
+        try:
+            plan = plan.with_(**{section: {name: value}})
+        except PlanError as error:
+            raise PlanError(f"--grid {key}: {error}") from None
+    return plan
+
+
+def _goal(target: str | None) -> tuple[str, float] | None:
+    if target is None:
+        return None
+    name, _, said = target.partition("=")
+    try:
+        return name, float(said)
+    except ValueError:
+        raise AtollError(f"--target: '{target}' isn't FIGURE=VALUE: it looks like accuracy=0.97") from None
+
+
+def _reached(figures: Mapping[str, float], name: str, value: float) -> bool:
+    return name in figures and gain(name, figures, "higher") >= gain(name, {name: value}, "higher")
+
+
+@app.command()
+def compare(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    data: DataOption,
+    rules: Annotated[str, typer.Option(help="Other methods, by commas; the plan's own is always among them.")] = "fedavg",
+    clients: Clients = None,
+    partition: Partition = "iid",
+    holdout: Holdout = None,
+    strategy: StrategyOption = "auto",
+    picture: Picture = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a plan beside other methods, beside training in one place, and beside each client alone; the same rounds for all."""
+    agreed = Plan.load(plan)
+    own = agreed.aggregation.rule
+    plans = {own: agreed}
+    for rule in (word.strip() for word in rules.split(",")):
+        plans.setdefault(rule, agreed.with_(aggregation={"rule": rule, "options": {}}))
+    plain = agreed.with_(aggregation={"rule": "fedavg", "options": {}}, cohort={"minimum": 1, "fraction": 1.0})
+    rows, names = [], []
+    with _ground(agreed, data, clients, partition, holdout, allow or (), strategy) as ground:
+        some = list(itertools.islice(ground.clients, _ALONE))
+        for name, one, there in (
+            *((f"federated, {rule}", changed, None) for rule, changed in plans.items()),
+            ("all rows in one place", plain, {"everybody": _pooled(ground.clients)}),
+            *((f"{client} alone", plain, {client: ground.clients[client]}) for client in some),
+        ):
+            rows.append(_run(one, ground, there))
+            names.append(name)
+            if not as_json:
+                print(f"{name}: {_said(rows[-1])}", flush=True)
+    rows = [{"name": name, **row} for name, row in zip(names, rows, strict=True)]
+    _show(rows, names, "the same rounds for all", picture, as_json=as_json)
+
+
+def _pooled(clients: Mapping[str, Data]) -> Data:
+    """Return the rows of all clients together."""
+    import numpy as np
+
+    from atoll.learner import Data, Rows
+
+    every = list(clients.values())
+    sides = ([one.train for one in every], [one.test for one in every])
+    return Data(*(Rows(np.concatenate([rows.x for rows in side]), np.concatenate([rows.y for rows in side])) for side in sides))
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["with"].items())
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    figures = row["figures"]
+    return row["why"] or f"{', '.join(f'{name} {figure(figures, name)}' for name in told(figures))} in {row['seconds']} s"
+
+
+def _show(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, picture: Path | None, *, as_json: bool) -> None:
+    if picture:
+        shown: dict[str, Curve] = {name: row["curve"] for name, row in zip(names, rows, strict=True) if row["curve"]}
+        plot(shown, picture, title)
+    if as_json:
+        print(json.dumps({"rows": rows}))
+        return
+    figures = list(dict.fromkeys(name for row in rows for name in told(row["figures"])))
+    reached = any("reached" in row for row in rows)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("run")
+    for name in (*figures, *(["reached in round"] if reached else []), "seconds"):
+        table.add_column(name, justify="right")
+    for name, row in zip(names, rows, strict=True):
+        more = [str(row["reached"] or "–")] if reached else []
+        cells = [figure(row["figures"], one) for one in figures]
+        table.add_row(name, *cells, *more, f"{row['seconds']:.2f}")
+    Console().print(table)
