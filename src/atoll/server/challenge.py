@@ -18,12 +18,13 @@ class Challenges:
     """Makes challenges, and takes each back once.
 
     None is remembered when it is made, so asking for many costs the server nothing: a challenge carries its end of life and
-    this server's seal (HMAC-SHA256). Remembered is only what was answered, until its life is over.
+    this server's seal (HMAC-SHA256). Remembered is only what was answered, until some time after its life is over.
     """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._used: dict[str, float] = {}
+        self._swept = time.monotonic()
 
     def new(self) -> str:
         """Return a challenge, in hex."""
@@ -39,8 +40,8 @@ class Challenges:
         said, now = bytes.fromhex(challenge), time.monotonic()
         body, seal = said[:-_SEAL], said[-_SEAL:]
         ends = int.from_bytes(body[:_STAMP], "big") / 1000
-        for old in [old for old, end in self._used.items() if end < now]:
-            del self._used[old]
+        if now > self._swept + LIFE:
+            self._used, self._swept = {one: end for one, end in self._used.items() if end >= now}, now
         if not hmac.compare_digest(seal, self._seal(body)) or ends < now or challenge in self._used:
             raise UnreachableError("the handshake answers no challenge that is open: ask for a new one")
         self._used[challenge] = ends

@@ -82,7 +82,8 @@ class Conduct:
 
     def welcome(self, nodes: Collection[str], round_: int) -> frozenset[str]:
         """Return those of some nodes that may be asked in a round."""
-        return frozenset(node for node in nodes if not self.held_out(node, round_))
+        out = {node for node in self.until if self.held_out(node, round_)}  # few of many
+        return frozenset(nodes) - out if out else frozenset(nodes)
 
 
 def bound(conduct: Conduct, checks: Checks, steps: int = 1) -> float | None:

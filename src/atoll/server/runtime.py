@@ -134,7 +134,7 @@ class Server:
         self.book = Book(self.store, chain, self.run, self.patience, self._left)
         self._begin(self.algorithm.init(first))
         self._make_room(plan.cohort.minimum)
-        self._ended, self._opening = asyncio.Event(), asyncio.Lock()
+        self._ended, self._opening, self._coming = asyncio.Event(), asyncio.Lock(), dict[str, str]()
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             events.Train: self._train,
             events.Judge: self._judge,
@@ -223,11 +223,16 @@ class Server:
     async def connected(self, node: str, name: str) -> None:
         """Count a node in."""
         self._tell("joined", node=node, name=name)
-        await self.drive.happen(events.Joined(self.drive.now(), {node: name}))
+        self._coming[node] = name
+        await asyncio.sleep(0)  # thousands may come at once: those of one turn of the loop are counted in together
+        if self._coming:
+            coming, self._coming = self._coming, {}
+            await self.drive.happen(events.Joined(self.drive.now(), coming))
 
     async def disconnected(self, node: str) -> None:
         """Count a node out until it comes back."""
         self.book.lost[node] = time.time()
+        self._coming.pop(node, None)
         if self.drive.state.outcome is None:
             self._tell("lost", node=node, name=self.book.names[node])
         await self.drive.happen(events.Lost(self.drive.now(), node))
