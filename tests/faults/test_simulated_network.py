@@ -84,7 +84,8 @@ def test_hostile_nodes_in_a_calm_world_are_held_out_and_asked_again():
 @pytest.mark.parametrize("name", UNKIND)
 def test_no_fault_brings_back_a_node_that_is_held_out_or_revoked(name, embedded):
     faults = replace(UNKIND[name], revokes=0.004)
-    worlds = [world(seed, faults, embedded=embedded, hostile=2 + seed % 2) for seed in range(60)]
+    buffers = (None, 2, 3)
+    worlds = [world(seed, faults, embedded=embedded, hostile=2 + seed % 2, buffer=buffers[seed % 3]) for seed in range(60)]
     assert sum(one.outcome == "completed" for one in worlds) > 40
     assert sum(one.hostile.held for one in worlds) > 100
     assert sum(len(one.hostile.back) for one in worlds) > 60
