@@ -254,8 +254,10 @@ class KafkaReader:
 
     def follow(self, node: str) -> None:
         """See `Reader.follow`: its topic is read from where it ended when the run began, or from its beginning."""
-        with self._following:
-            if not self._apart or node in self._followed:
+        if not self._apart or node in self._followed:
+            return
+        with self._following:  # where the broker is away this takes its time, and nobody who is read already waits for it
+            if node in self._followed:
                 return
             topics.make(self._servers, f"{self._topic}.{node}", self._access)
             self._more.put(topics.begin(self._servers, self._topic, self._known, self._access, node))
