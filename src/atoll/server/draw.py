@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from atoll.server.state import State
 
@@ -19,12 +20,20 @@ def draw(state: State) -> Iterable[str]:
     idle = welcome - state.tasks.keys()
     wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
     asked = max(0, wanted - len(welcome - idle))
-    return sorted(idle, key=lambda node: _lot(state, node))[:asked]
+    return heapq.nsmallest(asked, idle, key=_lots(state))
 
 
-def _lot(state: State, node: str) -> bytes:
-    """A node's lot in the draw of a cohort: as good as random, and the same on every replay."""
-    return hashlib.sha256(f"{state.seed} {state.round} {state.attempt} {state.names[node]} {node}".encode()).digest()
+def _lots(state: State) -> Callable[[str], bytes]:
+    """Return what gives a node its lot in the draw of a cohort: as good as random, and the same on every replay."""
+    # What all lots have in common is hashed once: nodes may be a million.
+    common = hashlib.sha256(f"{state.seed} {state.round} {state.attempt} ".encode())
+
+    def lot(node: str) -> bytes:
+        own = common.copy()
+        own.update(f"{state.names[node]} {node}".encode())
+        return own.digest()
+
+    return lot
 
 
 def _next(state: State, welcome: Iterable[str]) -> str:
