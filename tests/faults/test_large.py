@@ -9,11 +9,12 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.faults.weather import relayed
 from tests.federation import atoll, events, plan
 
 from atoll.cli.bench.rounds import ROLE, Anonymous, Noise, spawned
@@ -44,20 +45,8 @@ class Wire:
                 raise ConnectionError
         writer.write_eof()
 
-    @contextlib.asynccontextmanager
-    async def to(self, port: int) -> AsyncIterator[str]:
-        async def both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there, back = await asyncio.open_connection("127.0.0.1", port)
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await asyncio.gather(self.relay(reader, back, "up"), self.relay(there, writer, "down"))
-            for end in (writer, back):
-                end.transport.abort()
-
-        relay = await asyncio.start_server(both, "127.0.0.1", 0)
-        try:
-            yield f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
-        finally:
-            relay.close()
+    def to(self, port: int) -> contextlib.AbstractAsyncContextManager[str]:
+        return relayed(port, lambda up, down: asyncio.gather(self.relay(*up, "up"), self.relay(*down, "down")))
 
 
 @pytest.mark.parametrize("log", ["embedded", "kafka"])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+
+Way = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""Where the bytes of one direction come from, and go to."""
 
 
 @dataclass
@@ -70,26 +73,34 @@ class Weather:
     async def over(self, port: int) -> AsyncIterator[str]:
         """Relay to a port for the time of the block; give the address that nodes connect to."""
 
-        async def both(near: asyncio.StreamReader, near_end: asyncio.StreamWriter) -> None:
-            ends = [near_end]
-            try:
-                far, far_end = await asyncio.open_connection("127.0.0.1", port)
-                ends.append(far_end)
-                line = self._fate()
-                ways = asyncio.gather(self._pass_on(near, far_end, line), self._pass_on(far, near_end, line))
-                fate = asyncio.create_task(self._end(line))
-                await asyncio.wait([ways, fate], return_when=asyncio.FIRST_COMPLETED)
-                ways.cancel()
-                fate.cancel()
-                await asyncio.gather(ways, fate, return_exceptions=True)
-            except (OSError, asyncio.CancelledError):
-                pass
-            finally:
-                for end in ends:
-                    end.transport.abort()
+        async def both(up: Way, down: Way) -> None:
+            line = self._fate()
+            ways = asyncio.gather(self._pass_on(*up, line), self._pass_on(*down, line))
+            fate = asyncio.create_task(self._end(line))
+            await asyncio.wait([ways, fate], return_when=asyncio.FIRST_COMPLETED)
+            ways.cancel()
+            fate.cancel()
+            await asyncio.gather(ways, fate, return_exceptions=True)
 
-        relay = await asyncio.start_server(both, "127.0.0.1", 0)
-        try:
-            yield f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
-        finally:
-            relay.close()
+        async with relayed(port, both) as url:
+            yield url
+
+
+@contextlib.asynccontextmanager
+async def relayed(port: int, both: Callable[[Way, Way], Awaitable[object]]) -> AsyncIterator[str]:
+    """Relay connections to a port for the time of the block; `both` carries each one's bytes up and down while it lasts."""
+
+    async def meet(near: asyncio.StreamReader, near_end: asyncio.StreamWriter) -> None:
+        ends = [near_end]
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            far, far_end = await asyncio.open_connection("127.0.0.1", port)
+            ends.append(far_end)
+            await both((near, far_end), (far, near_end))
+        for end in ends:
+            end.transport.abort()
+
+    relay = await asyncio.start_server(meet, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
+    finally:
+        relay.close()

@@ -373,5 +373,5 @@ class KafkaReader:
         log.warning("the message at %s is no piece of an update: %s", position, error)
 
     def _trouble(self, error: KafkaError) -> None:
-        self.waiting = topics.refusal(self._servers, error) or f"Kafka at {self._servers}: {error.str()}"
+        self.waiting = topics.refusal(self._servers, error) or f"Kafka at {self._servers}: {error.str()}; is the broker running?"
         log.info(self.waiting)
