@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tests.federation import atoll, clients, events, plan
 
 from atoll.simulate import simulate
@@ -19,7 +20,7 @@ def live(place: Path, url: str, name: str, *, dying: bool) -> None:
     """Be a node to the end of the run, killed on the way and started again each time."""
     words = ["join", url, "--data", place / f"{name}.npz", "--name", name, "--dir", place / name, "--json"]
     for number, (what, first) in enumerate([*(KILLS if dying else []), ("nothing", 0)]):
-        with atoll(*words, log=place / f"{name}-{number}.log") as node:
+        with atoll(*words, log=place / f"{name}-{number}.log", patience=200) as node:
             for event in events(node):
                 if event["what"] == what and event["round"] >= first:
                     node.kill()
@@ -28,6 +29,7 @@ def live(place: Path, url: str, name: str, *, dying: bool) -> None:
                 return
 
 
+@pytest.mark.timeout(240)
 def test_a_killed_node_goes_on_with_what_it_remembered(tmp_path):
     agreed = plan(
         plan={"rounds": 6},
@@ -43,7 +45,7 @@ def test_a_killed_node_goes_on_with_what_it_remembered(tmp_path):
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [one.join() for one in lives])
         serve = ["serve", tmp_path / "plan.json", "--port", "0", "--store", tmp_path / "store", "--json"]
-        server = stack.enter_context(atoll(*serve, log=tmp_path / "server.log"))
+        server = stack.enter_context(atoll(*serve, log=tmp_path / "server.log", patience=200))
         for event in events(server):
             if event["what"] == "listening":
                 for name in people:
