@@ -149,6 +149,31 @@ def test_a_store_that_nobody_mends_ends_the_run_in_order(tmp_path):
     assert history["last"] == simulate(agreed, clients()).digest
 
 
+def test_who_stops_a_server_that_waits_for_room_need_not_wait(tmp_path):
+    """The deadline is ten minutes away."""
+    agreed = plan(cohort={"quorum": 1.0, "deadline": 600})
+
+    class Breaking(Server):
+        def aggregate(self, command: Any) -> Any:
+            switch(True)
+            return super().aggregate(command)
+
+    def watch(told: Any) -> None:
+        if told["what"] == "waiting":
+            server.stop()
+
+    server = Breaking(agreed, store=tmp_path / "store", port=0, watch=watch)
+    switch = database(server.store._base)
+
+    async def together() -> list[BaseException | Any]:
+        nodes = [Node(server.url, one, name=who, directory=tmp_path / who) for who, one in clients().items()]
+        return await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes), return_exceptions=True)
+
+    ended, *_ = asyncio.run(asyncio.wait_for(together(), 40))
+    assert isinstance(ended, GaveUpError)
+    assert "readonly database" in str(ended)
+
+
 @pytest.mark.parametrize("what", WORDS)
 def test_a_node_waits_says_why_and_goes_on(tmp_path, what):
     said: list[str] = []

@@ -55,6 +55,10 @@ class Patience:
             await asyncio.sleep(pause)
             pause = min(LONGEST, 2 * pause)
 
+    def end(self) -> None:
+        """Wait for no mend any more: somebody wants to stop."""
+        self._spent = True
+
     def _fails(self, why: str, left: float) -> None:
         if not self.waiting:
             log.warning("%s; it is tried again for %.0f s", why, left)

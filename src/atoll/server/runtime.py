@@ -267,7 +267,10 @@ class Server:
 
     async def session_ended(self, node: str, message: SessionEnded) -> None:
         """Hear how the final model does on a node's rows, and let it go."""
-        await self.book.farewell(node, message.metrics)
+        try:
+            await self.book.farewell(node, message.metrics)
+        except StoreError as error:
+            log.warning("how the final model does at %s isn't stored: %s", self.book.names[node], error)
         await self.drive.happen(events.Left(self.drive.now(), node))
 
     # What the log brings.
@@ -475,7 +478,8 @@ class Server:
         }
 
     def stop(self, reason: str = "stopped by the operator") -> None:
-        """End the run in order: nodes are told, everything is stored."""
+        """End the run in order: nodes are told, everything is stored that can be."""
+        self.patience.end()
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
 
     def _app(self) -> ASGIApp:
