@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults.test_recovery import free_port
 from tests.faults.weather import Weather
 from tests.federation import plan, rows, say
 
@@ -41,7 +40,7 @@ class Chaos:
 
     def __init__(self, agreed: Plan, place: Path, seed: int, nodes: int, kill_broker: Callable[[], None] | None = None) -> None:
         self.place, self.random, self.kill_broker = place, random.Random(seed), kill_broker
-        self.rounds, self.port = agreed.plan.rounds, free_port()
+        self.rounds, self.port = agreed.plan.rounds, broker.free_port()
         kinds = ["nothing", "node", "server", "node", *(["broker"] if kill_broker else ["server"]), "nothing"]
         self.strikes = [kinds[k % len(kinds)] for k in range(self.rounds - 1)]
         self.random.shuffle(self.strikes)

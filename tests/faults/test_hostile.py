@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tests.cli.test_commands import atoll as command
 from tests.faults.test_bad_input import Rogue, not_finite
-from tests.faults.test_recovery import free_port
 from tests.federation import atoll, clients, events, plan, rows
 from tests.server.test_retention import replayed
 
+from atoll.logs.broker import free_port
 from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan

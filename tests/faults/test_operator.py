@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tests.faults.test_recovery import free_port
 from tests.federation import atoll, events, plan, rows
 
+from atoll.logs.broker import free_port
 from atoll.store.sql import SqlStore
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import pytest
 from tests.federation import atoll, clients, events, plan, run
 
 from atoll.errors import GaveUpError, PlanError, StoreError
+from atoll.logs.broker import free_port
 from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan
@@ -31,12 +31,6 @@ class Counting(Node):
     def _work(self, task: StartTraining, body: bytes) -> str:
         self.trained += 1
         return super()._work(task, body)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def killed(agreed: Plan, place: Path, at: Sequence[tuple[str, int]]) -> tuple[dict[str, Any], list[Counting]]:

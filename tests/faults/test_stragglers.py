@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults.test_recovery import free_port
 from tests.federation import atoll, clients, events, plan, rows
 
 from atoll import learners
 from atoll.errors import PlanError
 from atoll.keys import Identity
 from atoll.learner import Rows
+from atoll.logs.broker import free_port
 from atoll.node.machine import Append
 from atoll.node.runtime import Node
 from atoll.plan import Plan

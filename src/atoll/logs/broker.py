@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -57,6 +58,10 @@ group.initial.rebalance.delay.ms=0
 log.flush.interval.messages=1
 auto.create.topics.enable=false
 """
+_PORT_PATIENCE = 5.0
+"""Seconds until a port that is taken counts as somebody else's."""
+_QUIET = range(15_000, 32_000)
+"""Ports below those that systems give to outgoing connections."""
 _LOGGING = """Configuration:
   status: WARN
   Appenders:
@@ -96,7 +101,7 @@ def start(directory: Path, port: int | None = None, *, report: Report, secure: b
 
     Args:
         directory: its own; a broker that ran there before keeps its data and port.
-        port: on 127.0.0.1; without one the port of the last time, or a free one.
+        port: on 127.0.0.1; without one the port of the last time, or the first time a free one.
         report: told what goes on.
         secure: ask everybody who they are, see `guarded`; a broker that once did does so for ever.
 
@@ -225,23 +230,39 @@ def _jars(report: Report) -> Path:
 
 
 def _ports(directory: Path, port: int | None) -> tuple[int, int]:
+    """Return the ports of clients and of the controller: those of the last time, since plans name the first of them."""
     last = _last(directory)
-    before = int(last.address.rpartition(":")[2]) if last else None
-    first = _free(port or before or 0, asked=port is not None)
-    return first, _free(last.controller if last else 0, asked=False)
+    known = port or (int(last.address.rpartition(":")[2]) if last else None)
+    return _own(known) if known else free_port(), last.controller if last and _is_free(last.controller) else free_port()
 
 
-def _free(port: int, *, asked: bool) -> int:
-    """Return the port if it's free, else another one; a port that somebody asked for has to be free."""
+def _own(port: int) -> int:
+    """Return a port that has to be this one; what has it may be a connection that just ends.
+
+    Raises:
+        LogError: it stays taken.
+    """
+    until = time.monotonic() + _PORT_PATIENCE
+    while not _is_free(port):
+        if time.monotonic() > until:
+            raise LogError(f"127.0.0.1 port {port} is taken: end what has it, or choose another --port and name it in the plan")
+        time.sleep(0.1)
+    return port
+
+
+def free_port() -> int:
+    """Return a port that no outgoing connection will have when the broker comes back to it."""
+    return next(port for port in random.sample(_QUIET, len(_QUIET)) if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            if asked:
-                raise LogError(f"127.0.0.1 port {port} is taken ({error.strerror}): choose another --port") from error
-            return _free(0, asked=True)
-        return int(probe.getsockname()[1])
+        except OSError:
+            return False
+        return True
 
 
 def _configure(directory: Path, port: int, controller: int, door: str) -> Path:
