@@ -100,7 +100,7 @@ def test_the_plug_is_pulled_on_each_part_in_turn(tmp_path):
         server.wait()
         assert "--resume" in status(url)
         server = start("server", *words, "--resume")
-        until(lambda seen: "of 3 updates" in seen, url)
+        until(lambda seen: "of 3 updates" in seen and "lost" not in seen, url)
         server.terminate()
         assert server.wait(30) == 0
         assert [node.wait(30) for node in nodes] == [0, 0, 0]
