@@ -344,9 +344,10 @@ def test_what_is_asked_of_a_model(tmp_path_factory, said, header, other):
 @contextlib.asynccontextmanager
 async def answering() -> AsyncIterator[tuple[str, Callable[[bytes], None]]]:
     """A server that answers everything with the same bytes."""
-    answer = [b""]
+    answer, ends = [b""], []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer.transport)
         await reader.read(1 << 16)  # a request, or a client that tries TLS
         writer.write(answer[0])
         writer.close()
@@ -354,6 +355,9 @@ async def answering() -> AsyncIterator[tuple[str, Callable[[bytes], None]]]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", lambda said: answer.__setitem__(0, said)
+    for end in ends:
+        end.abort()
+    await asyncio.sleep(0)  # the loop's turn in which they are closed
 
 
 OFFER = {"protocol": 1, "run": "run-1", "digest": plan().digest, "plan": json.loads(plan().to_json())}
