@@ -98,7 +98,7 @@ class Chaos:
                     await asyncio.gather(*(self.join(name, url) for name in self.data))
                 if event["what"] == "asked":
                     self.weather.fair = event["round"] == self.rounds  # so that goodbyes get through
-                    if self.strikes and len(self.strikes) + event["round"] == self.rounds and await self.strike(server, url):
+                    if self.strikes and len(self.strikes) + event["round"] >= self.rounds and await self.strike(server, url):
                         return None
         finally:
             with contextlib.suppress(ProcessLookupError):
