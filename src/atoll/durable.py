@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
 
 
@@ -13,15 +14,20 @@ def write_durably(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     try:
         with draft.open("wb", buffering=0) as file:
             for part in parts:
-                view = memoryview(part).cast("B")
-                while view.nbytes:
-                    view = view[file.write(view) :]
+                write_all(file, memoryview(part).cast("B"))
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_all(file: RawIOBase, data: bytes | memoryview) -> None:
+    """Write all of some bytes to an unbuffered file: a disk that is nearly full takes a part of them without a word."""
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[file.write(view) or 0 :]
 
 
 def sync_directory(directory: Path) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, Memory
 from atoll.algorithms.fedavg import fedavg
-from atoll.algorithms.local import only, trained
+from atoll.algorithms.local import only, pulling, trained
 from atoll.algorithms.options import at_least_0
 from atoll.learner import Learner, Rows
 from atoll.training import Pace
-from atoll.vector import Flat, Groups, Update
+from atoll.vector import Groups, Update
 
 
 def ditto(pull: float = 0.1, *, weighted: bool = True) -> Algorithm:
@@ -30,15 +30,10 @@ def ditto(pull: float = 0.1, *, weighted: bool = True) -> Algorithm:
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
     ) -> tuple[Memory, Update]:
-        received = brief["parameters"].values
-
-        def correct(gradient: Flat, vector: Flat) -> Flat:
-            pulled: Flat = gradient + pull * (vector - received)
-            return pulled
-
+        back = pulling(pull, brief["parameters"].values)
         update = trained(learner, brief, rows, pace, rng)
         mine = only(memory or brief, learner.layouts)
-        moves = trained(learner, mine, rows, pace, rng, correct).groups
+        moves = trained(learner, mine, rows, pace, rng, back).groups
         return {name: group.with_values(group.values + moves[name].values) for name, group in mine.items()}, update
 
     return fedavg(weighted=weighted)._replace(local=local, own=_own, needs=frozenset({"correct"}))

@@ -7,11 +7,11 @@ import numpy as np
 from atoll.algorithms.algorithm import Algorithm, Memory, State
 from atoll.algorithms.fedavg import moved
 from atoll.algorithms.folds import mean
-from atoll.algorithms.local import rest, trained
+from atoll.algorithms.local import pulling, rest, trained
 from atoll.algorithms.options import at_least_0
 from atoll.learner import Learner, Rows
 from atoll.training import Pace
-from atoll.vector import Flat, Group, Groups, Layout, Layouts, Tensor, Total, Update
+from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update
 
 _STEPS = Layout((Tensor("effective", (1,)),), "float64")
 
@@ -35,13 +35,7 @@ def fednova(mu: float = 0.0) -> Algorithm:
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
     ) -> tuple[Memory, Update]:
-        received = brief["parameters"].values
-
-        def correct(gradient: Flat, vector: Flat) -> Flat:
-            pulled: Flat = gradient + mu * (vector - received)
-            return pulled
-
-        update = trained(learner, brief, rows, pace, rng, correct if mu else None)
+        update = trained(learner, brief, rows, pace, rng, pulling(mu, brief["parameters"].values) if mu else None)
         share = float(np.sum((1 - pace.learning_rate * mu) ** np.arange(pace.steps)))
         move = update.groups["parameters"]
         groups = {"parameters": move.with_values(move.values / share), "steps": Group(_STEPS, np.array([share]))}

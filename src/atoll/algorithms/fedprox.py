@@ -6,11 +6,11 @@ import numpy as np
 
 from atoll.algorithms.algorithm import Algorithm, Memory
 from atoll.algorithms.fedavg import fedavg
-from atoll.algorithms.local import trained
+from atoll.algorithms.local import pulling, trained
 from atoll.algorithms.options import at_least_0
 from atoll.learner import Learner, Rows
 from atoll.training import Pace
-from atoll.vector import Flat, Groups, Update
+from atoll.vector import Groups, Update
 
 
 def fedprox(mu: float = 0.01, *, weighted: bool = True) -> Algorithm:
@@ -30,12 +30,6 @@ def fedprox(mu: float = 0.01, *, weighted: bool = True) -> Algorithm:
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
     ) -> tuple[Memory, Update]:
-        received = brief["parameters"].values
-
-        def correct(gradient: Flat, vector: Flat) -> Flat:
-            pulled: Flat = gradient + mu * (vector - received)
-            return pulled
-
-        return memory, trained(learner, brief, rows, pace, rng, correct if mu else None)
+        return memory, trained(learner, brief, rows, pace, rng, pulling(mu, brief["parameters"].values) if mu else None)
 
     return fedavg(weighted=weighted)._replace(local=local, needs=frozenset({"correct"} if mu else ()))

@@ -29,6 +29,16 @@ def trained(
     return Update(moved, float(len(rows)), fit.metrics)
 
 
+def pulling(strength: float, to: Flat) -> Correct:
+    """Return what pulls a fit back: the gradient of (strength/2) ‖w − to‖² comes to the loss's own."""
+
+    def correct(gradient: Flat, vector: Flat) -> Flat:
+        pulled: Flat = gradient + strength * (vector - to)
+        return pulled
+
+    return correct
+
+
 def plainly(
     learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
 ) -> tuple[Memory, Update]:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from atoll.durable import sync_directory
+from atoll.durable import sync_directory, write_all
 from atoll.errors import LogError, RefusedError, UnreachableError
 from atoll.logs import Progress, contents
 from atoll.wire import Buffer, Envelope
@@ -76,9 +76,8 @@ class Index:
         if self._torn:  # by a write that failed half-way
             self._file.truncate(self._length)
         text = b"".join(line + b"\n" for line in lines)
-        self._torn, view = True, memoryview(text)
-        while view:  # a disk that is nearly full takes a part without a word
-            view = view[self._file.write(view) :]
+        self._torn = True
+        write_all(self._file, text)
         os.fsync(self._file.fileno())
         self._torn = False
         self.count, self._length = self.count + len(lines), self._length + len(text)
@@ -125,11 +124,9 @@ class Incoming:
         """Write and hash what came."""
         with self._busy:
             for chunk in lump:
-                view = memoryview(chunk)
-                self._sha.update(view)
-                self.size += len(view)
-                while view:
-                    view = view[self._file.write(view) :]
+                self._sha.update(chunk)
+                self.size += len(chunk)
+                write_all(self._file, chunk)
 
     async def pour(self, chunks: AsyncIterator[bytes], most: int, progress: Progress | None = None) -> None:
         """Take in what comes, in lumps, up to a little over `most` bytes in all; what came before an error is kept."""

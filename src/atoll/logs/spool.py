@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atoll.durable import write_all
 from atoll.errors import LogError
 from atoll.logs import LATE, PIECE, Record
 from atoll.logs.bodies import mapped, path_of
@@ -159,9 +160,7 @@ class _Half:
             if not self.there:
                 file.truncate(self.envelope.size)  # once: a file that grows by every write waits for the broker's syncs
             file.seek(part * PIECE)
-            view = memoryview(piece)
-            while view:
-                view = view[file.write(view) :]
+            write_all(file, piece)
         self.there.add(part)
         if part == self.hashed:
             self.sha.update(piece)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
+from atoll.durable import write_all
 from atoll.errors import StoreError, UnwritableError, WireError
 from atoll.logs import Appender
 from atoll.logs.access import Access
@@ -62,9 +63,7 @@ class Outbox:
                 old.unlink()
             with body.open("wb", buffering=0) as file:
                 for part in parts:
-                    view = part
-                    while view.nbytes:
-                        view = view[file.write(view) :]
+                    write_all(file, part)
             note.write_text(envelope.to_header())
         except OSError as error:
             raise UnwritableError(f"{body}: the update can't be kept ({error.strerror}); free some space") from error

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.chain import Chain, Link
+from atoll.durable import write_all
 from atoll.keys import Identity
 from atoll.logs.bodies import Incoming
 from atoll.node import download, witness
@@ -48,10 +49,8 @@ def install() -> None:
             write(self, lump)
             return
         for chunk in lump:
-            view = memoryview(chunk)
-            self.size += len(view)
-            while view:
-                view = view[self._file.write(view) :]
+            self.size += len(chunk)
+            write_all(self._file, chunk)
 
     # A file's name ends with the digest that its body should have.
     Incoming.digest = property(lambda self: digest(self) if Switch.hashes else self._path.stem.rpartition("-")[2])  # type: ignore[assignment]
