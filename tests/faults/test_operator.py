@@ -87,6 +87,8 @@ def test_the_plug_is_pulled_on_each_part_in_turn(tmp_path):
         files = data(tmp_path, 3)
         nodes = [join(k, path) for k, path in enumerate(files)]
         until(lambda seen: "n0: " in seen and "n2: " in seen and "of 3 updates" in seen, url)
+        nodes[1].send_signal(signal.SIGSTOP)  # so that it is killed while a round waits for it, never just after its answer
+        until(lambda seen: "2 of 3 updates are in, waiting for n1" in seen, url)
         nodes[1].kill()
         assert "n1: lost " in until(lambda seen: "n1: lost" in seen, url)
         nodes[2].send_signal(signal.SIGSTOP)
