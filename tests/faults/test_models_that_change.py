@@ -124,7 +124,7 @@ class Fickle(Node):
     """A node whose model is another one as soon as it has joined."""
 
     def _work(self, task: StartTraining, body: Any) -> str:
-        self.learner = Logistic(5, 0.5)
+        self.work = replace(self.work, learner=Logistic(5, 0.5))
         return super()._work(task, body)
 
 

@@ -134,7 +134,7 @@ def test_runs_that_cannot_go(tmp_path, words, said):
 
 def test_a_model_that_was_pruned_while_its_round_was_closed_is_there_again(tmp_path):
     server = Server(plan(), store=tmp_path, port=0)
-    path = server.models.path(server._kept[0])
+    path = server.models.path(server.aggregator.kept[0])
     path.unlink()
     server._make_room(3)
     assert path.is_file()

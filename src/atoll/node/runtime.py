@@ -31,20 +31,20 @@ from atoll.messages import (
     Verdict,
 )
 from atoll.node import machine
-from atoll.node.download import Downloads, received
-from atoll.node.final import keep_final, keep_personal
+from atoll.node.download import Downloads
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
 from atoll.node.rows import Holding
 from atoll.node.trust import certain
 from atoll.node.witness import Witness
+from atoll.node.work import Work
 from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
 from atoll.tls import Trust
 from atoll.vector import layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, encode, seal
+from atoll.wire import HEADER_LIMIT, Address, Buffer
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -193,6 +193,8 @@ class Node:
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
+        mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
+        self.work = Work(self.plan, self.algorithm, self.learner, self.layouts, *mine)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
@@ -307,17 +309,9 @@ class Node:
 
     def _work(self, task: StartTraining, body: Buffer) -> str:
         began = time.monotonic()
-        brief = received(body, self.layouts)
-        before = self.memories.recall(task.run, task.counted)
-        memory, update = algorithms.work(self.plan, self.algorithm, self.learner, brief, before, self.data, task.round, self.name)
-        if memory and task.counted and not before:
-            log.warning("round %d: what this node remembered of the run is gone; it begins anew", task.round)
-        parts = encode(update, task.model)
-        envelope = seal(self.identity, self._address(task), self.plan.digest, parts)
-        self.memories.keep(task.run, envelope.digest, memory, task.counted)
-        self.outbox.keep(envelope, parts)
-        self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(update.metrics))
-        return envelope.digest
+        digest, metrics = self.work.train(task, body)
+        self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(metrics))
+        return digest
 
     async def _model(self, digest: str) -> Buffer:
         limit = sum(layout.nbytes for layout in self.layouts.values()) + HEADER_LIMIT
@@ -362,7 +356,7 @@ class Node:
         try:
             if end.model is not None:
                 body = await self._model(end.model)
-                self.metrics = await asyncio.to_thread(self._keep_final, end, body)
+                self.metrics = await asyncio.to_thread(self.work.keep_final, end, body)
                 self.kept = True
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
@@ -377,16 +371,6 @@ class Node:
                 ended = SessionEnded(run=end.run, metrics=self.metrics)
                 await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
         await self.drive.happen(machine.Taken(self.drive.now()))
-
-    def _keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
-        brief = received(body, self.layouts)
-        keep_final(self.directory, body)
-        memory = self.memories.recall(end.run, end.counted)
-        about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
-        mine = algorithms.own(*about)
-        if self.algorithm.own:
-            keep_personal(self.directory, mine)
-        return dict(self.learner.evaluate(mine, self.data.judge))
 
     async def _wake(self, command: machine.Wake) -> None:
         self.drive.wake(command.at, machine.Tick)

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from atoll.algorithms import Algorithm, State
-from atoll.vector import Flat, Groups, Layouts, Update
+from atoll.vector import Flat, Groups, Layouts, Total, Update
 from atoll.wire import Buffer, decode
+
+Undo = Callable[[Total], Total]
+"""What the fold's total really is, where a guard hid the updates that are in it."""
 
 
 class Accepted(NamedTuple):
@@ -56,6 +59,7 @@ def close(
     accepted: Sequence[Accepted],
     registered: int,
     reference: Groups | None = None,
+    undo: Undo | None = None,
 ) -> State:
     """Return the next state.
 
@@ -67,6 +71,7 @@ def close(
         accepted: the updates that count, in fold order.
         registered: how many nodes belong to the run.
         reference: the server's own update, where the method has it train too.
+        undo: what comes between fold and step, where a guard hid the updates.
 
     Raises:
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
@@ -74,7 +79,7 @@ def close(
     layouts = algorithm.updates(model_layouts)
     updates = {one.node: decode(one.body(), layouts, one.started or model) for one in accepted}
     late = {one.node: one.late for one in accepted if one.late}
-    return step(algorithm, state, layouts, updates, registered, reference, late)
+    return step(algorithm, state, layouts, updates, registered, reference, late, undo)
 
 
 def step(
@@ -85,6 +90,7 @@ def step(
     registered: int,
     reference: Groups | None = None,
     late: Mapping[str, int] = {},
+    undo: Undo | None = None,
 ) -> State:
     """Return the next state from updates as they are once read: node → update, in fold order; see `close`.
 
@@ -92,4 +98,5 @@ def step(
     """
     scales = {node: algorithm.late(rounds) for node, rounds in late.items()} if algorithm.late else {}
     bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales)
-    return algorithm.step(state, algorithm.fold(bodies, [update.weight for update in updates.values()], registered))
+    total = algorithm.fold(bodies, [update.weight for update in updates.values()], registered)
+    return algorithm.step(state, undo(total) if undo else total)

@@ -20,18 +20,19 @@ from atoll import algorithms, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, LayoutError, LogError, PlanError, RefusedError, StoreError, WireError
+from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, StoreError
 from atoll.keys import Identity
 from atoll.learner import Learner, Rows
-from atoll.logs import Record, access
+from atoll.logs import access
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
-from atoll.server import acting, events, http, machine, offences, page, quarantine, uploads, web
+from atoll.server import acting, events, http, machine, page, uploads, web
+from atoll.server.aggregate import Aggregator
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
-from atoll.server.close import close
 from atoll.server.door import Door
+from atoll.server.intake import Intake
 from atoll.server.log import open_log
 from atoll.server.pace import UPLOAD
 from atoll.server.patience import Patience
@@ -46,8 +47,8 @@ from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.store.viewers import Viewers
 from atoll.tls import authority, required
-from atoll.vector import Metrics, Update, check, layouts_of
-from atoll.wire import Address, Envelope, decode
+from atoll.vector import Metrics
+from atoll.wire import Address, Envelope
 
 log = logging.getLogger("atoll.server")
 PORT = 8740
@@ -132,27 +133,45 @@ class Server:
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
         self.patience = Patience(plan.cohort.deadline, lambda why: self._tell("waiting", reason=why))
         self.book = Book(self.store, chain, self.run, self.patience, self._left)
+        self.aggregator = Aggregator(plan, self.algorithm, self.learner, self.models, holdout)
         self._begin(self.algorithm.init(first))
         self._make_room(plan.cohort.minimum)
         self._ended, self._opening, self._coming = asyncio.Event(), asyncio.Lock(), dict[str, str]()
-        acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
+        self.drive, self.intake = self._driving()
+
+    def _driving(self) -> tuple[Drive[RunState], Intake]:
+        """Return the machine, not yet in motion, and what hands it the log's updates."""
+        acts = dict[type, Callable[[Any], Awaitable[None]]]()
+        drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
+        intake = Intake(
+            self.plan,
+            self.layouts,
+            self.log,
+            drive=drive,
+            book=self.book,
+            channel=self.channel,
+            door=self.door,
+            aside=(self.directory, self.quota.room),
+            tell=self._tell,
+            closed=self._left.past.closed if self._left else 0,
+        )
+        acts |= {
             events.Train: self._train,
-            events.Judge: self._judge,
+            events.Judge: intake.judge,
             events.Close: self._close,
             events.End: self.end_session,
             events.Wake: self._wake,
             events.Finish: self._finish,
         }
-        self.drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
+        return drive, intake
 
     def _begin(self, state: State) -> None:
         """Store the run and its first state; or take up the last one that another server left."""
         if self._left:
             self.book.goes_on(self._left)
-            self.state = self.models.get(self._left.state, layouts_of(state))
-            self._kept = self._left.past.model, self._left.state
+            self.aggregator.take_up(state, self._left.past.model, self._left.state)
             return
-        model, _ = self._keep(state)
+        model, _ = self.aggregator.keep(state)
         about = self.plan.plan.name, self.plan.digest, self.plan.to_json()
         self.book.begins(RunRow(self.run, *about, time.time(), model, log_start=self.log.positions))
 
@@ -167,7 +186,7 @@ class Server:
 
     async def serve_async(self) -> dict[str, Any]:
         """Do as `serve`, inside a running event loop."""
-        now, model = self.drive.now(), self._kept[0]
+        now, model = self.drive.now(), self.aggregator.kept[0]
         if self._left:
             self.drive.state, commands = machine.resume(
                 self.run, self.plan, self._left.past, now, late=self.algorithm.late is not None
@@ -278,44 +297,7 @@ class Server:
     async def consume_updates(self) -> None:
         """Read the log, verify each update on arrival, and hand it to the machine."""
         async for record in self.log.records():
-            envelope = record.envelope
-            decided = self._left is not None and envelope.address.round <= self._left.past.closed
-            if decided and admits(self.drive.state, envelope.address):
-                continue  # in the other server's time; but a late one of then may count yet
-            try:
-                envelope.verify()
-                if gone := self.door.refuses(envelope.address.node):
-                    raise RefusedError(gone)
-            except (WireError, RefusedError) as error:  # anybody may have written this: the named node isn't to blame
-                await self._reject(record, str(error))
-                continue
-            what, length, self._at_hand = (envelope.address, envelope.digest, envelope.size), None, envelope
-            if admits(self.drive.state, envelope.address) is None:
-                try:
-                    model = self.drive.state.tasks[envelope.address.node].model
-                    update, norm = await asyncio.to_thread(self._verify, record, model)
-                except (WireError, LayoutError) as error:  # so it was signed
-                    await self.drive.happen(events.Refused(self.drive.now(), *what, str(error)))
-                    continue
-                except AtollError as error:
-                    await self._reject(record, str(error))
-                    await self.drive.happen(events.Declined(self.drive.now(), envelope.address, str(error)))
-                    continue
-                self.book.arrived(record, update.weight, update.metrics, norm, self.drive.now())
-                length = offences.length_of(self.plan, norm, update.weight, envelope.address.round)
-            await self.drive.happen(events.Appended(self.drive.now(), *what, length))
-
-    def _verify(self, record: Record, model: str) -> tuple[Update, float | None]:
-        if record.refused:
-            raise RefusedError(record.refused)
-        if record.envelope.plan != self.plan.digest:
-            raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self.plan.digest[:12]}")
-        update = decode(self.log.body(record.envelope), self.layouts, model)
-        return update, check(update.groups, self.layouts)
-
-    async def _reject(self, record: Record, reason: str) -> None:
-        envelope = record.envelope
-        await self._judge(events.Judge(envelope.address, envelope.digest, False, reason, envelope.size))
+            await self.intake.take(record)
 
     # What the machine decides.
 
@@ -359,34 +341,6 @@ class Server:
             if digest := self.book.counted.get(node):
                 await self.channel.tell(node, message.model_copy(update={"counted": digest}))
 
-    async def _judge(self, command: events.Judge) -> None:
-        address = command.address
-        if not command.accepted:
-            log.warning("round %d: %s: %s", address.round, self.book.names.get(address.node, address.node), command.reason)
-            late = not command.offence and admits(self.drive.state, address) is not None
-            try:
-                await self.book.refused("late" if late else "rejected", command)
-            except StoreError as error:
-                if self.drive.state.outcome is None:
-                    raise
-                log.warning("that isn't stored: %s", error)  # no reason to leave without goodbye
-            self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=command.reason)
-        await self.channel.tell(address.node, self.book.judged(address, command.digest, command.accepted, command.reason))
-        if command.offence:
-            await asyncio.to_thread(self._set_aside, command)
-
-    async def _spoilt(self, envelope: Envelope, reason: str) -> None:
-        """Record a body that the log refused. The node hears why in the answer; that the network altered it is no offence."""
-        address = envelope.address
-        if await self.book.spoilt(events.Judge(address, envelope.digest, False, reason, envelope.size)):
-            self._tell("rejected", node=address.node, name=self.book.names.get(address.node), reason=reason)
-
-    def _set_aside(self, command: events.Judge) -> None:
-        """Keep a refused update where the operator can look at it: it is the one that the log has just brought."""
-        with contextlib.suppress(LogError):
-            body = self.log.body(self._at_hand)
-            quarantine.set_aside(self.directory, command.address, command.digest, body, self.quota.room)
-
     async def _close(self, command: events.Close) -> None:
         self.drive.spawn(self._closing(command))
 
@@ -408,32 +362,16 @@ class Server:
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
-        accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
-        own = algorithms.reference(self.plan, self.algorithm, self.learner, self.state, self.holdout, command.round)
-        reference = self.models.put(own) if own else ""
-        if own:
-            own = self.models.get(reference, self.layouts)  # from its file, where it costs no memory
-        state = close(self.algorithm, self.state, self.learner.layouts, model, accepted, command.registered, own)
-        return Made(*self._keep(state), reference)
-
-    def _keep(self, state: State) -> tuple[str, str]:
-        """Store a state and the model in it, and go on with views into its file, which cost no memory; return both digests."""
-        brief = self.algorithm.brief(state)
-        model = self.models.put(brief)
-        kept = model if brief.keys() == state.keys() else self.models.put(state)
-        self.state, self._kept = self.models.get(kept, layouts_of(state)), (model, kept)
-        return self._kept
-
-    def _make_room(self, nodes: int) -> None:
-        """Make room, as far as the quota asks for it, for the updates of so many nodes."""
-        if not self.models.has(*self._kept):  # pruned with the run that made them first, just before this one's row named them
-            self._keep(self.state)
-        self.quota.recount(nodes * self._size)
+        return self.aggregator.aggregate(command, self.book.accepted(command, self.log.body), self.drive.state.model)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""
-        brief = self.algorithm.brief(self.state)
-        return self.holdout and self.learner.evaluate({name: brief[name] for name in self.learner.layouts}, self.holdout)
+        return self.aggregator.evaluate()
+
+    def _make_room(self, nodes: int) -> None:
+        """Make room, as far as the quota asks for it, for the updates of so many nodes."""
+        self.aggregator.keep_again()  # pruned with the run that made it first, just before this one's row named it
+        self.quota.recount(nodes * self._size)
 
     async def store_history(self, command: events.Close, made: Made, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
@@ -485,7 +423,7 @@ class Server:
     def _app(self) -> ASGIApp:
         routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
         if isinstance(self.log, EmbeddedLog):
-            routes += uploads.routes(self.log, self._admits, self._spoilt, lambda node: self.channel.spare(node, UPLOAD))
+            routes += uploads.routes(self.log, self._admits, self.intake.spoilt, lambda node: self.channel.spare(node, UPLOAD))
         return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:

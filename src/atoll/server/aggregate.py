@@ -1,0 +1,69 @@
+"""The newest state of a run's method: how the next one is made of a round's updates, judged, and kept as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atoll import algorithms
+from atoll.algorithms import Algorithm, State
+from atoll.learner import Learner, Rows
+from atoll.plan import Plan
+from atoll.server.book import Made
+from atoll.server.close import Accepted, Undo, close
+from atoll.server.events import Close
+from atoll.store.models import Models
+from atoll.vector import Metrics, layouts_of
+
+
+class Aggregator:
+    """What the server has of the model.
+
+    Args:
+        plan: what everyone agreed to.
+        algorithm, learner: the plan's.
+        models: where states and models are kept.
+        holdout: the server's own test rows.
+
+    Attributes:
+        state: the newest; views into its file, which cost no memory.
+        kept: the digests of the model in it, and of the state.
+    """
+
+    state: State
+    kept: tuple[str, str]
+
+    def __init__(self, plan: Plan, algorithm: Algorithm, learner: Learner, models: Models, holdout: Rows | None) -> None:
+        self._plan, self._algorithm, self._learner = plan, algorithm, learner
+        self._models, self._holdout = models, holdout
+
+    def keep(self, state: State) -> tuple[str, str]:
+        """Store a state and the model in it, and go on with it; return both digests."""
+        brief = self._algorithm.brief(state)
+        model = self._models.put(brief)
+        kept = model if brief.keys() == state.keys() else self._models.put(state)
+        self.state, self.kept = self._models.get(kept, layouts_of(state)), (model, kept)
+        return self.kept
+
+    def take_up(self, like: State, model: str, state: str) -> None:
+        """Go on with a state that another server left, which is laid out like this one."""
+        self.state, self.kept = self._models.get(state, layouts_of(like)), (model, state)
+
+    def keep_again(self) -> None:
+        """Store the newest state once more, where it was pruned with the run that made it first."""
+        if not self._models.has(*self.kept):
+            self.keep(self.state)
+
+    def aggregate(self, command: Close, accepted: Sequence[Accepted], model: str, undo: Undo | None = None) -> Made:
+        """Fold accepted updates into the next state, and store it; `model` and `undo` as in `close`."""
+        own = algorithms.reference(self._plan, self._algorithm, self._learner, self.state, self._holdout, command.round)
+        reference = self._models.put(own) if own else ""
+        layouts = self._learner.layouts
+        if own:  # from its file, where it costs no memory
+            own = self._models.get(reference, self._algorithm.updates(layouts))
+        state = close(self._algorithm, self.state, layouts, model, accepted, command.registered, own, undo)
+        return Made(*self.keep(state), reference)
+
+    def evaluate(self) -> Metrics | None:
+        """Judge the present model on the holdout; None without one."""
+        brief = self._algorithm.brief(self.state)
+        return self._holdout and self._learner.evaluate({name: brief[name] for name in self._learner.layouts}, self._holdout)
