@@ -47,6 +47,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "torch": ("atoll.learners.torch", "atoll.learners.keras"),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),
+    "dp_accounting": ("atoll.privacy.dp.accountant",),
     "aiohttp": (
         "atoll.logs",
         "atoll.node.runtime",
