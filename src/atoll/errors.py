@@ -39,6 +39,10 @@ class PlanError(AtollError):
     """A plan that can't be carried out: which key, what is wrong, what would be right."""
 
 
+class PolicyError(AtollError):
+    """What a data's owner doesn't agree to: which line of the policy, what was asked, what would be right."""
+
+
 class DataError(AtollError):
     """Rows that don't fit the plan: a missing column, a value that is no number, nothing left."""
 

@@ -6,20 +6,19 @@ the same on the server, on every node and in a simulation. Rank 1.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from atoll.errors import PlanError
-from atoll.sections import Fraction, Seconds, Section, Value, seconds
+from atoll.sections import Fraction, Seconds, Section, Value, mistake, nearest, seconds
 from atoll.stopping import Stopping
 from atoll.training import Training
 
@@ -113,12 +112,12 @@ class Columns(Section):
         features = self.features or ()
         for name in self.categories:
             if name not in features:
-                raise ValueError(f"categories.{name} is no feature{_nearest(name, features)}")
+                raise ValueError(f"categories.{name} is no feature{nearest(name, features)}")
         if len(set(features)) != len(features):
             raise ValueError("a feature is named twice")
         for used in (*features, self.target, self.split):
             if self.columns and used and used not in self.columns:
-                raise ValueError(f"'{used}' is not among columns{_nearest(used, self.columns)}")
+                raise ValueError(f"'{used}' is not among columns{nearest(used, self.columns)}")
         return self
 
 
@@ -234,7 +233,7 @@ class Plan(Section):
             return cls.model_validate_json(json.dumps(values))
         except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, ValidationError):
-                raise PlanError(f"{source}: {_first_of(error, cls)}") from None
+                raise PlanError(f"{source}: {mistake(error, cls)}") from None
             raise PlanError(f"{source}: {error}; a plan holds text, numbers, true or false, lists and tables") from None
 
     @classmethod
@@ -320,36 +319,3 @@ def _read_json(plan: Path, name: str) -> object:
         raise PlanError(f"{plan}: model.keras: {path} can't be read ({error.strerror}); write it with model.to_json()") from error
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{plan}: model.keras: {path} is no JSON ({error}); write it with model.to_json()") from error
-
-
-def _first_of(error: ValidationError, root: type[BaseModel]) -> str:
-    """Say the first of the mistakes in one line, and how many more there are."""
-    mistakes = error.errors(include_url=False)
-    mistake = mistakes[0]
-    place = ".".join(str(step) for step in mistake["loc"]) or "plan"
-    if mistake["type"] == "extra_forbidden":
-        said = f"unknown key{_nearest(str(mistake['loc'][-1]), _keys(root, mistake['loc'][:-1]))}"
-    elif mistake["type"] == "missing":
-        said = "is missing"
-    else:
-        said = mistake["msg"].removeprefix("Value error, ")
-        if isinstance(mistake.get("input"), (str, int, float)):
-            said += f" (it is {mistake['input']!r})"
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{place}: {said}{more}"
-
-
-def _keys(model: type[BaseModel], place: tuple[Any, ...]) -> Iterator[str]:
-    for step in place:
-        said = model.model_fields[step].annotation if step in model.model_fields else None
-        kinds = [kind for kind in (said, *get_args(said)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not kinds:
-            return
-        model = kinds[0]
-    yield from model.model_fields
-
-
-def _nearest(word: str, known: Any) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"

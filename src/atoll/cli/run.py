@@ -118,6 +118,7 @@ def join(
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="What you agree to, whatever a server asks: a TOML file.")] = None,
     pin: Pin = None,
     ca: Ca = None,
     certificate: ClientCertificate = None,
@@ -136,7 +137,7 @@ def join(
 
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
-        about: Any = {"plan": plan, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
+        about: Any = {"plan": plan, "policy": policy, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
         about |= {"kafka_config": kafka_config, "certificate": certificate}
         node = Node(url, source, name=name, directory=directory, watch=watch, **about)
         if check:
@@ -241,6 +242,7 @@ def _say(event: Mapping[str, Any]) -> None:
     lines: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "ready": lambda e: f"plan {e['plan']}: {e['rounds']} rounds; {e['train']} training and {e['test']} test rows here",
         "connected": lambda e: f"connected: run {e['run']}, round {e['round']}",
+        "refused": lambda e: f"nothing is done for this plan: {e['reason']}",
         "not_kept": lambda e: f"the final model isn't kept: {e['reason']}",
         "held_out": lambda e: f"held out until round {e['until']} is over, for updates that were refused; waiting",
         "waiting": lambda e: str(e["reason"]),

@@ -15,7 +15,7 @@ import socketio
 
 from atoll import algorithms, learners
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, RefusedError, StoreError, UnreachableError, UnwritableError
+from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.logs import access
@@ -32,9 +32,11 @@ from atoll.messages import (
 )
 from atoll.node import machine
 from atoll.node.download import Downloads
+from atoll.node.gate import Gate
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
+from atoll.node.policy import Policy
 from atoll.node.rows import Holding
 from atoll.node.trust import certain
 from atoll.node.witness import Witness
@@ -61,6 +63,7 @@ class Node:
         directory: where key, ledger, unsent updates and the final model are kept.
         watch: told of each thing that a person would like to see.
         plan: digest of the one plan to take part in; None takes part in whatever plan the server has.
+        policy: what the owner agrees to, or the TOML file that says it; None agrees to whatever the plan says.
         learner: one of your own, in place of the one that the plan names.
         allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
         pin, ca: whom to believe at an https:// address: who holds the key with this pin, or has a certificate of this CA.
@@ -81,6 +84,7 @@ class Node:
         directory: str | Path = "atoll-node",
         watch: Watch | None = None,
         plan: str | None = None,
+        policy: Policy | str | Path | None = None,
         learner: Learner | None = None,
         allow: Collection[str] = (),
         pin: str | None = None,
@@ -95,6 +99,7 @@ class Node:
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
+        self.gate = Gate(policy, self.ledger)
         self.memories = Memories(self.directory / "memory")
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
         self.run: str | None = None
@@ -156,6 +161,8 @@ class Node:
         async def checking() -> Data:
             async with self._open():
                 await self._unless_over(self._agree())
+            if self.gate.shut:
+                raise PolicyError(self.gate.shut)
             return self.data
 
         with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -189,6 +196,9 @@ class Node:
         if self._agreed not in (None, self.plan.digest):
             raise RefusedError(f"{self.url} runs plan {self.plan.digest[:12]}, this node takes part in {self._agreed} only")
         self.run = offer["run"]
+        if why := self.gate.meets(self.plan):  # the server is told when it asks; nothing is read or built for it
+            self._tell("refused", reason=why)
+            return
         self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
         self.algorithm = algorithms.find(self.plan, self.learner)
         self.data = await self.holding.ready(self.plan)
@@ -197,6 +207,7 @@ class Node:
         self.work = Work(self.plan, self.algorithm, self.learner, self.layouts, *mine)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
+        self.gate.rows = train
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 
     # What the server says.
@@ -287,6 +298,7 @@ class Node:
             if self.drive.state.task is not task:
                 return
             try:
+                self.gate.check(task)
                 digest = self.outbox.kept(self._address(task)) or await self._train(task)
             except (UnreachableError, UnwritableError) as error:
                 self._tell("waiting", reason=str(error))
@@ -342,7 +354,12 @@ class Node:
         task = command.task
         self._tell("declined", round=task.round, reason=command.reason)
         self.outbox.drop(self._address(task))
-        await self._emit(Decline(run=task.run, round=task.round, attempt=task.attempt, reason=command.reason[:2000]))
+        decline = Decline(run=task.run, round=task.round, attempt=task.attempt, reason=command.reason[:2000])
+        if self.gate.shut is None:
+            await self._emit(decline)
+            return
+        await self._call(decline)
+        self._fail(PolicyError(self.gate.shut))
 
     async def _settle(self, command: machine.Settle) -> None:
         verdict = command.verdict
@@ -354,7 +371,7 @@ class Node:
 
     async def _taking(self, end: EndSession) -> None:
         try:
-            if end.model is not None:
+            if end.model is not None and self.gate.shut is None:
                 body = await self._model(end.model)
                 self.metrics = await asyncio.to_thread(self.work.keep_final, end, body)
                 self.kept = True
@@ -366,10 +383,7 @@ class Node:
             self._tell("not_kept", reason=str(error))
         if end.outcome == "completed":
             self.memories.forget(end.run)
-        if self.sio.connected:
-            with contextlib.suppress(socketio.exceptions.SocketIOError):
-                ended = SessionEnded(run=end.run, metrics=self.metrics)
-                await self.sio.call(SessionEnded.event, ended.payload(), namespace=NAMESPACE, timeout=10)
+        await self._call(SessionEnded(run=end.run, metrics=self.metrics))
         await self.drive.happen(machine.Taken(self.drive.now()))
 
     async def _wake(self, command: machine.Wake) -> None:
@@ -394,6 +408,11 @@ class Node:
     async def _emit(self, message: Message) -> None:
         with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return
             await self.sio.emit(message.event, message.payload(), namespace=NAMESPACE)
+
+    async def _call(self, message: Message) -> None:
+        """Say something last: wait until the server has heard it."""
+        with contextlib.suppress(socketio.exceptions.SocketIOError):
+            await self.sio.call(message.event, message.payload(), namespace=NAMESPACE, timeout=10)
 
     def _address(self, task: StartTraining) -> Address:
         return Address(task.run, task.round, task.attempt, self.identity.node)

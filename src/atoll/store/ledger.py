@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, insert, select, update
+from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, func, insert, or_, select, update
 
 from atoll.store.database import Database
 from atoll.wire import Envelope
@@ -20,6 +20,8 @@ _ENTRIES = Table(
     *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
     *(Column(name, Float) for name in ("at", "judged_at")),
 )
+_AGREED = Table("agreed", _TABLES, Column("plan", String, primary_key=True), Column("name", String), Column("at", Float))
+Index("ledger_by_plan", _ENTRIES.c.plan)
 Index("ledger_by_digest", _ENTRIES.c.digest)
 _HEADS = Table(
     "heads",
@@ -85,6 +87,27 @@ class Ledger:
         self._write()
         with self._base.begin() as base:
             return [dict(row) for row in base.execute(select(_ENTRIES).order_by(_ENTRIES.c.id)).mappings()]
+
+    def left(self, plan: str, but: tuple[str, int, int] = ("", 0, 0)) -> int:
+        """Return how many updates of a plan left, in whatever run, but for the one of a run, round and attempt.
+
+        One that was resent as it was counts once.
+        """
+        place = _ENTRIES.c.run, _ENTRIES.c.round, _ENTRIES.c.attempt
+        other = or_(*(column != value for column, value in zip(place, but, strict=True)))
+        with self._base.begin() as base:
+            query = select(func.count(_ENTRIES.c.digest.distinct())).where(_ENTRIES.c.plan == plan, other)
+            return base.scalar(query) or 0
+
+    def agree(self, plan: str, name: str, now: float) -> None:
+        """Write that the owner read a plan and agreed to it."""
+        if not self.agreed(plan):
+            self._write(insert(_AGREED).values(plan=plan, name=name, at=now))
+
+    def agreed(self, plan: str) -> bool:
+        """Say whether the owner agreed to a plan."""
+        with self._base.begin() as base:
+            return base.scalar(select(_AGREED.c.at).where(_AGREED.c.plan == plan)) is not None
 
     def close(self) -> None:
         """Write what is left to write, and let go of the file."""

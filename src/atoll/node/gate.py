@@ -1,0 +1,59 @@
+"""Where the owner's policy is asked, with what the node's ledger knows: before anything is read, and before each round."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from atoll.errors import PolicyError
+from atoll.messages import StartTraining
+from atoll.node.policy import Asked, Policy, refuses
+from atoll.plan import Plan
+from atoll.store.ledger import Ledger
+
+_READ = "plans: its owner is asked about each plan, and nobody sits at a terminal here; read it with `atoll plan show`, "
+
+
+class Gate:
+    """What a node may do.
+
+    Args:
+        policy: the owner's, or the file that holds it; None: everything that a plan says.
+        ledger: the node's.
+
+    Attributes:
+        plan: whose run it is about.
+        rows: how many the node would train on.
+        shut: why nothing of this plan will ever be done here; None where some of it may.
+
+    Raises:
+        PolicyError: the file can't be read as a policy.
+    """
+
+    def __init__(self, policy: Policy | str | Path | None, ledger: Ledger) -> None:
+        self.policy = Policy.load(policy) if isinstance(policy, (str, Path)) else policy or Policy()
+        self._where = f"{policy}: " if isinstance(policy, (str, Path)) else "the owner's policy: "
+        self._ledger = ledger
+        self.rows = 0
+        self.shut: str | None = None
+
+    def meets(self, plan: Plan) -> str | None:
+        """Return why nothing of a plan may be done here, or None; from now on it is this plan."""
+        self.plan = plan
+        why = refuses(self.policy, plan, None, time.time())
+        if not why and self.policy.plans == "ask" and not self._ledger.agreed(plan.digest):
+            why = f'{_READ}then write plans = ["{plan.digest}"], or join once from a terminal'
+        self.shut = self._where + why if why else None
+        return self.shut
+
+    def check(self, task: StartTraining) -> None:
+        """Check that a round's task may be done now.
+
+        Raises:
+            PolicyError: it may not.
+        """
+        if self.shut:
+            raise PolicyError(self.shut)
+        asked = Asked(task.round, self.rows, self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt)))
+        if why := refuses(self.policy, self.plan, asked, time.time()):
+            raise PolicyError(self._where + why)

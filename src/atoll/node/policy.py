@@ -1,0 +1,211 @@
+"""The owner's policy: what a node agrees to, whatever a plan asks and whatever its server says.
+
+Enters: a TOML file of the data's owner. Leaves: None, or one line that says what is refused and why. Pure but for reading
+the file: the time and what the node knows of a round are arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from atoll.errors import PolicyError
+from atoll.plan import Plan
+from atoll.sections import Section, mistake
+
+Guard = Literal["secure_aggregation", "encryption"]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+Words = tuple[str, ...]
+
+
+class Policy(Section):
+    """What the owner of a node's data agrees to; what is left out allows everything. Each key: docs/how-to/data-owner.md."""
+
+    plans: str | Words = "any"
+    minimum_cohort: PositiveInt | None = None
+    guards: Annotated[tuple[Guard, ...], Field(min_length=1)] | None = None
+    roster: Annotated[Words, Field(min_length=3)] | None = None
+    epochs: PositiveFloat | None = None
+    updates: PositiveInt | None = None
+    columns: Words | None = None
+    header: Words | None = None
+    functions: Words | None = None
+    hours: str | None = None
+    weekdays: Annotated[tuple[Weekday, ...], Field(min_length=1)] | None = None
+    time_zone: str | None = None
+
+    @field_validator("plans")
+    @classmethod
+    def _are_whole(cls, plans: str | Words) -> str | Words:
+        if plans not in ("any", "ask") and (isinstance(plans, str) or not all(_hex(one, 64) for one in plans)):
+            raise ValueError('is "any", "ask", or a list of whole digests (64 hex digits, as `atoll plan show` gives them)')
+        return plans
+
+    @field_validator("roster")
+    @classmethod
+    def _are_nodes(cls, roster: Words | None) -> Words | None:
+        if strange := next((one for one in roster or () if not _hex(one, 32)), None):
+            raise ValueError(f"'{strange}' is no node's id (32 hex digits, as `atoll keys new` shows)")
+        return roster
+
+    @field_validator("hours")
+    @classmethod
+    def _are_two_times(cls, hours: str | None) -> str | None:
+        if hours is not None and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", hours, re.ASCII):
+            raise ValueError('looks like "22:00-06:00"')
+        if hours and len(set(hours.split("-"))) == 1:
+            raise ValueError("begins and ends at the same time: leave it out to allow all day")
+        return hours
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        try:
+            return name and ZoneInfo(name).key
+        except (KeyError, OSError, ValueError):
+            raise ValueError("no time zone that this machine knows; it looks like 'Europe/Berlin' (or install tzdata)") from None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.time_zone and not (self.hours or self.weekdays):
+            raise ValueError("time_zone goes with hours or weekdays")
+        if self.header and not self.columns:
+            raise ValueError("header goes with columns: it says which column is which in files without a header")
+        return self
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "policy") -> Policy:
+        """Check plain values and return the policy they make.
+
+        Raises:
+            PolicyError: one line with source, key, what is wrong and the nearest right name.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise PolicyError(f"{source}: {mistake(error, cls)}") from None
+        except (TypeError, ValueError) as error:
+            raise PolicyError(f"{source}: {error}; a policy holds text, numbers and lists of them") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a policy from a TOML file.
+
+        Raises:
+            PolicyError: as `of`; or the file is missing or no TOML.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PolicyError(f"{path}: can't be read ({error.strerror}); docs/how-to/data-owner.md shows one") from error
+        except ValueError as error:
+            raise PolicyError(f"{path}: no TOML: {error}") from error
+        return cls.of(values, str(path))
+
+
+def _hex(text: str, length: int) -> bool:
+    return len(text) == length and set(text) <= set("0123456789abcdef")
+
+
+class Asked(NamedTuple):
+    """What a node knows of the round that it is asked for.
+
+    Args:
+        round: as the server says.
+        rows: how many the node would train on.
+        left: how many updates of this plan left the node, in whatever run, besides the one that is asked for.
+    """
+
+    round: int
+    rows: int
+    left: int
+
+
+def refuses(policy: Policy, plan: Plan, asked: Asked | None, now: float) -> str | None:
+    """Say why the owner doesn't agree, or None.
+
+    Args:
+        policy: the owner's.
+        plan: what the server runs.
+        asked: the round; None asks of the plan alone, whatever comes.
+        now: seconds since 1970.
+    """
+    return next(_against_plan(policy, plan), None) or (next(_against_round(policy, plan, asked, now), None) if asked else None)
+
+
+def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
+    if isinstance(policy.plans, tuple) and plan.digest not in policy.plans:
+        yield f"plans: plan {plan.digest} is not among those that its owner agreed to"
+    if policy.minimum_cohort and plan.cohort.minimum < policy.minimum_cohort:
+        yield f"minimum_cohort: the plan adds up as few as {plan.cohort.minimum} updates, it takes {policy.minimum_cohort}"
+    guards = guards_of(plan)
+    if policy.guards and not guards & set(policy.guards):
+        yield f"guards: the plan's updates leave without {' or '.join(policy.guards)}"
+    if policy.roster is not None:
+        yield from _against_roster(policy.roster, plan, guards)
+    if policy.columns is not None:
+        yield from _against_columns(policy.columns, policy.header, plan)
+    if policy.functions is not None and (others := [one for one in plan.model.functions if one not in policy.functions]):
+        yield f"functions: the plan runs {' and '.join(others)} here"
+
+
+def _against_roster(roster: Words, plan: Plan, guards: set[str]) -> Iterator[str]:
+    if not guards:
+        yield "roster: the plan's updates leave one by one, so that a roster means nothing; it needs secure_aggregation"
+    strangers = set(getattr(getattr(plan, "privacy", None), "roster", None) or ()) - set(roster)
+    if strangers:
+        yield f"roster: the plan's has nodes that its owner doesn't know: {', '.join(sorted(strangers))}"
+
+
+def _against_columns(columns: Words, header: Words | None, plan: Plan) -> Iterator[str]:
+    data = plan.data
+    if data.features is None:
+        yield "columns: the plan names none: it takes whole arrays or pictures"
+    others = [name for name in (*(data.features or ()), data.target, data.split) if name and name not in columns]
+    if others:
+        yield f"columns: the plan reads {', '.join(dict.fromkeys(others))}; allowed: {', '.join(columns)}"
+    if data.columns is not None and data.columns != header:  # else a plan could call any column by an allowed one's name
+        yield f"header: the plan gives files' columns names of its own ({', '.join(data.columns[:20])})"
+
+
+def _against_round(policy: Policy, plan: Plan, asked: Asked, now: float) -> Iterator[str]:
+    if not 1 <= asked.round <= plan.plan.rounds:
+        yield f"the plan has rounds 1 to {plan.plan.rounds}, and none with number {asked.round}"
+    if policy.updates and asked.left >= policy.updates:
+        yield f"updates: {asked.left} of this plan's left this node already, {policy.updates} may"
+    pace = plan.training.pace(asked.rows, asked.round, plan.plan.rounds)
+    epochs = pace.steps * pace.batch_size / max(1, asked.rows) if plan.training.steps else plan.training.epochs or 1
+    if policy.epochs and epochs > policy.epochs:
+        yield f"epochs: the plan goes over these rows {epochs:.4g} times a round, {policy.epochs:.4g} are allowed"
+    if closed := _closed(policy, now):
+        yield closed
+
+
+def _closed(policy: Policy, now: float) -> str | None:
+    """Say that it is not the time; a night belongs to the day on which it begins."""
+    here = datetime.fromtimestamp(now, UTC).astimezone(ZoneInfo(policy.time_zone) if policy.time_zone else None)
+    day, at = here.weekday(), here.time()
+    if policy.hours:
+        begin, end = (time.fromisoformat(word) for word in policy.hours.split("-"))
+        if end <= at < begin or (begin < end and not begin <= at < end):
+            return f"hours: it is {here:%H:%M}, and this node works {policy.hours}"
+        if at < begin:
+            day = (here - timedelta(days=1)).weekday()
+    if policy.weekdays and _WEEK[day] not in policy.weekdays:
+        return f"weekdays: it is {_WEEK[day]}, and this node works on {', '.join(policy.weekdays)}"
+    return None
+
+
+def guards_of(plan: Plan) -> set[str]:
+    """Return which guards hide a single update from the server, under a plan."""
+    privacy = getattr(plan, "privacy", None)
+    return {guard for guard in ("secure_aggregation", "encryption") if getattr(privacy, guard, False)}

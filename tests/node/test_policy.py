@@ -1,0 +1,215 @@
+"""What a data's owner agrees to: read strictly, and kept to on the node whatever the server says."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from tests.federation import clients, plan
+
+from atoll.errors import AtollError, PolicyError
+from atoll.node.policy import Asked, Policy, refuses
+from atoll.node.runtime import Node
+from atoll.server.runtime import Server
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()  # a Wednesday
+ROUND = Asked(round=1, rows=40, left=0)
+TABLE = {"features": ["age", "dose", "sex", "cp"], "target": "ill"}
+
+
+def table(**data):
+    return plan(model={"inputs": None}, data={**TABLE, **data})
+
+
+def refused(policy, agreed, asked=ROUND, now=NOON):
+    return refuses(Policy.of(policy), agreed, asked, now)
+
+
+def test_a_policy_that_says_nothing_agrees_to_everything():
+    assert refused({}, plan()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("minimum_cohrt = 3", "policy.toml: minimum_cohrt: unknown key; did you mean 'minimum_cohort'?"),
+        ("Minimum_cohort = 3", "policy.toml: Minimum_cohort: unknown key; did you mean 'minimum_cohort'?"),
+        ("minimum_cohort = 0", "policy.toml: minimum_cohort: Input should be greater than 0 (it is 0)"),
+        ("minimum_cohort = '3'", "policy.toml: minimum_cohort: Input should be a valid integer (it is '3')"),
+        ("plans = ['eef4']", 'policy.toml: plans: is "any", "ask", or a list of whole digests (64 hex digits'),
+        ("plans = 'Ask'", 'policy.toml: plans: is "any", "ask", or a list of whole digests'),
+        ("guards = []", "policy.toml: guards: Tuple should have at least 1 item"),
+        ("guards = ['secagg']", "policy.toml: guards.0: Input should be 'secure_aggregation' or 'encryption'"),
+        ("hours = '22-6'", "policy.toml: hours: looks like \"22:00-06:00\" (it is '22-6')"),
+        ("hours = '06:00-06:00'", "policy.toml: hours: begins and ends at the same time"),
+        ("hours = '22:00-06:00'\ntime_zone = 'Europe/Bern'", "policy.toml: time_zone: no time zone that this machine knows"),
+        ("time_zone = 'Europe/Berlin'", "policy.toml: policy: time_zone goes with hours or weekdays"),
+        ("weekdays = ['monday']", "policy.toml: weekdays.0: Input should be 'mon'"),
+        ("header = ['age']", "policy.toml: policy: header goes with columns"),
+        ("roster = ['a', 'b', 'c']", "policy.toml: roster: 'a' is no node's id"),
+        ("day = 2026-11-25", "policy.toml: Object of type date is not JSON serializable"),
+        ("minimum_cohort 3", "policy.toml: no TOML"),
+    ],
+)
+def test_a_mistake_in_a_policy_is_one_line(tmp_path, text, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        Policy.load("policy.toml")
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_is_not_there():
+    with pytest.raises(PolicyError, match=r"nowhere.toml: can't be read \(No such file or directory\); docs/how-to"):
+        Policy.load("nowhere.toml")
+
+
+AGREED = plan()
+
+
+@pytest.mark.parametrize(
+    ("policy", "agreed", "said"),
+    [
+        ({"plans": [AGREED.digest]}, AGREED, None),
+        ({"plans": [AGREED.digest]}, plan(training={"epochs": 3}), "plans: plan"),
+        ({"plans": []}, AGREED, "plans: plan"),
+        ({"minimum_cohort": 3}, plan(cohort={"minimum": 3}), None),
+        ({"minimum_cohort": 4}, plan(cohort={"minimum": 3}), "minimum_cohort: the plan adds up as few as 3 updates, it takes 4"),
+        ({"minimum_cohort": 2}, plan(cohort={"minimum": 1, "cycle": 1}), "minimum_cohort: the plan adds up as few as 1"),
+        ({"guards": ["secure_aggregation"]}, AGREED, "guards: the plan's updates leave without secure_aggregation"),
+        (
+            {"guards": ["secure_aggregation", "encryption"]},
+            AGREED,
+            "guards: the plan's updates leave without secure_aggregation or",
+        ),
+        ({"roster": ["0" * 32, "1" * 32, "2" * 32]}, AGREED, "roster: the plan's updates leave one by one"),
+        ({"columns": ["age", "dose", "sex", "cp", "ill"]}, table(), None),
+        ({"columns": ["age", "dose", "sex", "cp"]}, table(), "columns: the plan reads ill; allowed: age, dose, sex, cp"),
+        ({"columns": ["age", "dose", "sex", "cp", "ill"]}, table(split="part"), "columns: the plan reads part"),
+        ({"columns": ["Age", "dose", "sex", "cp", "ill"]}, table(), "columns: the plan reads age"),
+        ({"columns": ["age"]}, AGREED, "columns: the plan names none"),
+        (
+            {"columns": ["age", "dose", "sex", "cp", "ill"]},
+            table(columns=["cp", "dose", "sex", "age", "ill", "name"]),
+            "header: the plan gives files' columns names of its own (cp, dose",
+        ),
+        (
+            {"columns": ["age", "dose", "sex", "cp", "ill"], "header": ["age", "dose", "sex", "cp", "ill"]},
+            table(columns=["age", "dose", "sex", "cp", "ill"]),
+            None,
+        ),
+        ({"functions": []}, AGREED, None),
+        (
+            {"functions": ["ours:brier"]},
+            plan(model={"metrics": ["ours:brier", "ours:rows"]}),
+            "functions: the plan runs ours:rows",
+        ),
+        ({"epochs": 2}, AGREED, None),
+        ({"epochs": 1}, AGREED, "epochs: the plan goes over these rows 2 times a round, 1 are allowed"),
+        ({"epochs": 2}, plan(training={"epochs": None, "steps": 10}), None),
+        ({"epochs": 2}, plan(training={"epochs": None, "steps": 11}), "epochs: the plan goes over these rows 2.2 times"),
+    ],
+)
+def test_what_a_policy_refuses(policy, agreed, said):
+    found = refused(policy, agreed)
+    assert (found is None) == (said is None)
+    assert (found or "").startswith(said or "")
+
+
+@pytest.mark.parametrize("number", [0, 4, 1 << 62])
+def test_a_round_that_the_plan_has_not_is_refused_without_any_policy(number):
+    assert refused({}, plan(), Asked(number, 40, 0)) == f"the plan has rounds 1 to 3, and none with number {number}"
+
+
+def test_updates_are_counted_over_all_runs():
+    assert refused({"updates": 5}, plan(), Asked(1, 40, 4)) is None
+    assert refused({"updates": 5}, plan(), Asked(1, 40, 5)) == "updates: 5 of this plan's left this node already, 5 may"
+
+
+@pytest.mark.parametrize(
+    ("policy", "when", "said"),
+    [
+        ({"hours": "22:00-06:00"}, "2026-11-25 23:59", None),
+        ({"hours": "22:00-06:00"}, "2026-11-26 05:59", None),
+        ({"hours": "22:00-06:00"}, "2026-11-26 06:00", "hours: it is 06:00, and this node works 22:00-06:00"),
+        ({"hours": "22:00-06:00"}, "2026-11-26 21:59", "hours: it is 21:59"),
+        ({"hours": "08:00-18:00"}, "2026-11-26 08:00", None),
+        ({"hours": "08:00-18:00"}, "2026-11-26 18:00", "hours: it is 18:00"),
+        ({"weekdays": ["sat", "sun"]}, "2026-11-28 00:00", None),
+        ({"weekdays": ["sat", "sun"]}, "2026-11-30 00:00", "weekdays: it is mon, and this node works on sat, sun"),
+        ({"hours": "22:00-06:00", "weekdays": ["fri"]}, "2026-11-28 05:00", None),  # friday's night
+        ({"hours": "22:00-06:00", "weekdays": ["sat"]}, "2026-11-28 05:00", "weekdays: it is fri"),
+        ({"hours": "01:30-03:30"}, "2026-10-25 02:30", None),  # the hour that comes twice
+    ],
+)
+def test_hours_and_weekdays_in_the_owners_time_zone(policy, when, said):
+    now = datetime.fromisoformat(when).replace(tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+    found = refused({**policy, "time_zone": "Europe/Berlin"}, plan(), now=now)
+    assert (found is None) == (said is None)
+    assert (found or "").startswith(said or "")
+
+
+def together(agreed, place, policies):
+    """Run a federation in which the last node has a policy and is there first: the history, how each node ended, all events."""
+    told = {name: [] for name in policies}
+    seen = []
+
+    async def all_of_them():
+        here = asyncio.Event()
+        server = Server(agreed, store=place / "store", port=0, watch=seen.append)
+
+        def watch(event):
+            told[last].append(event)
+            if event["what"] == "connected":
+                here.set()
+
+        async def start(name, rows):
+            if name != last:
+                await here.wait()
+            node = Node(
+                server.url, rows, name=name, directory=place / name, policy=policies[name], watch=watch if name == last else None
+            )
+            return await node.start_async()
+
+        *_, last = policies
+        starting = (start(name, rows) for name, rows in clients(len(policies)).items())
+        return await asyncio.gather(server.serve_async(), *starting, return_exceptions=True)
+
+    history, *ends = asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    return history, dict(zip(policies, ends, strict=True)), told, seen
+
+
+def test_a_plan_that_is_refused_is_told_to_both_sides_and_the_run_goes_on_without_that_node(tmp_path):
+    (tmp_path / "policy.toml").write_text("minimum_cohort = 5")
+    policies = {"node-0": None, "node-1": None, "node-2": tmp_path / "policy.toml"}
+    history, ends, told, seen = together(plan(cohort={"minimum": 2}), tmp_path, policies)
+    why = f"{tmp_path}/policy.toml: minimum_cohort: the plan adds up as few as 2 updates, it takes 5"
+    assert history["outcome"] == "completed"
+    assert not any("node-2" in row["answered"] for row in history["rounds"])
+    assert isinstance(ends["node-2"], PolicyError)
+    assert str(ends["node-2"]) == why
+    assert [event for event in told["node-2"] if event["what"] == "refused"] == [{"what": "refused", "reason": why}]
+    assert {event["reason"] for event in seen if event["what"] == "declined"} == {why}
+    assert not any(event["what"] in ("ready", "trained", "sent") for event in told["node-2"])
+
+
+def test_a_round_that_is_refused_is_declined_and_the_node_stays(tmp_path):
+    policies = {"node-0": None, "node-1": None, "node-2": Policy.of({"updates": 1})}
+    history, ends, told, seen = together(plan(cohort={"minimum": 2}), tmp_path, policies)
+    assert history["outcome"] == "completed"
+    assert ["node-2" in row["answered"] for row in history["rounds"]] == [True, False, False]
+    why = "the owner's policy: updates: 1 of this plan's left this node already, 1 may"
+    assert [event["reason"] for event in told["node-2"] if event["what"] == "declined"] == [why, why]
+    assert [event["reason"] for event in seen if event["what"] == "declined"] == [why, why]
+    assert ends["node-2"].outcome == "completed"
+
+
+def test_a_node_that_asks_its_owner_and_finds_nobody_says_what_to_write(tmp_path):
+    policies = {"node-0": None, "node-1": None, "node-2": Policy.of({"plans": "ask"})}
+    agreed = plan(cohort={"minimum": 2})
+    _, ends, _, _ = together(agreed, tmp_path, policies)
+    assert isinstance(ends["node-2"], AtollError)
+    assert f'plans = ["{agreed.digest}"]' in str(ends["node-2"])
