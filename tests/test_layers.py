@@ -31,7 +31,15 @@ SERVING = (
 HOMES: Mapping[str, Sequence[str]] = {
     "numpy": ("atoll",),
     "cryptography": ("atoll.keys", "atoll.tls"),
-    "pydantic": ("atoll.plan", "atoll.sections", "atoll.training", "atoll.stopping", "atoll.messages", "atoll.node.policy"),
+    "pydantic": (
+        "atoll.plan",
+        "atoll.sections",
+        "atoll.training",
+        "atoll.stages",
+        "atoll.stopping",
+        "atoll.messages",
+        "atoll.node.policy",
+    ),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),
     "h5py": ("atoll.learners.keras",),

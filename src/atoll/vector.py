@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from atoll.errors import LayoutError
 
-Dtype = Literal["float32", "float64", "int64", "uint32", "uint64"]
-"""Unsigned numbers are masked ones: their plain total is one modulo 2³² or 2⁶⁴."""
+Dtype = Literal["float32", "float64", "int64", "uint8", "uint16", "uint32", "uint64"]
+"""Unsigned numbers are masked ones, whose plain total is one modulo 2³² or 2⁶⁴; or codes, which nobody adds up."""
 Kind = Literal["weighted", "plain"]
 Flat = NDArray[Any]
 """A one-dimensional array."""
