@@ -75,7 +75,23 @@ def buffered(out: TextIO) -> TextIO:
 def main() -> None:
     """Run the command line; a person's mistake ends in one line, not in a traceback."""
     sys.stdout = buffered(sys.stdout)
-    from atoll.cli import audit, bench, demo, doctor, kafka, keep, look, nodes, partition, run, simulate, start, sweep, viewers  # noqa: F401  each adds its commands to `app`
+    from atoll.cli import (  # noqa: F401  each adds its commands to `app`
+        audit,
+        bench,
+        demo,
+        doctor,
+        kafka,
+        keep,
+        ledger,
+        look,
+        nodes,
+        partition,
+        run,
+        simulate,
+        start,
+        sweep,
+        viewers,
+    )
 
     try:
         app(standalone_mode=False)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from atoll.errors import PolicyError
 from atoll.messages import StartTraining
-from atoll.node.policy import Asked, Policy, refuses
+from atoll.node.policy import Asked, Policy, guards_of, refuses
 from atoll.plan import Plan
 from atoll.store.ledger import Ledger
+from atoll.vector import Metrics
 
 _READ = "plans: its owner is asked about each plan, and nobody sits at a terminal here; read it with `atoll plan show`, "
 
@@ -57,3 +58,7 @@ class Gate:
         asked = Asked(task.round, self.rows, self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt)))
         if why := refuses(self.policy, self.plan, asked, time.time()):
             raise PolicyError(self._where + why)
+
+    def tells(self, figures: Metrics) -> Metrics:
+        """Return what may be told of how the final model does on this node's rows: sums over them, which no guard hides."""
+        return {} if self.policy.guards or guards_of(self.plan) else figures

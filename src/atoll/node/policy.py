@@ -209,3 +209,8 @@ def guards_of(plan: Plan) -> set[str]:
     """Return which guards hide a single update from the server, under a plan."""
     privacy = getattr(plan, "privacy", None)
     return {guard for guard in ("secure_aggregation", "encryption") if getattr(privacy, guard, False)}
+
+
+def guard_said(plan: Plan) -> str:
+    """Say in a few words what protects an update under a plan, for the ledger."""
+    return " and ".join(sorted(guard.replace("_", " ") for guard in guards_of(plan))) or "none"

@@ -36,7 +36,7 @@ from atoll.node.gate import Gate
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
-from atoll.node.policy import Policy
+from atoll.node.policy import Policy, guard_said
 from atoll.node.rows import Holding
 from atoll.node.trust import certain
 from atoll.node.witness import Witness
@@ -45,7 +45,7 @@ from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.store.ledger import Ledger
 from atoll.tls import Trust
-from atoll.vector import layouts_of
+from atoll.vector import Metrics, layouts_of
 from atoll.wire import HEADER_LIMIT, Address, Buffer
 
 log = logging.getLogger("atoll.node")
@@ -336,7 +336,7 @@ class Node:
     async def _send(self, task: StartTraining) -> None:
         try:
             envelope, path = self.outbox.take(self._address(task))
-            self.ledger.leaving(envelope, time.time())
+            self.ledger.leaving(envelope, time.time(), guard_said(self.plan))
             await self.appender.append(envelope, path)
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
@@ -370,11 +370,14 @@ class Node:
         self.drive.spawn(self._taking(command.end))
 
     async def _taking(self, end: EndSession) -> None:
+        told: Metrics = {}
         try:
             if end.model is not None and self.gate.shut is None:
                 body = await self._model(end.model)
-                self.metrics = await asyncio.to_thread(self.work.keep_final, end, body)
-                self.kept = True
+                figures = await asyncio.to_thread(self.work.keep_final, end, body)
+                self.metrics, self.kept = figures, True
+                if told := self.gate.tells(figures):
+                    self.ledger.telling(end.run, self.plan.digest, told, time.time())
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
             await self.drive.happen(machine.NotTaken(self.drive.now()))
@@ -383,7 +386,7 @@ class Node:
             self._tell("not_kept", reason=str(error))
         if end.outcome == "completed":
             self.memories.forget(end.run)
-        await self._call(SessionEnded(run=end.run, metrics=self.metrics))
+        await self._call(SessionEnded(run=end.run, metrics=dict(told)))
         await self.drive.happen(machine.Taken(self.drive.now()))
 
     async def _wake(self, command: machine.Wake) -> None:

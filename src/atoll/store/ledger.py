@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, func, insert, or_, select, update
 
 from atoll.store.database import Database
+from atoll.vector import Metrics
 from atoll.wire import Envelope
 
 _TABLES = MetaData()
@@ -18,7 +20,14 @@ _ENTRIES = Table(
     Column("id", Integer, primary_key=True),
     *(Column(name, String) for name in ("run", "node", "digest", "plan", "guard", "verdict", "reason")),
     *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
-    *(Column(name, Float) for name in ("at", "judged_at")),
+    *(Column(name, Float) for name in ("at", "judged_at", "epsilon", "delta")),
+)
+_FIGURES = Table(
+    "figures",
+    _TABLES,
+    Column("id", Integer, primary_key=True),
+    *(Column(name, String) for name in ("run", "plan", "figures")),
+    Column("at", Float),
 )
 _AGREED = Table("agreed", _TABLES, Column("plan", String, primary_key=True), Column("name", String), Column("at", Float))
 Index("ledger_by_plan", _ENTRIES.c.plan)
@@ -31,6 +40,13 @@ _HEADS = Table(
     Column("number", Integer),
     Column("at", Float),
 )
+
+
+class Spent(NamedTuple):
+    """What a run's updates tell of a row or a node at most, so far: (ε, δ)-differential privacy."""
+
+    epsilon: float
+    delta: float
 
 
 @dataclass(frozen=True)
@@ -60,10 +76,26 @@ class Ledger:
         self._base = Database(directory, "ledger.sqlite", _TABLES, cache=128)  # it is written, and hardly ever read
         self._waiting: list[Any] = []
 
-    def leaving(self, envelope: Envelope, now: float, guard: str = "none") -> None:
-        """Write that an update is about to leave."""
+    def leaving(self, envelope: Envelope, now: float, guard: str = "none", spent: Spent | None = None) -> None:
+        """Write that an update is about to leave; one that leaves again as it was is written once.
+
+        Args:
+            envelope: the update's.
+            now: seconds since 1970.
+            guard: what protects it, in a few words.
+            spent: what the run has cost with it; None where no noise bounds what it tells.
+        """
+        place = (_ENTRIES.c.digest == envelope.digest, _ENTRIES.c.run == envelope.address.run)
+        with self._base.begin() as base:
+            if base.scalar(select(func.count()).where(*place)):
+                return
         facts = {**envelope.address._asdict(), "digest": envelope.digest, "bytes": envelope.size, "plan": envelope.plan}
+        facts |= spent._asdict() if spent else {}
         self._write(insert(_ENTRIES).values(**facts, guard=guard, at=now))
+
+    def telling(self, run: str, plan: str, figures: Metrics, now: float) -> None:
+        """Write that the figures of a final model on this node's rows are about to leave."""
+        self._write(insert(_FIGURES).values(run=run, plan=plan, figures=json.dumps(dict(figures)), at=now))
 
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""
@@ -87,6 +119,12 @@ class Ledger:
         self._write()
         with self._base.begin() as base:
             return [dict(row) for row in base.execute(select(_ENTRIES).order_by(_ENTRIES.c.id)).mappings()]
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return all figures of final models that left, the oldest first."""
+        with self._base.begin() as base:
+            found = base.execute(select(_FIGURES).order_by(_FIGURES.c.id)).mappings()
+            return [{**row, "figures": json.loads(row["figures"])} for row in found]
 
     def left(self, plan: str, but: tuple[str, int, int] = ("", 0, 0)) -> int:
         """Return how many updates of a plan left, in whatever run, but for the one of a run, round and attempt.
