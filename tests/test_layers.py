@@ -69,6 +69,8 @@ HOMES: Mapping[str, Sequence[str]] = {
     "confluent_kafka": ("atoll.logs.kafka", "atoll.logs.topics", "atoll.logs.users", FLOOR),
     "sqlalchemy": ("atoll.store", "atoll.preprocess.database"),
     "pyarrow": ("atoll.preprocess.parquet",),
+    "tenseal": ("atoll.privacy.ckks",),
+    "zstandard": ("atoll.privacy.ckks",),
     "PIL": ("atoll.preprocess.images",),
     "socketio": ("atoll.node.runtime",),
     "starlette": SERVING,

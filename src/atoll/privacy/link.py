@@ -4,7 +4,7 @@ Who relays the messages knows no link's inside: phases are names, messages are b
 node, the node answers, and what the server makes of all answers is what it says in the next phase::
 
     begin ─▶ [say ─ answer ─ collect] for each phase of `before` ─▶ say ─ protect ─▶ the update log ─▶ fold
-          ─▶ close ─▶ [say ─ answer ─ collect] for each phase of `after` but the last, whose answers go to `undo`
+          ─▶ close ─▶ summed ─▶ [say ─ answer ─ collect] for each phase of `after` but the last, whose answers go to `undo`
 
 States are frozen values, opaque to all but the link. A state is used once, and the next one takes its place.
 """
@@ -54,6 +54,7 @@ class Link(NamedTuple):
         collect: server: (state, phase, answers) → (state, messages for the next one).
         close: server: (state, the nodes in the total) → (state, messages for the first phase after).
         undo: server: (state, answers of the last phase, total) → what the total really is.
+        summed: server: (state, the fold's total) → state, where nodes must see it before they answer; once, after `close`.
     """
 
     before: tuple[str, ...]
@@ -66,3 +67,4 @@ class Link(NamedTuple):
     collect: Callable[[Own, str, Letters], tuple[Own, Letters]]
     close: Callable[[Own, Collection[str]], tuple[Own, Letters]]
     undo: Callable[[Own, Letters, Total], Undone]
+    summed: Callable[[Own, Total], Own] = lambda own, _: own

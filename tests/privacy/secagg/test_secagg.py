@@ -91,7 +91,7 @@ def test_one_dropout_too_many_abandons_the_round_and_says_where(phase):
     words = {
         "keys": "a cohort of 4 nodes: at least 5",
         "shares": "only 4 of 8 nodes gave shares: it takes 5",
-        "masked": "only 4 of 8 nodes sent a masked update: it takes 5",
+        "masked": "only 4 of 8 nodes sent an update: it takes 5",
         "survivors": "only 4 of 8 survivors signed: it takes 5",
         "unmask": "can't be had: 3 shares: it takes 4",
     }

@@ -87,7 +87,7 @@ def gather(terms: Terms, inbox: Mapping[str, bytes]) -> tuple[Gathered, bytes]:
             raise PrivacyError("not in the roster")
         return record
 
-    records, faults = _read(inbox, read)
+    records, faults = read_all(inbox, read)
     for kind in ("masks", "shares", "seed"):
         owners: dict[bytes, list[str]] = {}
         for node, record in records.items():
@@ -113,7 +113,7 @@ def relay(state: Gathered, inbox: Mapping[str, bytes]) -> tuple[Relayed, dict[st
             raise PrivacyError(f"{len(rows)} shares: they go to {cohort.graph.degree} others")
         return rows
 
-    tables, faults = _read(_members(cohort, inbox), read)
+    tables, faults = read_all(members(cohort, inbox), read)
     by_place = {cohort.places[node]: rows for node, rows in tables.items()}
     sharers = frozenset(by_place)
     enough(state.terms, cohort, sharers, "gave shares")
@@ -135,8 +135,8 @@ def close(state: Relayed, nodes: Iterable[str]) -> tuple[Relayed, bytes]:
     """
     survivors = frozenset(state.cohort.places.get(node, -1) for node in nodes)
     if not survivors <= state.sharers:
-        raise PrivacyError("a masked update of a node that gave no shares can't be unmasked; leave it out")
-    enough(state.terms, state.cohort, survivors, "sent a masked update")
+        raise PrivacyError("an update of a node that gave no shares can't be read; leave it out")
+    enough(state.terms, state.cohort, survivors, "sent an update")
     return replace(state, survivors=survivors), pack_set(survivors, len(state.cohort.records))
 
 
@@ -152,7 +152,7 @@ def prove(state: Relayed, inbox: Mapping[str, bytes]) -> tuple[Relayed, bytes]:
         check_signatures(cohort, {cohort.places[node]: data}, signed)
         return data
 
-    signatures, faults = _read(_members(cohort, inbox), read)
+    signatures, faults = read_all(members(cohort, inbox), read)
     by_place = {cohort.places[node]: signature for node, signature in signatures.items()}
     by_place = {place: by_place[place] for place in sorted(by_place.keys() & state.survivors)}
     quorum = cohort.graph.quorum
@@ -183,7 +183,7 @@ def unmask(state: Relayed, inbox: Mapping[str, bytes], parts: Sequence[Words], t
             raise PrivacyError("a seed that isn't its own, or shares that it doesn't hold")
         return data[:SECRET], rows
 
-    given, faults = _read(_members(cohort, inbox), read)
+    given, faults = read_all(members(cohort, inbox), read)
     answers = {cohort.places[node]: answer for node, answer in given.items() if cohort.places[node] in state.survivors}
     minus: list[bytes] = []
     plus: list[bytes] = []
@@ -216,11 +216,12 @@ def _recover(state: Relayed, answers: Mapping[int, tuple[bytes, dict[int, bytes]
     return secret
 
 
-def _members(cohort: Cohort, inbox: Mapping[str, bytes]) -> dict[str, bytes]:
+def members(cohort: Cohort, inbox: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the messages of a cohort's nodes; others' are nobody's."""
     return {node: data for node, data in inbox.items() if node in cohort.places}
 
 
-def _read(inbox: Mapping[str, bytes], read: Callable[[str, bytes], T]) -> tuple[dict[str, T], dict[str, str]]:
+def read_all(inbox: Mapping[str, bytes], read: Callable[[str, bytes], T]) -> tuple[dict[str, T], dict[str, str]]:
     """Return what could be read of each node's message, and why the others couldn't."""
     good, faults = {}, {}
     for node, data in inbox.items():

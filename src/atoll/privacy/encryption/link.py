@@ -1,0 +1,126 @@
+"""Encrypted sums as a link: its phases by name, its messages as bytes, its updates as ciphertexts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+from atoll.errors import PrivacyError
+from atoll.keys import Identity
+from atoll.privacy.encryption import node, server
+from atoll.privacy.encryption.update import Code
+from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.privacy.secagg import server as gathering
+from atoll.privacy.secagg.terms import Terms
+from atoll.vector import Groups, Layouts, Total, Update
+
+BEFORE, AFTER = ("keys", "secrets"), ("survivors", "open")
+T = TypeVar("T")
+
+
+class _Node(NamedTuple):
+    """A node's state: who it is, and how far it got."""
+
+    identity: Identity
+    at: Any
+
+
+class _Summed(NamedTuple):
+    """The server's, once it has the sum of the survivors' ciphertexts."""
+
+    relayed: gathering.Relayed
+    sums: Groups
+
+
+def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: float) -> Link:
+    """Return encrypted sums for updates of some layouts.
+
+    Args:
+        layouts: of an update's groups; parameters must be among them.
+        metrics: the names of all metrics that a node may have.
+        clip: the largest magnitude of a parameter's change; an update with a larger one is refused.
+        weight: the largest weight of a node.
+
+    Raises:
+        PlanError: there is nothing to encrypt.
+    """
+
+    def code(nodes: int) -> Code:
+        return Code(layouts, metrics, clip, weight, nodes)
+
+    def updates(_: Layouts) -> Layouts:
+        return code(1).protected
+
+    def answer(own: _Node, phase: str, message: bytes) -> tuple[_Node, bytes]:
+        at: object
+        match phase:
+            case "keys":
+                at, letter = node.advertise(_at(own.at, Terms, phase), own.identity)
+            case "secrets":
+                at, letter = node.give(_at(own.at, node.Advertised, phase), message)
+            case "survivors":
+                at, letter = node.confirm(_at(own.at, node.Encrypted, phase), message, own.identity)
+            case "open":
+                confirmed = _at(own.at, node.Confirmed, phase)
+                at, letter = None, node.reveal(confirmed, message, code(len(confirmed.encrypted.cohort.records)))
+            case _:
+                raise PrivacyError(f"encryption has no phase '{phase}'")
+        return own._replace(at=at), letter
+
+    def protect(own: _Node, message: bytes, update: Update) -> tuple[_Node, Update]:
+        given = _at(own.at, node.Given, "encrypting")
+        encrypted, sent = node.protect(given, message, update, code(len(given.cohort.records)))
+        return own._replace(at=encrypted), sent
+
+    def undo(own: Own, answers: Letters, total: Total) -> Undone:
+        summed = _at(own, _Summed, "opening")
+        how = code(len(summed.relayed.cohort.records))
+        opened, faults = server.compare({one: data for one, data in answers.items() if one in summed.relayed.cohort.places}, how)
+        return Undone(*how.decode(total, opened), {**summed.relayed.faults, **faults})
+
+    code(1)
+    return Link(BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, _summed)
+
+
+def _join(terms: Terms, identity: Identity) -> _Node:
+    return _Node(identity, _own(terms))
+
+
+def _begin(terms: Terms) -> Own:
+    return _own(terms)
+
+
+def _own(terms: Terms) -> Terms:
+    """Return terms under which nothing is signed that a secure sum of the same round could use."""
+    return replace(terms, plan=hashlib.sha256(b"atoll ckks v1 " + terms.plan.encode()).hexdigest())
+
+
+def _collect(own: Own, phase: str, answers: Letters) -> tuple[Own, Letters]:
+    match phase:
+        case "keys":
+            gathered, cohort = gathering.gather(_at(own, Terms, phase), answers)
+            return gathered, dict.fromkeys(gathered.cohort.places, cohort)
+        case "secrets":
+            return server.relay(_at(own, gathering.Gathered, phase), answers)
+        case "survivors":
+            summed = _at(own, _Summed, phase)
+            proven, proof = gathering.prove(summed.relayed, answers)
+            return summed._replace(relayed=proven), dict.fromkeys(server.openers(proven), server.offer(proof, summed.sums))
+    raise PrivacyError(f"encryption collects nothing in a phase '{phase}'")
+
+
+def _close(own: Own, nodes: Collection[str]) -> tuple[Own, Letters]:
+    closed, survivors = gathering.close(_at(own, gathering.Relayed, "closing"), nodes)
+    return closed, dict.fromkeys(nodes, survivors)
+
+
+def _summed(own: Own, total: Total) -> Own:
+    return _Summed(_at(own, gathering.Relayed, "the sum"), total.groups)
+
+
+def _at(state: object, kind: type[T], phase: str) -> T:
+    if not isinstance(state, kind):
+        raise PrivacyError(f"{phase} was asked for out of turn: it has been, or something else comes first")
+    return state
