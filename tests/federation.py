@@ -51,8 +51,8 @@ def run(agreed: Plan, data: Mapping[str, Any], place: Path, **options: Any) -> d
 
     async def together() -> dict[str, Any]:
         server = Server(agreed, store=place / "store", port=0, **options)
-        allow = options.get("allow", ())
-        nodes = [Node(server.url, one, name=name, directory=place / name, allow=allow) for name, one in data.items()]
+        shared: Any = {"allow": options.get("allow", ()), "learner": options.get("learner")}
+        nodes = [Node(server.url, one, name=name, directory=place / name, **shared) for name, one in data.items()]
         history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
         return history
 

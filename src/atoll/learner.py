@@ -21,6 +21,18 @@ Correct = Callable[[Flat, Flat], Flat]
 """`correct(gradient, vector)`: what an algorithm makes of a local gradient (FedProx, SCAFFOLD, FedDyn)."""
 
 
+class Lean(NamedTuple):
+    """A further loss on what a layer makes of the rows, by its slope alone: how MOON enters.
+
+    Args:
+        layer: whose output stands for a row; None for what the model's last layer with weights takes.
+        slope: `(x, z)` → the gradient of that loss, of a mini-batch, by its representations `z` `[rows, width]`.
+    """
+
+    layer: str | None
+    slope: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+
+
 Measure = Callable[[NDArray[Any], NDArray[Any]], Metrics]
 """`measure(predictions, y)`: more sums over rows than a learner's own."""
 
@@ -66,6 +78,7 @@ CAN: Mapping[str, str] = {
     "curvature": "give gradient and Hessian of its loss",
     "per_example": "give the gradient of each row",
     "vmap": "train many clients in one call",
+    "represent": "give what a layer makes of each row",
 }
 
 
@@ -114,6 +127,34 @@ class Curved(Protocol):
 
     def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
         """Return the gradient `[p]` and the Hessian `[p, p]` of the summed loss over the rows."""
+        ...
+
+
+@runtime_checkable
+class Representing(Protocol):
+    """A learner whose model has a layer that stands for a row (`represent` in `can`); `fit` takes one keyword more."""
+
+    def represent(self, groups: Groups, layer: str | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """Return what makes representations `[rows, width]` of rows with this model, as they are judged: without dropout.
+
+        Raises:
+            PlanError: there is no such layer.
+        """
+        ...
+
+    def fit(
+        self,
+        groups: Groups,
+        rows: Rows,
+        steps: int,
+        batch_size: int,
+        rng: np.random.Generator,
+        correct: Correct | None = None,
+        *,
+        rate: float = 1.0,
+        lean: Lean | None = None,
+    ) -> Fit:
+        """Do as `Learner.fit`, with a further loss; the metrics hold the learner's own loss alone."""
         ...
 
 

@@ -33,6 +33,7 @@ from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.mime import mime_lite
+from atoll.algorithms.moon import moon
 from atoll.algorithms.newton import newton
 from atoll.algorithms.qffl import qffl
 from atoll.algorithms.rounds import own, reference, train, work
@@ -56,6 +57,7 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fednova": fednova,
     "feddyn": feddyn,
     "mime_lite": mime_lite,
+    "moon": moon,
     "qffl": qffl,
     "finetune": finetune,
     "ditto": ditto,
@@ -74,6 +76,13 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "centered_clipping": centered_clipping,
     "fltrust": fltrust,
 }
+
+_GRADIENTS = "logistic, jax, keras and torch can, and sklearn's MLPs with options = { momentum = 0 }"
+_ABLE: Mapping[str, str] = {
+    "curvature": "logistic = true can",
+    "represent": "neural ones can: keras on JAX, and jax functions with a `represent`",
+}
+"""Who can what not all can."""
 
 
 def known() -> dict[str, Callable[..., Algorithm]]:
@@ -101,15 +110,13 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(f"aggregation.options: '{rule}' can't take {options}: {error}") from error
     if missing := algorithm.needs - learner.can:
         said = " and ".join(CAN.get(what, what) for what in sorted(missing))
-        mend = (
-            "logistic = true can"
-            if "curvature" in missing
-            else "logistic, jax, keras and torch can, and sklearn's MLPs with options = { momentum = 0 }"
-        )
+        mend = next((mend for what, mend in _ABLE.items() if what in missing), _GRADIENTS)
         raise PlanError(
             f"aggregation.rule: '{rule}' needs a learner that can {said}; '{plan.model.kind}' as planned can't ({mend})"
         )
     algorithm.updates(learner.layouts)  # a method that can't have this model says so
+    if algorithm.fits:
+        algorithm.fits(learner)
     if plan.cohort.minimum < algorithm.least:
         raise PlanError(
             f"cohort.minimum: '{rule}' with these options needs at least {algorithm.least} nodes in every round; "

@@ -67,6 +67,7 @@ class Algorithm(NamedTuple):
         least: how few updates it can be computed from; `cohort.minimum` is no less.
         root: whether the server does the local half too, on rows of its own, for the fold to compare with.
         own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
+        fits: raises PlanError for a learner that can't do what the options ask of it; beyond `needs`.
         late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
     """
 
@@ -80,4 +81,5 @@ class Algorithm(NamedTuple):
     least: int = 1
     root: bool = False
     own: Own | None = None
+    fits: Callable[[Learner], None] | None = None
     late: Late | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from atoll.algorithms.algorithm import Bodies, Memory
 from atoll.algorithms.folds import mean
-from atoll.learner import Correct, Learner, Rows
+from atoll.learner import Correct, Lean, Learner, Rows
 from atoll.training import Pace
 from atoll.vector import Flat, Group, Groups, Layouts, Total, Update, check_layouts
 
@@ -19,11 +20,19 @@ def only(groups: Groups, layouts: Layouts) -> dict[str, Group]:
 
 
 def trained(
-    learner: Learner, brief: Groups, rows: Rows, pace: Pace, rng: np.random.Generator, correct: Correct | None = None
+    learner: Learner,
+    brief: Groups,
+    rows: Rows,
+    pace: Pace,
+    rng: np.random.Generator,
+    correct: Correct | None = None,
+    *,
+    lean: Lean | None = None,
 ) -> Update:
-    """Fit the received model on the rows: new minus received, weighted by rows."""
+    """Fit the received model on the rows: new minus received, weighted by rows; `lean` for a learner that can represent."""
     received = only(brief, learner.layouts)
-    fit = learner.fit(received, rows, pace.steps, pace.batch_size, rng, correct, rate=pace.rate)
+    more: Any = {} if lean is None else {"lean": lean}
+    fit = learner.fit(received, rows, pace.steps, pace.batch_size, rng, correct, rate=pace.rate, **more)
     check_layouts(fit.groups, learner.layouts)
     moved = {name: group.with_values(_moved(group.values, received[name].values)) for name, group in fit.groups.items()}
     return Update(moved, float(len(rows)), fit.metrics)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Pure, Rows, batches, nothing
+from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
 from atoll.learners import named
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics
@@ -46,12 +46,14 @@ class Model(NamedTuple):
             `(parameters, state, x, key, training) -> (outputs, state)`. `training` is a Python bool.
         loss: `(outputs, y) -> losses [rows]`; or None, where the plan names one of `LOSSES`.
         stateful: whether there is a state: what training changes and no gradient does, such as batch-norm statistics.
+        represent: as `apply`, but for what stands for each row, `[rows, width]`, and no state after it: MOON compares that.
     """
 
     init: Callable[[Any], Tree]
     apply: Callable[..., Any]
     loss: Callable[[Any, Any], Any] | None = None
     stateful: bool = False
+    represent: Callable[..., Any] | None = None
 
 
 def build(plan: Plan, function: Callable[..., Any]) -> Jax:
@@ -114,6 +116,8 @@ class Jax:
         plain: bool = False,
     ) -> None:
         self.can = frozenset({"correct", "vmap", "sgd"} if plain else {"correct", "vmap"})
+        if model.represent is not None:
+            self.can |= {"represent"}
         self._model, self._task, self._loss = model, task, loss
         self._optimizer, self._learning_rate = optimizer, learning_rate
         self._dtype = jnp.dtype(precision)
@@ -167,20 +171,56 @@ class Jax:
         losses = self._loss(outputs, shaped)
         return jnp.mean(jnp.reshape(losses, (len(y), -1)), axis=1)
 
+    def _down(self, parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any, mask: Any = None) -> Any:
+        """Return the mean loss of a mini-batch, the state after it, and the losses' sum."""
+        outputs, state = self._apply(*self._lowered(parameters, state, x), jax.random.fold_in(key, step), True)
+        losses = self._losses(outputs, y)
+        if mask is None:
+            return jnp.mean(losses), (state, jnp.sum(losses))
+        summed = jnp.sum(losses * mask)
+        return summed / jnp.sum(mask), (state, summed)
+
+    def _lowered(self, parameters: Tree, state: Tree, x: Any) -> tuple[Tree, Tree, Any]:
+        """Return what training computes with, at its own precision."""
+        low = jax.tree.map(lambda leaf: leaf.astype(self._dtype), parameters)
+        return low, state, x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     @cached_property
     def _gradient(self) -> Any:
-        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any, mask: Any = None) -> Any:
-            key = jax.random.fold_in(key, step)
-            low = jax.tree.map(lambda leaf: leaf.astype(self._dtype), parameters)
-            x = x.astype(self._dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-            outputs, state = self._apply(low, state, x, key, True)
-            losses = self._losses(outputs, y)
-            if mask is None:
-                return jnp.mean(losses), (state, jnp.sum(losses))
-            summed = jnp.sum(losses * mask)
-            return summed / jnp.sum(mask), (state, summed)
+        return jax.value_and_grad(self._down, has_aux=True)
 
-        return jax.value_and_grad(loss, has_aux=True)
+    @cached_property
+    def _leaned(self) -> Any:
+        def loss(parameters: Tree, state: Tree, x: Any, y: Any, key: Any, step: Any, slope: Any) -> Any:
+            down, kept = self._down(parameters, state, x, y, key, step)
+            seen = self._represent(*self._lowered(parameters, state, x), jax.random.fold_in(key, step), True)
+            return down + jnp.sum(slope * seen), kept  # its gradient is the slope's, whatever loss that is of
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def _represent(self, parameters: Tree, state: Tree, x: Any, key: Any, training: bool) -> Any:
+        given = (parameters, state) if self._model.stateful else (parameters,)
+        seen = cast("Callable[..., Any]", self._model.represent)(*given, x, key, training)
+        return jnp.reshape(seen, (len(x), -1)).astype(jnp.float32)
+
+    @cached_property
+    def _seen(self) -> Any:
+        return jax.jit(self._represent, static_argnums=4)
+
+    @cached_property
+    def _seen_in_training(self) -> Any:
+        return jax.jit(
+            lambda parameters, state, x, key, step: self._represent(
+                *self._lowered(parameters, state, x), jax.random.fold_in(key, step), True
+            )
+        )
+
+    def represent(self, groups: Groups, layer: str | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """See `Representing.represent`: it is the model's own `represent`."""
+        if layer is not None:
+            raise PlanError("aggregation.options.layer: a model of JAX functions has its own `represent`: leave layer out")
+        model = self._trees({name: groups[name].values for name in self.layouts})
+        return lambda x: np.asarray(self._seen(*model, x, jax.random.key(0), False))
 
     @cached_property
     def _step(self) -> Any:
@@ -212,6 +252,7 @@ class Jax:
         correct: Correct | None = None,
         *,
         rate: float = 1.0,
+        lean: Lean | None = None,
     ) -> Fit:
         """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only."""
         parameters, state = self._trees({name: groups[name].values for name in self.layouts})
@@ -222,11 +263,17 @@ class Jax:
         with named.said("model.jax", rows):
             for step, batch in enumerate(batches(rng, len(rows), batch_size, steps)):
                 x, y = self._arrays(rows, batch)
-                if correct is None:
+                if correct is None and lean is None:
                     parameters, memory, state, loss = self._step(carry, x, y, key, step, learning_rate)
                 else:
-                    (_, (state, loss)), gradient = self._gradient_only(carry, x, y, key, step)
-                    parameters, memory = self._moved(carry, self._mended(gradient, carry[0], correct), learning_rate)
+                    if lean is None:
+                        (_, (state, loss)), gradient = self._gradient_only(carry, x, y, key, step)
+                    else:
+                        seen = self._seen_in_training(carry[0], carry[1], x, key, step)
+                        slope = lean.slope(x, np.asarray(seen))
+                        (_, (state, loss)), gradient = self._leaned(carry[0], carry[1], x, y, key, step, slope)
+                    mended = gradient if correct is None else self._mended(gradient, carry[0], correct)
+                    parameters, memory = self._moved(carry, mended, learning_rate)
                 carry = (parameters, state, memory)
                 losses.append(loss)
                 samples += len(batch)

@@ -15,7 +15,8 @@ from atoll.learners.jax import Model
 def perceptron(sizes: Sequence[int]) -> Model:
     """Return dense layers with ReLU between them: `[784, 200, 200, 10]` is the 2NN of McMahan et al. 2017, section 3.
 
-    A row of any shape is taken as one vector. Two sizes are a linear model, which begins at zero.
+    A row of any shape is taken as one vector; what the last hidden layer makes of it stands for it. Two sizes are a linear
+    model, which begins at zero.
 
     Args:
         sizes: of the input, of each hidden layer, and of the output.
@@ -34,10 +35,14 @@ def perceptron(sizes: Sequence[int]) -> Model:
         ]
 
     def apply(parameters: list[dict[str, Any]], x: Any, key: Any, training: bool) -> Any:
+        x = represent(parameters, x, key, training)
+        return x @ parameters[-1]["kernel"] + parameters[-1]["bias"]
+
+    def represent(parameters: list[dict[str, Any]], x: Any, key: Any, training: bool) -> Any:
         del key, training
         x = x.reshape(len(x), -1)
-        for at, layer in enumerate(parameters):
-            x = (jax.nn.relu(x) if at else x) @ layer["kernel"] + layer["bias"]
+        for layer in parameters[:-1]:
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
         return x
 
-    return Model(init, apply)
+    return Model(init, apply, represent=represent if len(sizes) > 2 else None)

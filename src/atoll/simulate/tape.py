@@ -2,7 +2,7 @@
 
 An algorithm's `local` asks a learner for a fit and goes on with what it gets. Under a `Tape` it stops where it asks for
 one that isn't recorded yet; once that is done, together with all other clients', `local` runs from its start again.
-It is pure, so nothing happens twice. What a strategy can't compile (`correct`) is fitted at once by the learner itself.
+It is pure, so nothing happens twice. What a strategy can't compile (`correct`, `lean`) is fitted at once by the learner itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atoll.learner import Correct, Fit, Learner, Rows
+from atoll.learner import Correct, Fit, Lean, Learner, Rows
 from atoll.vector import Groups
 
 
@@ -63,6 +63,7 @@ class Tape:
         correct: Correct | None = None,
         *,
         rate: float = 1.0,
+        lean: Lean | None = None,
     ) -> Fit:
         """See `Learner.fit`.
 
@@ -70,10 +71,11 @@ class Tape:
             WantsFitError: this one isn't recorded yet.
         """
         if self._next == len(self._fits):
-            if correct is None and not self.apart:  # what `correct` has seen is seen once: nothing is done again after it
+            if correct is None and lean is None and not self.apart:  # what these have seen is seen once: nothing is done again
                 raise WantsFitError(Asked(groups, rows, steps, batch_size, rng, rate))
             self.apart = True
-            self.record(self._learner.fit(groups, rows, steps, batch_size, rng, correct, rate=rate), rng)
+            more = {} if lean is None else {"lean": lean}
+            self.record(self._learner.fit(groups, rows, steps, batch_size, rng, correct, rate=rate, **more), rng)
         fit, rng.bit_generator.state = self._fits[self._next]
         self._next += 1
         return fit._replace(groups={name: group.with_values(group.values.copy()) for name, group in fit.groups.items()})

@@ -8,7 +8,7 @@ fit as the model's JSON says, the second are seeded by the fit's own generator.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import keras
@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Measure, Pure, Rows, batches, classified, nothing, regressed
+from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, classified, nothing, regressed
 from atoll.learners.keras import engine
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
 
 if TYPE_CHECKING:
+    from atoll.learners.keras.represented import Represented
     from atoll.learners.keras.stateless import Stateless
 
 _BINARY = ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge")
@@ -74,7 +75,8 @@ class Keras:
         self.layouts = self._layouts()
         self._engine = engine.make(self.model, made, self._objective, self.layouts["parameters"])
         if hasattr(self._engine, "move"):
-            self.can |= {"vmap"}
+            self.can |= {"vmap", "represent"}
+        self._layers: dict[str | None, Represented] = {}
 
     def _built(self, seed: int) -> Any:
         keras.utils.clear_session(free_memory=False)
@@ -164,6 +166,7 @@ class Keras:
         correct: Correct | None = None,
         *,
         rate: float = 1.0,
+        lean: Lean | None = None,
     ) -> Fit:
         """See `Learner.fit`; a short last batch is a shape of its own, so that batch norm sees true rows only.
 
@@ -173,13 +176,30 @@ class Keras:
         carry = self._filled(groups, rng, rate)
         losses, samples = [], 0
         for batch in batches(rng, len(rows), batch_size, steps):
-            carry, loss = self._engine.step(carry, *self._arrays(rows, batch), correct)
+            x, y = self._arrays(rows, batch)
+            if lean is None:
+                carry, loss = self._engine.step(carry, x, y, correct)
+            else:
+                gradient = self._represented(lean.layer).gradient(carry, x, y, lean.slope)
+                carry, loss = cast("Stateless", self._engine).apply(carry, gradient, correct)
             losses.append(loss)
             samples += len(batch)
         trainable, others = self._engine.end(carry)
         return Fit(
             self._groups(trainable, self._travelling(others)), {"samples": float(samples), "loss": float(sum(map(float, losses)))}
         )
+
+    def represent(self, groups: Groups, layer: str | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """See `Representing.represent`; on JAX alone."""
+        carry, model = self._filled(groups, None), self._represented(layer)
+        return lambda x: cast("NDArray[Any]", model.represent(carry, x))
+
+    def _represented(self, layer: str | None) -> Represented:
+        from atoll.learners.keras.represented import Represented
+
+        if layer not in self._layers:
+            self._layers[layer] = Represented(self.model, self._objective, layer)
+        return self._layers[layer]
 
     def _travelling(self, others: Sequence[Any]) -> list[Any]:
         travels = {id(one) for one in _buffers(self.model)}

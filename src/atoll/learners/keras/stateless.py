@@ -33,11 +33,17 @@ class Stateless:
         """See `Engine.step`."""
         if correct is None:
             return self._step(carry, x, y)
-        trainable, others, state = carry
-        (_, (others, loss)), gradient = self._gradient_only(trainable, others, x, y)
-        flat = [np.concatenate([np.ravel(part) for part in parts]) for parts in (gradient, trainable)]
-        mended = np.asarray(correct(flat[0], flat[1]), np.float32)
-        gradient = [jnp.asarray(array) for array in self._layout.views(mended).values()]
+        (_, kept), gradient = self._gradient_only(carry[0], carry[1], x, y)
+        return self.apply(carry, (kept, gradient), correct)
+
+    def apply(self, carry: Any, found: Any, correct: Correct | None) -> tuple[Any, Any]:
+        """Go one step along a gradient; `found` is `((others, loss summed), gradient)`."""
+        trainable, _, state = carry
+        (others, loss), gradient = found
+        if correct is not None:
+            flat = [np.concatenate([np.ravel(part) for part in parts]) for parts in (gradient, trainable)]
+            mended = np.asarray(correct(flat[0], flat[1]), np.float32)
+            gradient = [jnp.asarray(array) for array in self._layout.views(mended).values()]
         trainable, state = self._optimizer.stateless_apply(state, gradient, trainable)
         return (trainable, others, state), loss
 
