@@ -16,7 +16,24 @@ import typer
 
 import atoll
 from atoll import algorithms
-from atoll.cli import app, audit, bench, demo, doctor, kafka, ledger, look, nodes, partition, run, simulate, start, sweep, viewers  # noqa: F401  each adds its commands
+from atoll.cli import (  # noqa: F401  each adds its commands
+    app,
+    audit,
+    bench,
+    demo,
+    doctor,
+    kafka,
+    ledger,
+    look,
+    nodes,
+    owner,
+    partition,
+    run,
+    simulate,
+    start,
+    sweep,
+    viewers,
+)
 from atoll.messages import Message
 from atoll.plan import Plan
 from atoll.server import acting, http, page, uploads

@@ -63,7 +63,7 @@ def test_a_mistake_in_a_policy_is_one_line(tmp_path, text, said, monkeypatch):
 
 
 def test_a_policy_that_is_not_there():
-    with pytest.raises(PolicyError, match=r"nowhere.toml: can't be read \(No such file or directory\); docs/how-to"):
+    with pytest.raises(PolicyError, match=r"nowhere.toml: can't be read \(No such file or directory\); `atoll policy new"):
         Policy.load("nowhere.toml")
 
 

@@ -85,6 +85,7 @@ def main() -> None:
         ledger,
         look,
         nodes,
+        owner,
         partition,
         run,
         simulate,

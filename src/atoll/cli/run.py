@@ -118,7 +118,9 @@ def join(
         Path, typer.Option("--dir", help="Where key, ledger, unsent updates and the final model are kept.")
     ] = Path("atoll-node"),
     plan: Annotated[str | None, typer.Option(help="Take part only in the plan with this digest.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="What you agree to, whatever a server asks: a TOML file.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="What you agree to, whatever a server asks: a TOML file (`atoll policy new`).")
+    ] = None,
     pin: Pin = None,
     ca: Ca = None,
     certificate: ClientCertificate = None,
@@ -131,10 +133,14 @@ def join(
     ] = False,
 ) -> None:
     """Join a run with this machine's data: the model comes here, only updates leave."""
+    from atoll.cli.owner import consent
     from atoll.learner import summary
     from atoll.node.runtime import Node
     from atoll.preprocess import Query
+    from atoll.tls import Trust
 
+    if policy:
+        plan = consent(url, Trust(pin, ca, certificate), policy, directory, allow) or plan
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
         about: Any = {"plan": plan, "policy": policy, "allow": allow or (), "pin": pin, "ca": ca, "token": token}

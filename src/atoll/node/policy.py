@@ -106,7 +106,7 @@ class Policy(Section):
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise PolicyError(f"{path}: can't be read ({error.strerror}); docs/how-to/data-owner.md shows one") from error
+            raise PolicyError(f"{path}: can't be read ({error.strerror}); `atoll policy new FILE` writes one") from error
         except ValueError as error:
             raise PolicyError(f"{path}: no TOML: {error}") from error
         return cls.of(values, str(path))

@@ -1,0 +1,195 @@
+"""What a plan would take from a node: as facts, and in words for whoever has to agree to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from atoll.cli.show import size
+from atoll.errors import AtollError
+from atoll.plan import Plan
+
+TRIES = 3
+"""How often a round is tried, at most; each waits and works for no longer than the plan's deadline."""
+_OVERHEAD = 1000
+"""About how many bytes a protected or plain update has beside its numbers."""
+
+
+def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
+    """Return what a plan would take from a node, as plain values.
+
+    Args:
+        plan: the plan.
+        allow: functions of this machine that may run, so that a model which they make can be measured.
+    """
+    from atoll.node.policy import guards_of
+
+    data, rounds, once = plan.data, plan.plan.rounds, plan.training
+    size_of, why = _size(plan, allow)
+    return {
+        "name": plan.plan.name,
+        "digest": plan.digest,
+        "columns": [*(data.features or ()), *filter(None, (data.target, data.split))],
+        "target": data.target,
+        "split": data.split,
+        "names_columns": data.columns is not None,
+        "pictures": list(data.image) if data.image else None,
+        "model": {"kind": plan.model.kind, **size_of, "unknown": why},
+        "rule": plan.aggregation.rule,
+        "training": {"epochs": None if once.steps else once.epochs or 1, "steps": once.steps, "batch_size": once.batch_size},
+        "rounds": rounds,
+        "updates_at_most": rounds * TRIES,
+        "seconds_at_most": rounds * TRIES * 2 * plan.cohort.deadline,
+        "minimum_cohort": plan.cohort.minimum,
+        "guards": sorted(guards_of(plan)),
+        "epsilon": None,
+        "functions": list(plan.model.functions),
+        "kafka": plan.log.kafka,
+        "updates_by_name": not guards_of(plan),
+    }
+
+
+def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | None]:
+    """Return how large model and update are, or why that can't be known here."""
+    from atoll import algorithms, learners
+
+    try:
+        learner = learners.build(plan, allow)
+        algorithm = algorithms.find(plan, learner)
+        updates = algorithm.updates(learner.layouts)
+    except AtollError as error:
+        return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
+    return {
+        "numbers": sum(layout.size for layout in learner.layouts.values()),
+        "bytes": sum(layout.nbytes for layout in learner.layouts.values()),
+        "update": {name: layout.size for name, layout in updates.items()},
+        "update_bytes": sum(layout.nbytes for layout in updates.values()) + _OVERHEAD,
+    }, None
+
+
+def words(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say in plain words what `taken` found: headings and paragraphs."""
+    return [
+        ("The plan", f"{found['name']}. Change a letter of it, and it is another plan, with another digest."),
+        ("Its digest", found["digest"]),
+        ("It reads", _read(found)),
+        ("It trains", _trained(found)),
+        ("What leaves", _leaving(found)),
+        ("How often", _often(found)),
+        ("Protected by", _protected(found)),
+        ("ε", _noise(found)),
+        ("Who sees it", _seen(found)),
+        ("It runs here", _functions(found)),
+        ("It leaves here", _kept()),
+    ]
+
+
+def _read(found: Mapping[str, Any]) -> str:
+    if found["pictures"]:
+        height, width, channels = found["pictures"]
+        return (
+            f"pictures, each made {height} × {width} × {channels} numbers, and their folders' names. They stay on this machine."
+        )
+    if not found["columns"]:
+        return "whole arrays: whatever you give the node; the plan names no columns. The rows stay on this machine."
+    features = [name for name in found["columns"] if name not in (found["target"], found["split"])]
+    said = f"of each row the columns {', '.join(features)}; and {found['target']}, which the model learns to tell"
+    said += f"; and {found['split']}, which says what only judges" if found["split"] else ""
+    said += ". No other column is used. The rows stay on this machine."
+    if found["names_columns"]:
+        said += " Careful: the plan itself says which column of a file has which name; compare that with your files."
+    return said
+
+
+def _trained(found: Mapping[str, Any]) -> str:
+    model, training = found["model"], found["training"]
+    if model["numbers"] is None:
+        what = f"a model ({model['kind']}) whose size isn't known here ({model['unknown']})"
+    else:
+        what = f"a model ({model['kind']}) of {model['numbers']:,} numbers, {size(model['bytes'])}"
+    if training["steps"]:
+        often = f"in each round on {training['steps']:,} batches of {training['batch_size']} of your rows"
+    else:
+        times = "once" if training["epochs"] == 1 else f"{training['epochs']} times"
+        often = f"in each round {times} over your rows"
+    return f"{what}, by the method {found['rule']}, {often}."
+
+
+def _leaving(found: Mapping[str, Any]) -> str:
+    update = found["model"]["update"]
+    if update is None:
+        what = "how training changed the model's numbers"
+    else:
+        groups = ", ".join(f"{count:,} numbers '{name}'" for name, count in update.items())
+        what = f"about {size(found['model']['update_bytes'])} a round: how training changed the model ({groups})"
+    figures = f"; the results of {', '.join(found['functions'])}" if found["functions"] else ""
+    last = "" if found["guards"] else " At the end, such sums for the final model."
+    return (
+        f"{what}; how many rows you have; and sums over your rows that say how well the model does, such as its loss "
+        f"and how many it gets right{figures}.{last} The node's name and its key's public half. Never a row."
+    )
+
+
+def _often(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['rounds']:,} rounds, an update in each; a round that fails is tried up to {TRIES} times, so that at most "
+        f"{found['updates_at_most']:,} updates leave. By the plan a run takes at most {_duration(found['seconds_at_most'])}; "
+        f"only your own policy limits how many runs there are (updates), and when (hours)."
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Say a duration in the unit that fits.
+
+    >>> _duration(90), _duration(18_000), _duration(1e6)
+    ('2 minutes', '5 hours', '12 days')
+    """
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(1, round(seconds / 60))} minutes"
+
+
+def _protected(found: Mapping[str, Any]) -> str:
+    said = {
+        "secure_aggregation": f"secure aggregation: the server learns the sum of at least {found['minimum_cohort']} nodes' "
+        "updates, and no single one. Against a server that lies it holds where you pin a roster.",
+        "encryption": "homomorphic encryption: the server adds up what it can't read; the nodes decrypt the sum. "
+        "A node that works with the server opens every update.",
+    }
+    if not found["guards"]:
+        return (
+            "nothing but the way it is sent: the server reads your update. What can be got out of one: "
+            "docs/how-to/gradient-inversion.md."
+        )
+    return " ".join(said[guard] for guard in found["guards"])
+
+
+def _noise(found: Mapping[str, Any]) -> str:
+    if found["epsilon"] is None:
+        return "no noise is added: nothing bounds what updates, or their sums, tell of a row."
+    return str(found["epsilon"])
+
+
+def _seen(found: Mapping[str, Any]) -> str:
+    if found["guards"]:
+        said = "The server's operator: that you take part, when, and the sums. Nobody: your update."
+    else:
+        said = "The server's operator, and whoever reads its store: each of your updates with your name, and its figures."
+    if found["kafka"]:
+        said += f" The operator of the Kafka at {found['kafka']}: what the server's operator sees of updates."
+    return f"{said} All who take part, and whoever is given it: each round's model, and the last one."
+
+
+def _functions(found: Mapping[str, Any]) -> str:
+    if not found["functions"]:
+        return "no function of this machine; only what Atoll itself brings."
+    names = ", ".join(found["functions"])
+    return f"{names}: functions of this machine, which see your rows, and only where you allow them (--allow)."
+
+
+def _kept() -> str:
+    return (
+        "in the node's directory: its key, the ledger of what left, the update on its way, what the method remembers between "
+        "rounds, while it runs large rows in files, and the final model."
+    )
