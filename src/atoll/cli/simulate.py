@@ -50,6 +50,9 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(help="Threads or processes; without: one a processor. Changes no result.")
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="ray: in processes of a Ray cluster, of this machine, or ray:HOST:PORT. Changes no result.")
+    ] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Judge models every so many rounds, and after the last.")] = 1,
     store: Annotated[Path | None, typer.Option(help="A folder that keeps the run after each round.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --store, to the same bits.")] = False,
@@ -75,8 +78,8 @@ def simulate(
         with _kept(store), Live(training, console=console, refresh_per_second=8) as live:
             done = run(
                 agreed, there, holdout=rows, allow=allow or (), watch=_timed(agreed, show_run(agreed, live)), start=start,
-                strategy=strategy, workers=workers, judge_every=judge_every, there=_available(there, available, agreed),
-                store=store, resume=resume,
+                strategy=strategy, workers=workers, backend=backend, judge_every=judge_every, store=store, resume=resume,
+                there=_available(there, available, agreed),
             )  # fmt: skip
     if to:
         _write(done, to)

@@ -8,13 +8,17 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from atoll.errors import AtollError
 from atoll.learner import Data
 from atoll.simulate.clients import longest
 from atoll.simulate.map import Job, Map, Strategy, Work
 from atoll.vector import Groups
+
+if TYPE_CHECKING:
+    from atoll.simulate.loops import How
+    from atoll.simulate.ray import Cluster
 
 STRATEGIES = ("auto", "map", "scan", "vmap", "pool")
 _SOON = 3.0
@@ -29,10 +33,12 @@ class Hands(NamedTuple):
     Args:
         workers: threads or processes; None for as many as there are processors.
         allow: the functions that a plan may name; None where the learner isn't one that a process could build itself.
+        cluster: whose processes do the work, if not this machine's alone.
     """
 
     workers: int | None
     allow: Collection[str] | None
+    cluster: Cluster | None = None
 
 
 def named(
@@ -61,8 +67,31 @@ def named(
     return (lambda work: _fastest(work, brief, clients, hands, watch)) if name == "auto" else partial(made, name)
 
 
+def cluster(backend: str, work: Work, hands: Hands) -> Cluster:
+    """Return the cluster that `backend` names: "ray" for one of this machine, or "ray:" and the address of one that runs.
+
+    Raises:
+        AtollError: no such backend; Ray isn't installed; no cluster answers; or the learner isn't one for it.
+    """
+    kind, _, address = backend.partition(":")
+    if kind != "ray":
+        raise AtollError(f"--backend: '{backend}' is none; it is ray, or ray:HOST:PORT, or left out")
+    if hands.allow is None:
+        raise AtollError("--backend ray: its processes build the plan's learner themselves; leave learner= out")
+    try:
+        from atoll.simulate.ray import Cluster
+    except ModuleNotFoundError as error:
+        raise AtollError("--backend ray: Ray isn't installed; pip install 'atoll-fl[ray]'") from error
+
+    return Cluster(address or None, work, hands.workers, hands.allow)
+
+
 def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> Strategy:
-    workers = hands.workers or os.cpu_count() or 1
+    workers = hands.cluster.workers if hands.cluster else hands.workers or os.cpu_count() or 1
+    if how in ("map", "pool") and hands.cluster:
+        from atoll.simulate.ray import Apart
+
+        return Apart(how, work, hands.cluster)
     if how == "map":
         return Map(work)
     if how == "pool":
@@ -74,9 +103,10 @@ def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> St
     if "vmap" not in work.learner.can:
         kind = work.plan.model.kind
         raise AtollError(f"--strategy {how}: a '{kind}' learner can't be compiled together; take pool or map")
-    from atoll.simulate.vectorised import How, Vectorised
+    from atoll.simulate.vectorised import Vectorised
 
-    return Vectorised(work, cast("How", how), workers, longest(clients))
+    call = hands.cluster.call(cast("How", how)) if hands.cluster else None
+    return Vectorised(work, cast("How", how), workers, longest(clients), call)
 
 
 def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hands, watch: Callable[[Any], None]) -> Strategy:

@@ -8,12 +8,17 @@ how many steps each client goes. They return the fitted flat vectors `[clients, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from atoll.learner import Pure
+
+How = Literal["scan", "vmap"]
 
 _UNROLL = 4
 """Steps written out one after the other in a loop's body."""
@@ -82,3 +87,32 @@ def vmap(pure: Pure, shared: bool, even: int) -> Callable[..., Any]:
         return jax.vmap(pure.end)(carry), loss
 
     return fit
+
+
+class Calls:
+    """The loops of one strategy, compiled for each form of their arrays that comes.
+
+    Args:
+        pure: the learner's functions.
+        how: the strategy.
+    """
+
+    def __init__(self, pure: Pure, how: How) -> None:
+        self._pure, self._make = pure, scan if how == "scan" else vmap
+        self._compiled: dict[Any, Any] = {}
+        self._seen: set[Any] = set()
+        self._lock = Lock()
+
+    def __call__(self, kind: tuple[bool, int], *arrays: Any) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+        """Call the loop of a kind, `(shared, even)`; one thread compiles, the others wait for it."""
+        x, y = arrays[3:5]
+        key = (kind, x.shape, x.dtype, y.shape, y.dtype, arrays[5] is None)
+        if key in self._seen:
+            found, losses = self._compiled[kind](*arrays)
+        else:
+            with self._lock:
+                if kind not in self._compiled:
+                    self._compiled[kind] = jax.jit(self._make(self._pure, *kind))
+                found, losses = self._compiled[kind](*arrays)
+                self._seen.add(key)
+        return {name: np.asarray(array) for name, array in found.items()}, np.asarray(losses)

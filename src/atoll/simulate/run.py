@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections import deque
@@ -272,6 +273,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     tamper: Tamper | None = None,
     strategy: str | Made = "map",
     workers: int | None = None,
+    backend: str | None = None,
     judge_every: int = 1,
     there: Callable[[int], Collection[str]] | None = None,
     store: str | Path | None = None,
@@ -294,6 +296,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
             of your own.
         workers: threads, or processes of a pool; as many as there are processors unless named. The result is the same
             for any number.
+        backend: "ray": in processes of a Ray cluster, one of this machine, or with "ray:HOST:PORT" one that runs; the result
+            is that of the same strategy without.
         judge_every: models are judged every so many rounds, and after the last one.
         store: a folder that keeps the run after each round, so that one that was stopped can go on.
         resume: go on with the run there, to the bits of one that was never stopped.
@@ -315,18 +319,21 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
     state = work.algorithm.init(learners.first(plan, built, start))
     watch = watch or (lambda _: None)
-    hands = choose.Hands(workers, None if learner else allow)
-    named = strategy if isinstance(strategy, str) else ""
-    make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
-    chosen = make(work)
-    run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
-    run.model = digest_of(pack(work.algorithm.brief(state)))
-    try:
+    with contextlib.ExitStack() as opened:
+        hands = choose.Hands(workers, None if learner else allow)
+        if backend:
+            cluster = choose.cluster(backend, work, hands)
+            opened.callback(cluster.close)
+            hands = hands._replace(cluster=cluster)
+        named = strategy if isinstance(strategy, str) else ""
+        make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
+        chosen = make(work)
+        opened.callback(chosen.close)
+        run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
+        opened.callback(run.threads.shutdown)
+        opened.callback(run.memories.close)
+        run.model = digest_of(pack(work.algorithm.brief(state)))
         return _driven(run, run.kept_in(store, resume=resume))
-    finally:
-        run.memories.close()
-        run.threads.shutdown()
-        chosen.close()
 
 
 def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:

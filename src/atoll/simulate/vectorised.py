@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -24,11 +24,13 @@ from atoll import algorithms
 from atoll.errors import AtollError
 from atoll.learner import Compiled, Fit, Rows, batches
 from atoll.simulate import loops
+from atoll.simulate.loops import How
 from atoll.simulate.map import Answer, Job, Work, one
 from atoll.simulate.tape import Asked, Tape, WantsFitError
 from atoll.vector import Flat, Group, Groups, Metrics
 
-How = Literal["scan", "vmap"]
+Call = Callable[..., tuple[Mapping[str, NDArray[Any]], NDArray[Any]]]
+"""Carries out a call; its kind and its arrays are as `loops.Calls` takes them."""
 
 _SIDE_BY_SIDE = 128
 """Clients in a call of `vmap`, at most: a power of two, and so are smaller calls."""
@@ -85,14 +87,15 @@ class Vectorised:
         how: `scan` or `vmap`.
         workers: threads.
         longest: the most rows that a client has.
+        call: where a call is carried out, if not in this process.
     """
 
-    def __init__(self, work: Work, how: How, workers: int, longest: int) -> None:
+    def __init__(self, work: Work, how: How, workers: int, longest: int, call: Call | None = None) -> None:
         self._work, self.name = work, how
         self._pure = cast("Compiled", work.learner).pure()
+        self._judge = jax.jit(self._pure.judge)
+        self._call = call or loops.Calls(self._pure, how)
         self._most = work.plan.training.pace(longest, 1, work.plan.plan.rounds).steps
-        self._calls: dict[Any, Any] = {}
-        self._seen: set[Any] = set()
         self._lock = Lock()
         self._apart: bool | None = None
         self._why: dict[str, int] = {}
@@ -221,9 +224,8 @@ class Vectorised:
         models = [_narrow(fit.asked.groups) for fit in fits[: 1 if shared else None]]
         flats = models[0] if shared else {name: filled([model[name] for model in models]) for name in models[0]}
         count = np.int32(len(fits) if self.name == "scan" else longest)
-        found, losses = self._call((shared, even), count, flats, owns, x, y, masks, steps)
+        out, lost = self._call((shared, even), count, flats, owns, x, y, masks, steps)
         self._count(fits, width, longest)
-        out, lost = {name: np.asarray(array) for name, array in found.items()}, np.asarray(losses)
         return {
             fit.name: self._fit(fit, {name: array[k] for name, array in out.items()}, float(lost[k]))
             for k, fit in enumerate(fits)
@@ -269,20 +271,6 @@ class Vectorised:
                 masks[k, : fit.steps] = true
         return x, y, masks
 
-    def _call(self, kind: Any, *arrays: Any) -> Any:
-        """Call the compiled function of a kind; one thread compiles, the others wait for it."""
-        x, y = arrays[3:5]
-        key = (kind, x.shape, x.dtype, y.shape, y.dtype, arrays[5] is None)
-        if key in self._seen:
-            return self._calls[kind](*arrays)
-        with self._lock:
-            if kind not in self._calls:
-                make = loops.scan if self.name == "scan" else loops.vmap
-                self._calls[kind] = jax.jit(make(self._pure, *kind))
-            found = self._calls[kind](*arrays)
-            self._seen.add(key)
-        return found
-
     def close(self) -> None:
         """See `Strategy.close`."""
         self._threads.shutdown(cancel_futures=True)
@@ -290,7 +278,7 @@ class Vectorised:
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`; rows of many clients go through the model together."""
         flats = _narrow(model)
-        judge = self._calls.setdefault("judge", jax.jit(self._pure.judge))
+        judge = self._judge
         told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
         for block in _blocks([len(rows) for rows in parts]):
             taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
