@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from tests.federation import LOGISTIC, plan
 
 from atoll import messages
+from atoll.compression import Press, stages
 from atoll.errors import AtollError
 from atoll.keys import Identity
 from atoll.learners.keras import allowed
@@ -143,6 +144,20 @@ def test_a_body(body):
         json.dumps(update.metrics).encode()
     with refused():
         unpack_any(body, LAYOUTS)
+
+
+PRESS = Press(stages(["topk:0.5", "8bit"]), 1)
+SMALL = b"".join(encode(Update(PRESS.encode(GROUPS, {}, 1, "a")[0], 40.0, {"samples": 40.0}), MODEL))
+
+
+@budget
+@given(spoilt(SMALL) | st.binary(max_size=40).map(lambda end: SMALL[: -len(end) or None] + end))
+def test_a_compressed_body(body):
+    """Also wrong only inside: places and counts of no encoder, scales that are no numbers."""
+    with refused():
+        update = decode(body, PRESS.layouts(LAYOUTS), MODEL)
+        whole = PRESS.decode(update.groups, LAYOUTS, 1)
+        check(whole, LAYOUTS)
 
 
 @budget

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, Positive
 
 from atoll.errors import PlanError
 from atoll.sections import Fraction, Seconds, Section, Value, mistake, nearest, seconds
+from atoll.stages import Compression
 from atoll.stopping import Stopping
 from atoll.training import Training
 
@@ -214,6 +215,7 @@ class Plan(Section):
     aggregation: Aggregation = Aggregation()
     cohort: Cohort = Cohort()
     checks: Checks = Checks()
+    compression: Compression = Compression()
     stopping: Stopping = Stopping()
     log: Log = Log()
 

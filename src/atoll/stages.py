@@ -80,8 +80,7 @@ Stages = Annotated[tuple[str, ...], AfterValidator(_follow)]
 class Compression(Section):
     """`[compression]`: stages in the order in which numbers go through them; none: numbers travel as they are.
 
-    `up` is for updates, from nodes to the server; `down` for models, from the server to nodes.
+    `up` is for updates, from nodes to the server.
     """
 
     up: Stages = ()
-    down: Stages = ()

@@ -229,6 +229,7 @@ def test_connections_cut_in_every_round_lose_nothing(client, tmp_path):
     [
         ({"aggregation": {"rule": "newton"}}, [], "only take part in plans with logistic = true, data.features, sgd and fedavg"),
         ({"training": {"schedule": {"kind": "cosine"}}}, [], "doesn't know what the plan asks: training.schedule"),
+        ({"compression": {"up": ["8bit"]}}, [], "doesn't know what the plan asks: compression.up"),
         ({"data": {"features": ["age", "size"], "categories": {}}}, [], "has no column 'size'; there are: set, age, kind"),
         ({}, ["--plan", "0" * 64], "not 0000"),
         ({}, ["--token", "f" * 48, "--name", "script"], "the token is not the one that was made for 'script'"),

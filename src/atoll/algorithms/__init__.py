@@ -28,9 +28,11 @@ from atoll.algorithms.fedprox import fedprox
 from atoll.algorithms.fedsgd import fedsgd
 from atoll.algorithms.finetune import finetune
 from atoll.algorithms.fltrust import fltrust
+from atoll.algorithms.folds import mean
 from atoll.algorithms.geometric_median import geometric_median
 from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
+from atoll.algorithms.local import uniformly
 from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.mime import mime_lite
 from atoll.algorithms.moon import moon
@@ -42,7 +44,21 @@ from atoll.errors import PlanError
 from atoll.learner import CAN, Learner, Rows
 from atoll.plan import Plan
 
-__all__ = ["Algorithm", "Bodies", "Fold", "Memory", "State", "find", "known", "own", "reference", "rooted", "train", "work"]
+__all__ = [
+    "Algorithm",
+    "Bodies",
+    "Fold",
+    "Memory",
+    "State",
+    "adds",
+    "find",
+    "known",
+    "own",
+    "reference",
+    "rooted",
+    "train",
+    "work",
+]
 
 _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
@@ -125,6 +141,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     if plan.cohort.buffer and algorithm.late is None:
         raise PlanError(f"cohort.buffer: '{rule}' can fold no late update, so its rounds are synchronous; leave buffer out")
     return algorithm
+
+
+def adds(algorithm: Algorithm) -> bool:
+    """Say whether a method adds updates up, and looks at none by itself or beside others (as robust rules do)."""
+    return algorithm.fold in (mean, uniformly)
 
 
 def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:

@@ -208,12 +208,14 @@ def _port(port: int) -> Finding:
 
 
 def _plan(path: Path) -> tuple[Plan | None, Finding]:
-    from atoll import algorithms, learners
+    from atoll import algorithms, compression, learners
 
     plan = None
     try:
         plan = Plan.load(path)
-        algorithms.find(plan, learners.build(plan))
+        learner = learners.build(plan)
+        algorithm = algorithms.find(plan, learner)
+        compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     except AtollError as error:
         return plan, Finding("plan", "problem", str(error))
     return plan, Finding("plan", "fine", f"{plan.plan.name}, a {plan.model.kind} model, digest {plan.digest[:12]}")

@@ -15,8 +15,9 @@ from atoll.compression.randomk import randomk
 from atoll.compression.rotate import rotate
 from atoll.compression.stage import Read, Seed, Stage, reader
 from atoll.compression.topk import topk
-from atoll.errors import LayoutError
-from atoll.stages import Said
+from atoll.errors import LayoutError, PlanError
+from atoll.plan import Plan
+from atoll.stages import CHOICES, Said
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, squared
 
 MINE = "compression."
@@ -163,6 +164,10 @@ class Press(NamedTuple):
         return [self.seed, round_, place, *_words(f"compression {self.way} {name}")]
 
 
+OPEN = Press((), 0)
+"""Changes nothing."""
+
+
 def _words(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:8]
 
@@ -205,6 +210,31 @@ def stages(said: Sequence[str]) -> tuple[Stage, ...]:
         ValueError: see `Said.of`.
     """
     return tuple(_MADE[one.name](one.value) for one in map(Said.of, said))
+
+
+def find(plan: Plan, layouts: Layouts, *, sums: bool) -> Press:
+    """Return what makes a plan's updates small.
+
+    Args:
+        plan: the plan.
+        layouts: of its updates' groups.
+        sums: whether its rule adds updates up; else it compares them with each other (robust rules).
+
+    Raises:
+        PlanError: the stages don't go together with the rest of the plan.
+    """
+    said = plan.compression.up
+    press = Press(stages(said), plan.plan.seed)
+    if press.stages and press.layouts(layouts) == dict(layouts):
+        raise PlanError(
+            f"compression.up: '{plan.aggregation.rule}' sends nothing that is averaged, and sums must stay exact; leave up out"
+        )
+    if not sums and (wrong := next((one for one in said if Said.of(one).name in CHOICES), None)):
+        raise PlanError(
+            f"compression.up: '{plan.aggregation.rule}' compares updates with each other, and '{wrong}' leaves numbers out; "
+            "take '8bit', '4bit' or 'bfloat16'"
+        )
+    return press
 
 
 def parted(memory: Groups) -> tuple[dict[str, Group], dict[str, Group]]:

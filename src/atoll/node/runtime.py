@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import socketio
 
-from atoll import algorithms, learners
+from atoll import algorithms, compression, learners
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
 from atoll.keys import Identity
@@ -201,10 +201,12 @@ class Node:
             return
         self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
         self.algorithm = algorithms.find(self.plan, self.learner)
+        updates = self.algorithm.updates(self.learner.layouts)
+        press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
-        self.work = Work(self.plan, self.algorithm, self.learner, self.layouts, *mine)
+        self.work = Work(self.plan, self.algorithm, self.learner, press, self.layouts, *mine)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self.gate.rows = train

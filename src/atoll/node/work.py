@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import algorithms
 from atoll.algorithms import Algorithm
+from atoll.compression import Press, parted
 from atoll.keys import Identity
 from atoll.learner import Data, Learner
 from atoll.messages import EndSession, StartTraining
@@ -27,7 +28,7 @@ class Work:
     """What a node works with.
 
     Args:
-        plan, algorithm, learner: what everyone agreed to.
+        plan, algorithm, learner, press: what everyone agreed to.
         layouts: of what the server sends.
         data, name, identity, directory: the node's own.
         outbox, memories: where updates, and what goes with them, are kept.
@@ -36,6 +37,7 @@ class Work:
     plan: Plan
     algorithm: Algorithm
     learner: Learner
+    press: Press
     layouts: Layouts
     data: Data
     name: str
@@ -47,11 +49,12 @@ class Work:
     def train(self, task: StartTraining, body: Buffer) -> tuple[str, Metrics]:
         """Judge the received model and train it; the update is sealed and kept. Return its digest, and the metrics."""
         brief = received(body, self.layouts)
-        before = self.memories.recall(task.run, task.counted)
+        before, left = parted(self.memories.recall(task.run, task.counted))
         memory, update = algorithms.work(self.plan, self.algorithm, self.learner, brief, before, self.data, task.round, self.name)
-        if memory and task.counted and not before:
+        small, left_now = self.press.encode(update.groups, left, task.round, self.name)
+        if ((memory and not before) or (left_now and not left)) and task.counted:
             log.warning("round %d: what this node remembered of the run is gone; it begins anew", task.round)
-        parts = encode(update, task.model)
+        parts, memory = encode(replace(update, groups=small), task.model), {**memory, **left_now}
         address = Address(task.run, task.round, task.attempt, self.identity.node)
         envelope = seal(self.identity, address, self.plan.digest, parts)
         self.memories.keep(task.run, envelope.digest, memory, task.counted)
@@ -62,7 +65,7 @@ class Work:
         """Keep the final model, and what a personal method makes of it; return how that does on this node's rows."""
         brief = received(body, self.layouts)
         keep_final(self.directory, body)
-        memory = self.memories.recall(end.run, end.counted)
+        memory, _ = parted(self.memories.recall(end.run, end.counted))
         about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
         mine = algorithms.own(*about)
         if self.algorithm.own:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from atoll import algorithms
 from atoll.algorithms import Algorithm, State
+from atoll.compression import Press
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
 from atoll.server.book import Made
@@ -20,7 +21,7 @@ class Aggregator:
 
     Args:
         plan: what everyone agreed to.
-        algorithm, learner: the plan's.
+        algorithm, learner, press: the plan's.
         models: where states and models are kept.
         holdout: the server's own test rows.
 
@@ -32,8 +33,10 @@ class Aggregator:
     state: State
     kept: tuple[str, str]
 
-    def __init__(self, plan: Plan, algorithm: Algorithm, learner: Learner, models: Models, holdout: Rows | None) -> None:
-        self._plan, self._algorithm, self._learner = plan, algorithm, learner
+    def __init__(
+        self, plan: Plan, algorithm: Algorithm, learner: Learner, press: Press, models: Models, holdout: Rows | None
+    ) -> None:
+        self._plan, self._algorithm, self._learner, self._press = plan, algorithm, learner, press
         self._models, self._holdout = models, holdout
 
     def keep(self, state: State) -> tuple[str, str]:
@@ -60,7 +63,9 @@ class Aggregator:
         layouts = self._learner.layouts
         if own:  # from its file, where it costs no memory
             own = self._models.get(reference, self._algorithm.updates(layouts))
-        state = close(self._algorithm, self.state, layouts, model, accepted, command.registered, own, undo)
+        state = close(
+            self._algorithm, self.state, layouts, model, accepted, command.registered, own, undo=undo, press=self._press
+        )
         return Made(*self.keep(state), reference)
 
     def evaluate(self) -> Metrics | None:

@@ -214,8 +214,8 @@ class Book:
         found = []
         for node in command.accepted:
             body = partial(read, self._arrivals[command.address(self._run, node)].envelope)
-            task = command.late.get(node)
-            found.append(Accepted(node, body, command.round - task.round, task.model) if task else Accepted(node, body))
+            round_, started = (task.round, task.model) if (task := command.late.get(node)) else (command.round, "")
+            found.append(Accepted(node, body, command.round - round_, started, round_))
         return found
 
     async def refused(self, status: Status, judged: Judge) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from atoll.algorithms import Algorithm, State
+from atoll.compression import OPEN, Press, Read
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 from atoll.wire import Buffer, decode
 
@@ -19,17 +20,19 @@ Undo = Callable[[Total], Total]
 class Accepted(NamedTuple):
     """An accepted update: whose, and how to get at its bytes.
 
-    One that is late by τ rounds started from another model than the round's: `started` is its digest.
+    One that is late by τ rounds started from another model than the round's: `started` is its digest. `round` is the one
+    that it was asked for in.
     """
 
     node: str
     body: Callable[[], Buffer]
     late: int = 0
     started: str = ""
+    round: int = 0
 
 
 class _Bodies:
-    """Updates as a fold wants them: blocks of views into their bytes; of late ones, made smaller."""
+    """Updates as a fold wants them: blocks of views into their bytes, or opened by blocks; of late ones, made smaller."""
 
     def __init__(
         self,
@@ -38,20 +41,21 @@ class _Bodies:
         layouts: Layouts,
         reference: Groups | None = None,
         scales: Mapping[str, float] = {},
+        reads: Sequence[Mapping[str, Read]] | None = None,
     ) -> None:
         self.ids, self.layouts, self.reference = ids, layouts, reference
-        self._flats = {name: [update.groups[name].values for update in updates] for name in layouts}
+        self._reads = reads or [OPEN.open(update.groups, layouts, 0) for update in updates]
         self._scales = {place: scales[node] for place, node in enumerate(ids) if node in scales}
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
-        block = [flat[lo:hi] for flat in self._flats[group]]
+        block = [read[group](lo, hi) for read in self._reads]
         if self.layouts[group].total == "weighted":  # what is added up whole (counts) is no step to be shortened
             for place, scale in self._scales.items():
                 block[place] = block[place] * block[place].dtype.type(scale)
         return block
 
 
-def close(
+def close(  # noqa: PLR0913  what is rare by its name
     algorithm: Algorithm,
     state: State,
     model_layouts: Layouts,
@@ -59,7 +63,9 @@ def close(
     accepted: Sequence[Accepted],
     registered: int,
     reference: Groups | None = None,
+    *,
     undo: Undo | None = None,
+    press: Press = OPEN,
 ) -> State:
     """Return the next state.
 
@@ -72,17 +78,20 @@ def close(
         registered: how many nodes belong to the run.
         reference: the server's own update, where the method has it train too.
         undo: what comes between fold and step, where a guard hid the updates.
+        press: what made the updates small.
 
     Raises:
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
     """
     layouts = algorithm.updates(model_layouts)
-    updates = {one.node: decode(one.body(), layouts, one.started or model) for one in accepted}
+    small = press.layouts(layouts)
+    updates = {one.node: decode(one.body(), small, one.started or model) for one in accepted}
+    reads = [press.open(updates[one.node].groups, layouts, one.round) for one in accepted]
     late = {one.node: one.late for one in accepted if one.late}
-    return step(algorithm, state, layouts, updates, registered, reference, late, undo)
+    return step(algorithm, state, layouts, updates, registered, reference, late, undo, reads)
 
 
-def step(
+def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     algorithm: Algorithm,
     state: State,
     layouts: Layouts,
@@ -91,12 +100,13 @@ def step(
     reference: Groups | None = None,
     late: Mapping[str, int] = {},
     undo: Undo | None = None,
+    reads: Sequence[Mapping[str, Read]] | None = None,
 ) -> State:
     """Return the next state from updates as they are once read: node → update, in fold order; see `close`.
 
-    `late` says by how many rounds those are late that are.
+    `late` says by how many rounds those are late that are; `reads` how to read updates that are small yet.
     """
     scales = {node: algorithm.late(rounds) for node, rounds in late.items()} if algorithm.late else {}
-    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales)
+    bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales, reads)
     total = algorithm.fold(bodies, [update.weight for update in updates.values()], registered)
     return algorithm.step(state, undo(total) if undo else total)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from atoll.compression import Press
 from atoll.drive import Drive
 from atoll.errors import AtollError, LayoutError, LogError, RefusedError, StoreError, WireError
 from atoll.logs import Reader, Record
@@ -29,6 +30,7 @@ class Intake:
     Args:
         plan: what everyone agreed to.
         layouts: of an update's groups.
+        press: what made them small.
         log: what brings updates.
         drive: the machine in motion.
         book, channel, door: the server's.
@@ -41,6 +43,7 @@ class Intake:
         self,
         plan: Plan,
         layouts: Layouts,
+        press: Press,
         log: Reader,
         *,
         drive: Drive[State],
@@ -51,7 +54,7 @@ class Intake:
         tell: Callable[..., None],
         closed: int,
     ) -> None:
-        self._plan, self._layouts, self._log, self._drive = plan, layouts, log, drive
+        self._plan, self._layouts, self._press, self._log, self._drive = plan, layouts, press, log, drive
         self._book, self._channel, self._door = book, channel, door
         self._aside, self._tell, self._closed = aside, tell, closed
 
@@ -88,8 +91,8 @@ class Intake:
             raise RefusedError(record.refused)
         if record.envelope.plan != self._plan.digest:
             raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self._plan.digest[:12]}")
-        update = decode(self._log.body(record.envelope), self._layouts, model)
-        return update, check(update.groups, self._layouts)
+        update = decode(self._log.body(record.envelope), self._press.layouts(self._layouts), model)
+        return update, check(self._press.decode(update.groups, self._layouts, record.envelope.address.round), self._layouts)
 
     async def _reject(self, record: Record, reason: str) -> None:
         envelope = record.envelope

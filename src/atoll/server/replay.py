@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from atoll import algorithms, learners
+from atoll import algorithms, compression, learners
 from atoll.algorithms import Algorithm, State
 from atoll.errors import LogError, StoreError
 from atoll.learner import Learner
@@ -69,6 +69,7 @@ async def replay(
     plan = Plan.from_json(run.plan)
     learner = learner or learners.build(plan, allow)
     algorithm = algorithms.find(plan, learner)
+    press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
     size = sum(one.nbytes for one in algorithm.updates(learner.layouts).values())
     log = _open(directory / "log", run, plan, size, access)
@@ -87,11 +88,13 @@ async def replay(
                     raise LogError(f"run {run.run}: the log lacks update {missing[0][1][:12]} of round {row.round}")
                 seen[record.envelope.address, record.envelope.digest] = record
             accepted = [
-                Accepted(one.node, partial(_body, log, seen.pop(key)), row.round - one.round, models[one.round])
+                Accepted(one.node, partial(_body, log, seen.pop(key)), row.round - one.round, models[one.round], one.round)
                 for one, key in zip(mine, wanted, strict=True)
             ]
             own = _trained(directory, row, algorithm.updates(learner.layouts))
-            state = await asyncio.to_thread(close, algorithm, state, learner.layouts, model, accepted, row.registered, own)
+            state = await asyncio.to_thread(
+                close, algorithm, state, learner.layouts, model, accepted, row.registered, own, press=press
+            )
             model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)

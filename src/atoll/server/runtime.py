@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from atoll import algorithms, learners
+from atoll import algorithms, compression, learners
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
@@ -100,14 +100,14 @@ class Server:
     ) -> None:
         if resume and start is not None:
             raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
-        self.plan, self.holdout = plan, holdout
+        self.plan, self.holdout, self.directory = plan, holdout, Path(store)
         self.learner = learner or learners.build(plan, allow)
         self.algorithm = algorithms.find(plan, self.learner)
         algorithms.rooted(plan, self.algorithm, holdout)
         self.layouts = self.algorithm.updates(self.learner.layouts)
-        self._size = sum(layout.nbytes for layout in self.layouts.values())
+        self.press = compression.find(plan, self.layouts, sums=algorithms.adds(self.algorithm))
+        self._size = sum(layout.nbytes for layout in self.press.layouts(self.layouts).values())
         first = learners.first(plan, self.learner, start)
-        self.directory = Path(store)
         if client_certificates and not tls:
             raise AtollError("--client-certificates is a part of TLS: add --tls, or --tls-cert and --tls-key")
         known_by = access.read(Path(kafka_config) if kafka_config else None)
@@ -133,7 +133,7 @@ class Server:
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
         self.patience = Patience(plan.cohort.deadline, lambda why: self._tell("waiting", reason=why))
         self.book = Book(self.store, chain, self.run, self.patience, self._left)
-        self.aggregator = Aggregator(plan, self.algorithm, self.learner, self.models, holdout)
+        self.aggregator = Aggregator(plan, self.algorithm, self.learner, self.press, self.models, holdout)
         self._begin(self.algorithm.init(first))
         self._make_room(plan.cohort.minimum)
         self._ended, self._opening, self._coming = asyncio.Event(), asyncio.Lock(), dict[str, str]()
@@ -146,6 +146,7 @@ class Server:
         intake = Intake(
             self.plan,
             self.layouts,
+            self.press,
             self.log,
             drive=drive,
             book=self.book,

@@ -8,12 +8,13 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from atoll import algorithms, learners
+from atoll import algorithms, compression, learners
 from atoll.algorithms import Memory, State
+from atoll.compression import Press, parted
 from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
 from atoll.learner import Data, Learner, Rows, pooled, summary
 from atoll.plan import Plan
@@ -71,6 +72,7 @@ class _Run:
     """
 
     work: Work
+    press: Press
     clients: Mapping[str, Data]
     holdout: Rows | None
     watch: Watch
@@ -96,7 +98,7 @@ class _Run:
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
         brief = self.work.algorithm.brief(self.state)
-        clients = {name: (self.memories.get(name), self.clients[name]) for name in command.nodes}
+        clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in command.nodes}
         answers = self.strategy.train(Job(brief, command.round, clients, self.due(command.round)))
         updates: dict[str, Update] = {}
         for name in command.nodes:
@@ -108,7 +110,6 @@ class _Run:
                 continue
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
-        self.updates.update(sent)
         addresses = [Address("simulated", command.round, command.attempt, name) for name in sent]
         for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
             self.later(name, command.round, event)
@@ -126,11 +127,19 @@ class _Run:
         return event
 
     def arrive(self, address: Address, update: Update) -> events.Event:
-        """Take an update in, and check it as a server does; what it weighs on the wire is known without joining its bytes."""
-        size = self.sizes[address.node] = sum(part.nbytes for part in encode(update, self.model))
-        what = address, address.node, size
+        """Take an update in as it travels, and check it as a server does; its size is known without joining its bytes."""
+        name, layouts = address.node, self.work.algorithm.updates(self.work.learner.layouts)
+        left = parted(self.memories.get(name))[1]
         try:
-            norm = check(update.groups, self.work.algorithm.updates(self.work.learner.layouts))
+            small, left = self.press.encode(update.groups, left, address.round, name)
+        except LayoutError as error:
+            return events.Declined(0.0, address, str(error))
+        self.drafts[name] = {**self.drafts[name], **left}
+        size = self.sizes[name] = sum(part.nbytes for part in encode(replace(update, groups=small), self.model))
+        what = address, name, size
+        self.updates[name] = update = replace(update, groups=self.press.decode(small, layouts, address.round))
+        try:
+            norm = check(update.groups, layouts)
             return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
         except LayoutError as error:
             return events.Refused(0.0, *what, str(error))
@@ -237,7 +246,7 @@ class _Run:
 
     def judge_own(self, name: str) -> dict[str, float]:
         """How the model that a client itself uses does on its rows, as figures."""
-        brief, memory, data = self.work.algorithm.brief(self.state), self.memories.get(name), self.clients[name]
+        brief, (memory, _), data = self.work.algorithm.brief(self.state), parted(self.memories.get(name)), self.clients[name]
         mine = algorithms.own(*self.work, brief, memory, data, self.work.plan.plan.rounds, name)
         return summary(self.work.learner.evaluate(mine, data.judge))
 
@@ -313,6 +322,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     """
     built = learner or learners.build(plan, allow)
     work = Work(plan, algorithms.find(plan, built), built)
+    press = compression.find(plan, work.algorithm.updates(built.layouts), sums=algorithms.adds(work.algorithm))
     algorithms.rooted(plan, work.algorithm, holdout)
     data = _ready(plan, clients)
     if judge_every > 1 and plan.stopping.patience:
@@ -329,7 +339,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
         opened.callback(chosen.close)
-        run = _Run(work, data, holdout, watch, state, chosen, judge_every, tamper, there)
+        run = _Run(work, press, data, holdout, watch, state, chosen, judge_every, tamper, there)
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
         run.model = digest_of(pack(work.algorithm.brief(state)))

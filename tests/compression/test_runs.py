@@ -1,0 +1,224 @@
+"""Compressed runs whole: deployed over both logs and simulated to the same bits, replayed, resumed, or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.faults.test_bad_input import Rogue
+from tests.federation import clients, plan, run
+
+from atoll import simulate
+from atoll.errors import PlanError
+from atoll.messages import StartTraining
+from atoll.node.runtime import Node
+from atoll.plan import Plan
+from atoll.server import quarantine
+from atoll.server.replay import replay
+from atoll.server.runtime import Server
+from atoll.store.sql import SqlStore
+from atoll.vector import Group, Layout, Tensor, Update
+from atoll.wire import Address, Envelope, decode, encode
+
+UPS = [["bfloat16"], ["8bit"], ["rotate", "4bit"], ["topk:0.3", "8bit"], ["randomk:0.5"], ["powersgd:1", "bfloat16"]]
+
+
+def pressed(up: list[str], **sections: Any) -> Plan:
+    return plan(compression={"up": up}, **sections)
+
+
+@pytest.fixture
+def wide() -> dict[str, Any]:
+    return {f"node-{k}": wider(k) for k in range(3)}
+
+
+def wider(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(seed).normal(size=(count, 30))
+    return x, (x[:, :5].sum(axis=1) > 0).astype(float)
+
+
+def models(history: dict[str, Any]) -> list[str]:
+    return [one["model"] for one in history["rounds"]]
+
+
+def replayed(place: Path) -> list[str]:
+    async def go() -> list[str]:
+        store = SqlStore(place / "store")
+        try:
+            return [one.found async for one in replay(place / "store", store, store.runs()[0])]
+        finally:
+            store.close()
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("up", UPS, ids="+".join)
+def test_deployed_simulated_and_replayed_runs_have_the_same_bits(tmp_path, wide, up):
+    agreed = pressed(up, model={"inputs": 30}, plan={"rounds": 4})
+    deployed = run(agreed, wide, tmp_path)
+    plain = simulate(plan(model={"inputs": 30}, plan={"rounds": 4}), wide)
+    simulated = simulate(agreed, wide)
+    assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
+    assert [one["bytes"] for one in deployed["rounds"]] == [one["bytes"] for one in simulated.rounds]
+    assert simulated.digest != plain.digest
+
+
+def test_over_kafka_a_compressed_run_has_the_bits_of_the_simulated_one(tmp_path, wide, kafka):
+    agreed = pressed(["topk:0.3", "8bit"], model={"inputs": 30}, log={"kafka": kafka, "prefix": f"{tmp_path.name}."})
+    deployed = run(agreed, wide, tmp_path)
+    assert models(deployed) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
+
+
+@pytest.mark.parametrize("up", [["topk:0.2", "4bit"], ["powersgd:1"], ["randomk:0.3"]], ids="+".join)
+def test_a_node_that_is_killed_remembers_what_it_left_out(tmp_path, wide, up):
+    """Wherever it dies, after its update left or before it is judged, what goes with its last update that counted is there."""
+    agreed = pressed(up, model={"inputs": 30}, plan={"rounds": 5}, cohort={"quorum": 1.0, "deadline": 60})
+
+    async def dying(url: str) -> None:
+        for end in (("trained", 2), ("sent", 3), ("verdict", 4), None):
+            died = asyncio.Event()
+
+            def watch(said: Any, end: Any = end, died: asyncio.Event = died) -> None:
+                if (said["what"], said.get("round")) == end:
+                    died.set()
+
+            node = Node(url, wide["node-0"], name="node-0", directory=tmp_path / "node-0", watch=watch)
+            taking, dead = asyncio.create_task(node.start_async()), asyncio.create_task(died.wait())
+            await asyncio.wait([taking, dead], return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+            if end is not None:
+                taking.cancel()  # no goodbye
+            await asyncio.wait([taking])
+
+    async def together() -> dict[str, Any]:
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        others = [Node(server.url, wide[name], name=name, directory=tmp_path / name) for name in ("node-1", "node-2")]
+        history, *_ = await asyncio.gather(server.serve_async(), dying(server.url), *(node.start_async() for node in others))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    assert models(history) == [one["model"] for one in simulate(agreed, wide).rounds]
+
+
+def test_methods_that_remember_keep_their_own_memory_apart(tmp_path, wide):
+    agreed = pressed(["topk:0.5", "8bit"], model={"inputs": 30}, aggregation={"rule": "scaffold"})
+    deployed = run(agreed, wide, tmp_path)
+    assert models(deployed) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
+
+
+def test_late_updates_are_opened_by_the_draws_of_their_own_round(wide):
+    sections: dict[str, Any] = {"model": {"inputs": 30}, "plan": {"rounds": 8}, "cohort": {"minimum": 1, "buffer": 1}}
+    uneven = {name: tuple(part[: 60 - 25 * k] for part in data) for k, (name, data) in enumerate(wide.items())}
+    found = simulate(pressed(["rotate", "8bit"], **sections), uneven)
+    assert any(one["late"] for one in found.rounds)
+    plain = simulate(plan(**sections), uneven)
+    a, b = (one.model["parameters"].values for one in (found, plain))
+    assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b), "opened by another round's signs it would be noise"
+
+
+@pytest.mark.parametrize("rule", ["median", "multi_krum", "fedadam", "fednova", "feddyn", "mime_lite"])
+def test_quantised_updates_go_with_every_rule(wide, rule):
+    sections: dict[str, Any] = {"model": {"inputs": 30}, "aggregation": {"rule": rule}, "plan": {"rounds": 4}}
+    wide |= {f"node-{k}": wider(k) for k in range(3, 5)}
+    sections["cohort"] = {"minimum": 5}
+    found, plain = (simulate(pressed(up, **sections), wide).model["parameters"].values for up in (["8bit"], []))
+    assert np.linalg.norm(found - plain) < 0.1 * np.linalg.norm(plain)
+
+
+def test_strategies_train_compressed_cohorts_alike():
+    sections = {"model": {"logistic": True, "inputs": 30}}
+    agreed, data = pressed(["topk:0.3", "8bit"], **sections), {f"node-{k}": wider(k) for k in range(3)}
+    assert simulate(agreed, data, strategy="pool", workers=1).digest == simulate(agreed, data).digest
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"compression": {"up": ["4bits"]}}, "compression.up: '4bits' is no stage; did you mean '4bit'?"),
+        ({"compression": {"up": ["gzip"]}}, "is no stage; known: bfloat16, 8bit"),
+        ({"compression": {"up": ["topk"]}}, "behind 'topk:' stands the fraction that is kept"),
+        ({"compression": {"up": ["topk:2"]}}, "above 0 and at most 1"),
+        ({"compression": {"up": ["powersgd:1.5"]}}, "a whole number from 1, as in 'powersgd:4'"),
+        ({"compression": {"up": ["8bit:3"]}}, "'8bit' takes no number; write '8bit'"),
+        ({"compression": {"up": ["8bit", "rotate"]}}, "nothing follows '8bit', which makes codes of numbers; put it last"),
+        ({"compression": {"up": ["topk:0.1", "randomk:0.1"]}}, "'randomk' can't follow 'topk', which chooses already"),
+        ({"compression": {"up": ["rotate", "topk:0.1"]}}, "which spreads each number over many"),
+        ({"compression": {"ups": ["8bit"]}}, "unknown key; did you mean 'up'?"),
+        (
+            {"compression": {"up": ["topk:0.1"]}, "aggregation": {"rule": "median"}},
+            "'median' compares updates with each other, and 'topk:0.1' leaves numbers out; take '8bit'",
+        ),
+        ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "qffl"}}, "'qffl' sends nothing that is averaged"),
+        ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "newton"}}, "'newton' sends nothing that is averaged"),
+    ],
+)
+def test_what_doesnt_go_together_is_refused_in_one_line(sections, said):
+    with pytest.raises(PlanError, match=re.escape(said)) as refused:
+        simulate(plan(**sections), clients())
+    assert "\n" not in str(refused.value)
+
+
+def body(rogue: Rogue, task: StartTraining, path: Path) -> Update:
+    return decode(path.read_bytes(), rogue.work.press.layouts(rogue.algorithm.updates(rogue.learner.layouts)), task.model)
+
+
+def spoiling(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Rogue, StartTraining, Envelope, Path], None]:
+    def spoil(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path) -> None:
+        update = body(rogue, task, path)
+        groups = {**update.groups, name: update.groups[name].with_values(change(update.groups[name].values.copy()))}
+        rogue.replace(task, encode(Update(groups, update.weight, update.metrics), task.model))
+
+    return spoil
+
+
+def longer(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path) -> None:
+    """A body that claims to be many times what the plan says: a decompression bomb."""
+    update = body(rogue, task, path)
+    bomb = Group(Layout((Tensor("values", (200_000,)),), "uint8"), np.zeros(200_000, np.uint8))
+    rogue.replace(task, encode(Update({**update.groups, "parameters": bomb}, update.weight), task.model))
+
+
+def uncompressed(rogue: Rogue, task: StartTraining, envelope: Envelope, path: Path) -> None:
+    update = body(rogue, task, path)
+    groups = rogue.work.press.decode(update.groups, rogue.algorithm.updates(rogue.learner.layouts), task.round)
+    rogue.replace(task, encode(Update(groups, update.weight, update.metrics), task.model))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoiling("parameters.8bit.scales", lambda scales: scales * np.float32(np.nan)), "holds NaN or infinity"),
+        (spoiling("parameters.8bit.scales", lambda scales: np.full_like(scales, 3e38)), "the bound is"),
+        (spoiling("parameters.topk.places", lambda places: places[::-1]), "places of numbers that don't rise"),
+        (spoiling("parameters.topk.places", lambda places: places + np.uint8(200)), "lie outside of a vector of 31"),
+        (spoiling("parameters.topk.counts", lambda counts: counts + np.uint16(60_000)), "their counts add up to"),
+        (longer, "doesn't hold the agreed arrays"),
+        (uncompressed, "doesn't hold the agreed arrays"),
+    ],
+    ids=["nan", "huge", "falling", "outside", "miscounted", "bomb", "plain"],
+)
+def test_hostile_bodies_are_set_aside_with_the_reason(tmp_path, wide, spoil, said):
+    agreed = pressed(["topk:0.3", "8bit"], model={"inputs": 30}, plan={"rounds": 5}, cohort={"quorum": 1.0})
+
+    async def together() -> dict[str, Any]:
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        honest = [Node(server.url, data, name=name, directory=tmp_path / name) for name, data in wide.items()]
+        rogue = Rogue(server.url, wider(7), name="rogue", directory=tmp_path / "rogue")
+        rogue.spoil = lambda *what: spoil(rogue, *what) if what[0].round > 3 else None  # type: ignore[method-assign]
+        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in [*honest, rogue]))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    store = SqlStore(tmp_path / "store")
+    refused = [row for row in store.updates(history["run"]) if row.offence]
+    assert len(refused) == 2
+    for row in refused:
+        assert said in row.reason
+        kept = quarantine.path_of(tmp_path / "store", Address(row.run, row.round, row.attempt, row.node), row.digest)
+        assert kept.exists()
+    assert models(history) == replayed(tmp_path)
