@@ -37,7 +37,7 @@ def test_a_secure_sum_is_timed_and_its_bytes_are_counted(tmp_path):
         "import json, sys; print(json.dumps({'args': sys.argv[1:], 'seconds': 9, 'mask_seconds': 9, 'server_seconds': 9}))"
     )
     found = bench("privacy", "--nodes", "10", "--nodes", "5", "--parameters", "20000", "--beside", f"{sys.executable} {peer}")
-    plain, secure, other, *smaller = found["rows"]
+    plain, secure, other, encrypted, *smaller = found["rows"]
     assert (plain["guard"], secure["guard"]) == ("plain, 32 bits", "secagg, 32 bits")
     assert plain["bytes_per_float"] == 4
     assert 4 < secure["bytes_per_float"] < 4.4
@@ -46,7 +46,12 @@ def test_a_secure_sum_is_timed_and_its_bytes_are_counted(tmp_path):
     assert 0 < secure["mask_seconds"] < secure["seconds"]
     assert other["args"] == ["10", "20000", "1", "6", "wall"]
     assert other["times_longer"]["seconds"] == round(9 / secure["seconds"], 1)
-    assert [row.get("nodes") for row in smaller] == [5, 5, None]
+    assert encrypted["guard"] == "ckks"
+    assert encrypted["seconds"] > secure["seconds"]
+    assert encrypted["open_seconds"] > 0 < encrypted["server_seconds"]
+    assert 32 < encrypted["bytes_per_float"] < encrypted["open_bytes_per_float"] < 45
+    assert encrypted["error"] < 1e-7
+    assert [row.get("nodes") for row in smaller] == [5, 5, None, 5]
 
 
 def test_what_is_checked_of_an_update_is_timed():

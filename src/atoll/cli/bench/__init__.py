@@ -119,10 +119,12 @@ def privacy(
         typer.Option("--beside", help="A command that takes nodes, parameters, lost and threshold, and prints a row of JSON."),
     ] = None,
     clock: Annotated[str, typer.Option(help="wall, or processor: what to count on a busy machine.")] = "wall",
+    encryption: Annotated[bool, typer.Option(help="Also time encrypted sums, for which TenSEAL must be there.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Time secure aggregation: a node's and the server's work, and bytes, beside the plain update."""
-    from atoll.cli.bench.privacy import beside, measure
+    """Time secure aggregation and encrypted sums: a node's and the server's work, and bytes, beside the plain update."""
+    from atoll.cli.bench import encrypted
+    from atoll.cli.bench.privacy import CLOCKS, beside, measure
 
     rows = []
     for count in nodes or [10, 20, 100]:
@@ -130,6 +132,8 @@ def privacy(
             found = measure(count, parameters, bits, dropout, corrupt, clock)
             if other:
                 found.append(beside(other, found[-1], dropout, corrupt, clock))
+            if encryption:
+                found.append(encrypted.measure(count, parameters, dropout, int(corrupt * count + 1e-9), CLOCKS[clock]))
         for row in found:
             rows.append(row)
             if not as_json:
