@@ -403,7 +403,7 @@ def body(**changed: str) -> bytes:
 
 
 PLACED = b"".join(pack(GROUPS))
-MANY = json.dumps(dict.fromkeys(map(str, range(2000)), "0x0p+0"))
+MANY = json.dumps(dict.fromkeys(map(str, range(20_000)), "0x0p+0"))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ MANY = json.dumps(dict.fromkeys(map(str, range(2000)), "0x0p+0"))
         (lambda text: decode(text, LAYOUTS, MODEL), body(model="\ud800"), r"started from model \\ud800"),
         (lambda text: decode(text, LAYOUTS, MODEL), body(weight="0x1p+60"), "no number of rows"),
         (lambda text: decode(text, LAYOUTS, MODEL), body(metrics='{"\\ud800": "0x1p+1"}'), "not printable"),
-        (lambda text: decode(text, LAYOUTS, MODEL), body(metrics=MANY), "1000"),
+        (lambda text: decode(text, LAYOUTS, MODEL), body(metrics=MANY), "10000"),
         (lambda text: unpack_any(text, LAYOUTS), PLACED.replace(b"[0,8]", b"[0.0,8]").replace(b"}  ", b"}"), "no dtype, shape"),
         (messages.Decline.read, {"run": "r", "round": 1 << 70, "attempt": 1, "reason": ""}, "round"),
         (messages.StartTraining.read, {"run": "r", "round": -1, "attempt": 1, "model": MODEL, "deadline": 1}, "round"),

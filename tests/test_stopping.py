@@ -45,7 +45,9 @@ def test_figures_that_rise_figures_that_are_not_there_and_nan():
     ("stopping", "said"),
     [
         ({"metric": "acuracy"}, "metric 'acuracy' is not known; did you mean 'accuracy'?"),
-        ({"metric": "auc"}, "for one of model.metrics say better = 'lower' or 'higher'"),
+        ({"metric": "mine"}, "for one of model.metrics say better = 'lower' or 'higher'"),
+        ({"metric": "rmse"}, "did you mean 'root_mean_squared_error'?"),
+        ({"metric": "auc"}, """'auc' is measured only where model.metrics names it: add metrics = ["auc"] to [model]"""),
         ({"metric": "loss", "better": "higher"}, "which way is better for loss is known"),
     ],
 )

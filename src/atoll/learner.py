@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from atoll import metrics
 from atoll.vector import Flat, Groups, Layouts, Metrics, add
 
 _VALUES = 1 << 19
@@ -193,8 +194,6 @@ class Compiled(Protocol):
         ...
 
 
-FIGURES = ("loss", "accuracy", "precision", "recall", "mean_squared_error", "mean_absolute_error", "r2")
-"""What `summary` knows of itself."""
 OWN = "metric."
 """What the names of the sums of a plan's own metrics begin with."""
 
@@ -228,16 +227,17 @@ def by_blocks(judge: Callable[[Rows], Metrics], rows: Rows) -> dict[str, float]:
     return {name: value for name, value in add(parts).items() if all(name in part for part in parts)}
 
 
-def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-    """Return the sums that judge a classification; two classes 0 and 1 also give the confusion counts.
+def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any], *, two: bool) -> dict[str, float]:
+    """Return the sums that judge a classification; a model of two classes, 0 and 1, also gives the confusion counts.
 
     Args:
         loss: the loss summed over the rows.
         predicted: the predicted classes `[rows]`.
         y: the true classes `[rows]`.
+        two: whether the model knows no others, whatever these rows hold: all nodes have to give the same sums.
     """
     sums = {"samples": float(len(y)), "loss": float(loss), "correct": float(np.sum(predicted == y))}
-    if np.isin(y, (0, 1)).all() and np.isin(predicted, (0, 1)).all():
+    if two:
         sums |= {
             "true_positive": float(np.sum((predicted == 1) & (y == 1))),
             "false_positive": float(np.sum((predicted == 1) & (y == 0))),
@@ -247,7 +247,8 @@ def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[st
 
 
 def regressed(loss: float, predicted: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-    """Return the sums that judge a regression; arguments as in `classified`."""
+    """Return the sums that judge a regression, in float64; arguments as in `classified`."""
+    predicted, y = np.asarray(predicted, np.float64), np.asarray(y, np.float64)
     return {
         "samples": float(len(y)),
         "loss": float(loss),
@@ -264,29 +265,11 @@ def pooled(parts: Iterable[Metrics]) -> dict[str, float]:
 
 
 def summary(sums: Metrics) -> dict[str, float]:
-    """Turn sums over rows into the figures people read: loss, accuracy, precision, recall, R²; of a plan's own metrics the mean.
+    """Turn sums over rows into the figures people read, see `metrics.figures`; of a plan's own metrics the mean.
 
-    Source of R²: 1 − Σ(y−ŷ)² / Σ(y−ȳ)², here from its sums.
-
-    >>> summary({"samples": 4.0, "loss": 2.0, "correct": 3.0, "metric.brier": 1.0})
-    {'loss': 0.5, 'accuracy': 0.75, 'brier': 0.25}
+    >>> summary({"samples": 4.0, "loss": 2.0, "correct": 3.0, "metric.half": 1.0})
+    {'loss': 0.5, 'accuracy': 0.75, 'half': 0.25}
     """
     rows = sums.get("samples", 0.0)
-    if not rows:
-        return {}
-    shown = {"loss": sums["loss"] / rows}
-    if "correct" in sums:
-        shown["accuracy"] = sums["correct"] / rows
-    if "true_positive" in sums:
-        hit = sums["true_positive"]
-        for name, missed in (("precision", "false_positive"), ("recall", "false_negative")):
-            if hit + sums[missed]:
-                shown[name] = hit / (hit + sums[missed])
-    if "squared_error" in sums:
-        shown["mean_squared_error"] = sums["squared_error"] / rows
-        shown["mean_absolute_error"] = sums["absolute_error"] / rows
-        spread = sums["target_squared"] - sums["target"] ** 2 / rows
-        if spread > 0:
-            shown["r2"] = 1 - sums["squared_error"] / spread
-    own = {name.removeprefix(OWN): value / rows for name, value in sums.items() if name.startswith(OWN)}
-    return shown | own
+    own = {name.removeprefix(OWN): value / rows for name, value in sums.items() if rows and name.startswith(OWN)}
+    return metrics.figures(sums) | own

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from atoll.errors import PlanError
+from atoll.metrics import ALWAYS, KNOWN, meant
 from atoll.sections import Fraction, Seconds, Section, Value, mistake, nearest, seconds
 from atoll.stages import Compression
 from atoll.stopping import Stopping
@@ -55,9 +56,19 @@ class Model(Section):
         return next(kind for kind in MODEL_KINDS if getattr(self, kind))
 
     @property
+    def known_metrics(self) -> tuple[str, ...]:
+        """The well-known metrics that it names: of `atoll.metrics.KNOWN`."""
+        return tuple(name for name in self.metrics if ":" not in name)
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The functions that it names as metrics."""
+        return tuple(name for name in self.metrics if ":" in name)
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """The functions that it names, each as "package.module:function"."""
-        return tuple(name for name in (self.torch, self.jax, *self.metrics) if name)
+        return tuple(name for name in (self.torch, self.jax, *self.own_metrics) if name)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -70,6 +81,10 @@ class Model(Section):
         for name in self.functions:
             if not _NAMED.fullmatch(name):
                 raise ValueError(f"'{name}' names no function; it looks like \"package.module:function\"")
+        for name in self.known_metrics:
+            if name not in KNOWN:
+                mend = 'a function of your own is "package.module:function"'
+                raise ValueError(f"metrics: '{name}' is not known; {meant(name)} ({mend})")
         if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 2:
             raise ValueError("classes are at least two different labels in rising order")
         return self
@@ -286,6 +301,21 @@ class Plan(Section):
     def digest(self) -> str:
         """The SHA-256 of the canonical JSON, as hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The classes of the target: as `data.classes` numbers them, or as `model.classes` says."""
+        return tuple(range(len(self.data.classes))) if self.data.classes else self.model.classes
+
+    @model_validator(mode="after")
+    def _measures_what_it_watches(self) -> Self:
+        watched, asked = self.stopping.metric, self.model.metrics
+        if self.stopping.better is None and watched in KNOWN and watched not in (*ALWAYS, *asked):
+            mend = f'add metrics = ["{watched}"] to [model]'
+            raise ValueError(f"stopping.metric: '{watched}' is measured only where model.metrics names it: {mend}")
+        if self.stopping.better and watched in asked:
+            raise ValueError(f"stopping.better is for a metric of your own; which way is better for {watched} is known")
+        return self
 
     @property
     def inputs(self) -> int | None:

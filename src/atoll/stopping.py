@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from atoll.learner import FIGURES
+from atoll.metrics import ALWAYS, KNOWN, meant
 from atoll.sections import Section
-
-_FALLS = ("loss", "mean_squared_error", "mean_absolute_error")
 
 
 class Stopping(Section):
@@ -30,11 +27,10 @@ class Stopping(Section):
 
     @model_validator(mode="after")
     def _turned(self) -> Self:
-        if self.metric in FIGURES and self.better is not None:
+        if self.metric in ALWAYS and self.better is not None:
             raise ValueError(f"better is for a metric of your own; which way is better for {self.metric} is known")
-        if self.metric not in FIGURES and self.better is None:
-            close = difflib.get_close_matches(self.metric, FIGURES, 1, 0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(FIGURES)}"
+        if self.metric not in KNOWN and self.better is None:
+            hint = meant(self.metric)
             mend = "for one of model.metrics say better = 'lower' or 'higher'"
             raise ValueError(f"metric '{self.metric}' is not known; {hint} ({mend})")
         return self
@@ -47,7 +43,8 @@ def gain(metric: str, figures: Mapping[str, float], better: str | None = None) -
     (-0.25, -inf, -0.5)
     """
     value = figures.get(metric, math.nan)
-    return -math.inf if math.isnan(value) else -value if metric in _FALLS or better == "lower" else value
+    better = better or (KNOWN[metric].better if metric in KNOWN else None)
+    return -math.inf if math.isnan(value) else -value if better == "lower" else value
 
 
 class Course(NamedTuple):

@@ -249,5 +249,8 @@ class Total:
 
 def add(metrics: Sequence[Metrics]) -> dict[str, float]:
     """Add many nodes' metrics: exact, since they are sums; the order of the sequence decides the last bit."""
-    names = dict.fromkeys(name for one in metrics for name in one)
-    return {name: math.fsum(one.get(name, 0.0) for one in metrics) for name in names}
+    found: dict[str, list[float]] = {}
+    for one in metrics:
+        for name, value in one.items():
+            found.setdefault(name, []).append(value)
+    return {name: math.fsum(values) for name, values in found.items()}

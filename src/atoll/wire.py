@@ -32,7 +32,7 @@ Buffer = bytes | bytearray | memoryview
 HEADER_LIMIT = 16 << 20
 """No header of an update or a model is longer than this, in bytes."""
 ENVELOPE_LIMIT = 4096
-METRICS_LIMIT = 1000
+METRICS_LIMIT = 10_000
 """No update has more metrics than this: each of them is stored for each node and round."""
 _DTYPES: Mapping[Dtype, str] = {
     "float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",

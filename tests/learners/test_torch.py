@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests import federation
 from tests.learners import torch_models
+from tests.learners.pooling import check_judged
 from tests.learners.tables import NOTHING, rows
 
 from atoll import learners
@@ -261,3 +262,8 @@ def test_real_processes_give_the_simulated_runs_bits(tmp_path, monkeypatch):
     monkeypatch.setenv("ATOLL_JOIN_ALLOW", name)
     history = federation.run_processes(tmp_path / "plan.json", files, tmp_path, ["--allow", name])
     assert history["last"] == simulate(agreed, files, allow=[name]).digest
+
+
+@pytest.mark.parametrize("plan", [torch_plan("deep"), torch_plan("deep", CLASSES, outputs=2)], ids=["one logit", "two"])
+def test_it_is_judged_as_scikit_learn_judges_its_outputs(plan):
+    check_judged(plan, logits=True)

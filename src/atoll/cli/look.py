@@ -121,7 +121,7 @@ def history(
     if picture:
         with working("drawing", quiet=as_json):
             title = f"{found[0]['name']}, run {found[0]['run']}" if len(found) == 1 else ""
-            plot(curves(found), picture, title)
+            plot(curves(found), picture, title, asked=found[0]["metrics"])
     for one in found:
         for row in one["rounds"]:
             row["judged"] = row["holdout"] or row["nodes"]
@@ -169,7 +169,7 @@ def _show(found: dict[str, Any]) -> None:
     console = Console()
     console.print(f"run [bold]{found['run']}[/bold] of plan {found['name']}: {found['outcome']}. {found['reason']}")
     if found["rounds"]:
-        console.print(rounds_table(found["rounds"], found["planned"], ""))
+        console.print(rounds_table(found["rounds"], found["planned"], "", found["metrics"]))
         for node, judged in sorted(found["rounds"][-1]["by_node"].items()):
             figures = ", ".join(f"{name} {figure(judged, name)}" for name in judged)
             console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)
@@ -225,7 +225,7 @@ def _export_keras(plan: Plan, path: Path, to: Path) -> None:
     from atoll.learners.keras import export as write
     from atoll.wire import unpack
 
-    write(plan, unpack(path.read_bytes(), learners.build(plan.with_(model={"metrics": []})).layouts)[0], to)
+    write(plan, unpack(path.read_bytes(), learners.build(plan.with_(model={"metrics": plan.model.known_metrics})).layouts)[0], to)
 
 
 def open_store(store: Path) -> SqlStore:

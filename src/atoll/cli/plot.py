@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atoll.errors import AtollError
-from atoll.learner import FIGURES
+from atoll.metrics import ASIDE
 
 Curve = Sequence[tuple[int, Mapping[str, float]]]
 """Rounds, and the figures of the model that each made."""
@@ -36,14 +36,21 @@ def curves(runs: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
     return found
 
 
-def plot(shown: Mapping[str, Curve], path: Path, title: str = "", lines: Mapping[str, float] | None = None) -> None:
-    """Draw loss, accuracy (of numbers: R²) and a plan's own metrics by round into a picture.
+def plot(
+    shown: Mapping[str, Curve],
+    path: Path,
+    title: str = "",
+    lines: Mapping[str, float] | None = None,
+    asked: Collection[str] = (),
+) -> None:
+    """Draw loss, accuracy (of numbers: R²) and a plan's metrics by round into a picture.
 
     Args:
         shown: label → curve.
         path: the picture's file; its ending says the kind.
         title: over all.
         lines: label → an accuracy to compare with, drawn across.
+        asked: the well-known metrics that the plan names.
 
     Raises:
         AtollError: matplotlib isn't installed, there is nothing to draw, or the file can't be written.
@@ -54,8 +61,8 @@ def plot(shown: Mapping[str, Curve], path: Path, title: str = "", lines: Mapping
     from matplotlib.ticker import MaxNLocator
 
     there = dict.fromkeys(name for curve in shown.values() for _, judged in curve for name in judged)
-    own = [name for name in there if name not in FIGURES]
-    panels = [name for name in ("loss", "accuracy", "r2", *own) if name in there][:_MOST_PANELS]
+    own = [name for name in there if name not in ASIDE]
+    panels = [name for name in dict.fromkeys(("loss", "accuracy", *asked, "r2", *own)) if name in there][:_MOST_PANELS]
     if not panels:
         raise AtollError(f"{path}: there is nothing to draw: no model of the run was judged")
     drawn = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")

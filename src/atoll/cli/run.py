@@ -213,6 +213,7 @@ def show_run(plan: Plan, live: Live) -> Watch:
     Where no terminal is, a log file or a container, each round is a line of its own as it closes.
     """
     rounds: list[Mapping[str, Any]] = []
+    asked = plan.model.known_metrics
 
     def watch(event: Mapping[str, Any]) -> None:
         what = event["what"]
@@ -220,9 +221,9 @@ def show_run(plan: Plan, live: Live) -> Watch:
             rounds.append(event)
             title = f"{plan.plan.name}: judged by {event['by']}{', ' + event['pace'] if 'pace' in event else ''}"
             newest = rounds[-max(5, live.console.height - 12) :]
-            live.update(rounds_table(newest, plan.plan.rounds, title), refresh=True)
+            live.update(rounds_table(newest, plan.plan.rounds, title, asked), refresh=True)
         elif what == "round":
-            live.console.print(round_line(event, plan.plan.rounds), soft_wrap=True)
+            live.console.print(round_line(event, plan.plan.rounds, asked), soft_wrap=True)
         elif what == "strategy":
             taken = ", ".join(f"{how} {ms:.2f}" for how, ms in event["ms_per_client"].items())
             live.console.print(f"strategy {event['strategy']}: the fastest here (ms a client: {taken})", soft_wrap=True)

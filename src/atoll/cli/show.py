@@ -6,14 +6,14 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from atoll.errors import AtollError
-from atoll.learner import FIGURES
+from atoll.metrics import ASIDE
 
 
 def size(count: float) -> str:
@@ -50,17 +50,17 @@ def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
     return f"{figures[name]:.{digits}f}" if name in figures else "–"
 
 
-def told(judged: Mapping[str, float]) -> list[str]:
-    """Return the names of the figures that have room in one line: loss, accuracy and the plan's own metrics."""
-    return [name for name in judged if name in ("loss", "accuracy") or name not in FIGURES]
+def told(judged: Mapping[str, float], asked: Collection[str] = ()) -> list[str]:
+    """Return the names of the figures that have room in one line: loss, accuracy, and the metrics that the plan asked for."""
+    return [name for name in judged if name in asked or name not in ASIDE]
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str) -> Table:
+def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str, asked: Collection[str] = ()) -> Table:
     """Return the table of a run's rounds so far; each has `answered`, `cohort`, `judged`, `bytes`, `seconds`.
 
-    The plan's own metrics have columns beside loss and accuracy.
+    The plan's metrics, those it `asked` for by name and its own, have columns beside loss and accuracy.
     """
-    figures = list(dict.fromkeys(["loss", "accuracy", *(name for row in rounds for name in told(row["judged"]))]))
+    figures = list(dict.fromkeys(["loss", "accuracy", *(name for row in rounds for name in told(row["judged"], asked))]))
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("round", "who answered"):
         table.add_column(name, overflow="fold")
@@ -85,9 +85,9 @@ def answered(row: Mapping[str, Any]) -> str:
     return f"{len(row['answered'])} of {row['cohort']}{f', {late} late' if late else ''}"
 
 
-def round_line(row: Mapping[str, Any], total: int) -> str:
+def round_line(row: Mapping[str, Any], total: int, asked: Collection[str] = ()) -> str:
     """Return a round as one line, for where no table can grow."""
-    figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"]))
+    figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"], asked))
     seen = f"{answered(row)} answered; {figures or 'not judged'}"
     return f"round {row['round']}/{total}: {seen}; {size(row['bytes'])}, {row['seconds']:.2f} s"
 

@@ -14,9 +14,11 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from atoll import memory
+from atoll import metrics as measures
 from atoll.errors import AtollError, LearnerError, PlanError
 from atoll.learner import Learner, Measure
 from atoll.learners import named
+from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.vector import Groups, check
 from atoll.wire import unpack_any
@@ -36,7 +38,10 @@ class _File(Protocol):
 
 
 class _Measuring(Learner, Protocol):
+    task: Task | None
+    chances: bool
     measure: Measure
+    count: Count
 
 
 def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
@@ -47,12 +52,13 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
         allow: functions ("package.module:function") that a plan may name here, beside those of installed packages.
 
     Raises:
-        PlanError: the plan asks of the model what it can't do, or names a function that is not allowed here.
+        PlanError: the plan asks of the model what it can't do, or to judge it by a metric that isn't of such a model, or
+            names a function that is not allowed here.
         LearnerError: its framework is not installed, a function can't be imported, or the model can't fit into memory.
     """
     kind = plan.model.kind
     named.permit(plan.model.functions, allow)
-    metrics = {name: named.load("model.metrics", name) for name in plan.model.metrics}
+    metrics = {name: named.load("model.metrics", name) for name in plan.model.own_metrics}
     function = [named.load(f"model.{kind}", getattr(plan.model, kind))] if kind in _NAMED else []
     if plan.training.precision != "float32" and kind not in _NAMED:
         raise PlanError(f"training.precision: {kind} trains in float32 only; {' and '.join(_NAMED)} know more")
@@ -63,8 +69,13 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
     if plan.inputs is not None:
         memory.need(2 * plan.inputs * _BYTES, f"model.{kind}: a weight for each of {plan.inputs:,} inputs, and its gradient,")
     learner = file.build(plan, *function)
+    known = plan.model.known_metrics
     if metrics:
-        learner.measure = named.measure(metrics)
+        learner.measure = named.measure(metrics, known)
+    for name in known:
+        measures.fits(name, learner.task, plan.labels, chances=learner.chances)
+    if known and learner.task:
+        learner.count = measures.counting(known, learner.task, plan.labels)
     return learner
 
 

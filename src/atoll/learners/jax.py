@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
 from atoll.learners import named
+from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics
 
 Tree = Any
 """A pytree of arrays."""
 
-LOSSES: Mapping[str, tuple[named.Task, Callable[[Any, Any], Any]]] = {
+LOSSES: Mapping[str, tuple[Task, Callable[[Any, Any], Any]]] = {
     "softmax_cross_entropy_with_integer_labels": ("classes", optax.softmax_cross_entropy_with_integer_labels),
     "sigmoid_binary_cross_entropy": ("binary", optax.sigmoid_binary_cross_entropy),
     "squared_error": ("numbers", optax.squared_error),
@@ -102,12 +103,14 @@ class Jax:
         plain: whether the optimiser is SGD and no more.
     """
 
+    chances = True
     measure: Measure = staticmethod(nothing)
+    count: Count = staticmethod(nothing)
 
     def __init__(
         self,
         model: Model,
-        task: named.Task | None,
+        task: Task | None,
         loss: Any,
         optimizer: Callable[[Any], Any],
         learning_rate: float,
@@ -118,7 +121,7 @@ class Jax:
         self.can = frozenset({"correct", "vmap", "sgd"} if plain else {"correct", "vmap"})
         if model.represent is not None:
             self.can |= {"represent"}
-        self._model, self._task, self._loss = model, task, loss
+        self._model, self.task, self._loss = model, task, loss
         self._optimizer, self._learning_rate = optimizer, learning_rate
         self._dtype = jnp.dtype(precision)
         # Shapes alone: nothing is computed.
@@ -167,7 +170,7 @@ class Jax:
     def _losses(self, outputs: Any, y: Any) -> Any:
         """Return the loss of each row `[rows]`: the mean over its outputs."""
         outputs = jnp.asarray(outputs, jnp.float32)
-        shaped = y if self._task in (None, "classes") else jnp.reshape(y, outputs.shape)
+        shaped = y if self.task in (None, "classes") else jnp.reshape(y, outputs.shape)
         losses = self._loss(outputs, shaped)
         return jnp.mean(jnp.reshape(losses, (len(y), -1)), axis=1)
 
@@ -306,7 +309,7 @@ class Jax:
         return self._sums(np.concatenate(outputs), loss, rows.y)
 
     def _sums(self, outputs: NDArray[Any], loss: float, y: NDArray[Any]) -> Metrics:
-        return {**named.judged(self._task, loss, outputs, y), **self.measure(outputs, y)}
+        return {**named.judged(self.task, loss, outputs, y, self.count), **self.measure(outputs, y)}
 
     def pure(self) -> Pure:
         """See `Compiled.pure`."""
@@ -353,7 +356,7 @@ class Jax:
     def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
         """Return some rows as JAX takes them: whole numbers as int32, all others as float32; class labels are whole."""
         x = np.asarray(rows.x[which], np.int32 if rows.x.dtype.kind in "iu" else np.float32)
-        whole = self._task == "classes" or (self._task is None and rows.y.dtype.kind in "iu")
+        whole = self.task == "classes" or (self.task is None and rows.y.dtype.kind in "iu")
         y = np.asarray(rows.y[which], np.int32 if whole else np.float32)
         return x, y
 

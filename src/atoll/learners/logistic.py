@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, blocks, by_blocks, classified, nothing
+from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
 
@@ -35,7 +36,10 @@ class Logistic:
     """
 
     can = frozenset({"correct", "sgd", "curvature"})
+    task: Task = "binary"
+    chances = True
     measure: Measure = staticmethod(nothing)
+    count: Count = staticmethod(nothing)
 
     def __init__(self, inputs: int, learning_rate: float) -> None:
         self.inputs = inputs
@@ -77,8 +81,8 @@ class Logistic:
 
     def _judge(self, groups: Groups, x: NDArray[np.float64], y: NDArray[np.float64]) -> Metrics:
         logits = x @ groups["parameters"].values
-        judged = classified(float(_cross_entropy(logits, y).sum()), (logits >= 0).astype(int), y)
-        return {**judged, **self.measure(_sigmoid(logits), y)}
+        judged = classified(float(_cross_entropy(logits, y).sum()), (logits >= 0).astype(int), y, two=True)
+        return {**judged, **self.count(logits, y), **self.measure(_sigmoid(logits), y)}
 
     def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
         """Return gradient Xᵀ(σ − y) and Hessian Xᵀ diag(σ(1 − σ)) X of the summed loss (Bishop 2006, eq. 4.96–4.97)."""

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import AtollError, LearnerError, PlanError
-from atoll.learner import FIGURES, OWN, Measure, Rows, classified, regressed
+from atoll.learner import OWN, Measure, Rows, classified, nothing, regressed
+from atoll.metrics import ALWAYS, Count, Task
 from atoll.vector import Dtype, Kind, Layout, Layouts, Metrics, Tensor, difference
 
 ENTRY_POINTS = "atoll.models"
@@ -75,11 +76,12 @@ def _words(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
-def measure(functions: Mapping[str, Callable[..., Any]]) -> Measure:
-    """Return what measures with all of a plan's `[model] metrics`.
+def measure(functions: Mapping[str, Callable[..., Any]], taken: Collection[str] = ()) -> Measure:
+    """Return what measures with all functions in a plan's `[model] metrics`.
 
     Args:
         functions: name in the plan → `(predictions, y) -> {name: sum over the rows}`.
+        taken: the well-known metrics that the plan names beside them.
 
     Raises (when measuring):
         LearnerError: a function fails, or gives something else than names and finite sums.
@@ -93,7 +95,7 @@ def measure(functions: Mapping[str, Callable[..., Any]]) -> Measure:
             except Exception as error:  # whatever a foreign function raises
                 raise LearnerError(f"model.metrics: '{named}' failed: {type(error).__name__}: {error}") from error
             for name, value in found.items():
-                if name in sums or name.removeprefix(OWN) in FIGURES:
+                if name in sums or name.removeprefix(OWN) in {*ALWAYS, *taken}:
                     raise LearnerError(f"model.metrics: '{named}': the name '{name.removeprefix(OWN)}' is taken: give it another")
                 if not math.isfinite(value):
                     raise LearnerError(f"model.metrics: '{named}': the sum '{name.removeprefix(OWN)}' is {value}")
@@ -172,16 +174,18 @@ def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=1e-4 * float(np.abs(one).max(initial=1.0))))
 
 
-Task = Literal["binary", "classes", "numbers"]
-"""What outputs stand for: one logit a row, one score a class, or the numbers themselves."""
-
-
-def judged(task: Task | None, loss: float, outputs: NDArray[Any], y: NDArray[Any]) -> Metrics:
-    """Return the sums that judge outputs `[rows, …]`; of a loss without a task, samples and loss alone."""
-    if task == "binary":
-        return classified(loss, (outputs.reshape(len(y)) >= 0).astype(int), y)
+def judged(task: Task | None, loss: float, outputs: NDArray[Any], y: NDArray[Any], count: Count = nothing) -> Metrics:
+    """Return the sums that judge outputs `[rows, …]`, and what `count` adds; of a loss without a task, samples and loss alone."""
+    if task is None:
+        return {"samples": float(len(y)), "loss": loss}
+    scores: NDArray[Any]
     if task == "classes":
-        return classified(loss, outputs.argmax(axis=-1), y)
-    if task == "numbers":
-        return regressed(loss, outputs.reshape(len(y), -1)[:, 0], y)
-    return {"samples": float(len(y)), "loss": loss}
+        scores = outputs.reshape(-1, outputs.shape[-1])
+        found = classified(loss, outputs.argmax(axis=-1), y, two=scores.shape[1] == 2)
+    elif task == "binary":
+        scores = outputs.reshape(len(y))
+        found = classified(loss, (scores >= 0).astype(int), y, two=True)
+    else:
+        scores = outputs.reshape(len(y), -1)[:, 0]
+        found = regressed(loss, scores, y)
+    return {**found, **count(scores, y)}

@@ -22,6 +22,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from atoll import memory
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, by_blocks, classified, nothing, regressed
+from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.training import Training
 from atoll.vector import Flat, Group, Groups, Layout, Metrics
@@ -125,6 +126,7 @@ class Sklearn:
     """
 
     measure: Measure = staticmethod(nothing)
+    count: Count = staticmethod(nothing)
 
     def __init__(self, kind: _Kind, inputs: int, classes: tuple[int, ...], options: Mapping[str, Any]) -> None:
         self._kind, self._inputs, self._options = kind, inputs, options
@@ -133,7 +135,10 @@ class Sklearn:
         stepping = kind.deep and options["solver"] == "sgd" and options.get("momentum", 0.9) == 0
         self.can = frozenset({"correct", "sgd"} if stepping and options.get("learning_rate", "constant") == "constant" else ())
         self._classes = np.array(classes)
-        self.layouts = {"parameters": Layout.of(self._arrays_of(self._blank(0)), "float64")}
+        blank = self._blank(0)
+        self.task: Task = "numbers" if not kind.classifies else "binary" if len(classes) == 2 else "classes"
+        self.chances = hasattr(blank, "predict_proba")
+        self.layouts = {"parameters": Layout.of(self._arrays_of(blank), "float64")}
 
     def initial(self, seed: int) -> Groups:
         """Return a new model: zeros where it is linear, scikit-learn's own random weights where it is deep."""
@@ -179,7 +184,8 @@ class Sklearn:
 
         def judge(part: Rows) -> Metrics:
             x, y = self._table(part)
-            return {**self.evaluate_estimator(estimator, x, y), **self.measure(self._scores(estimator, x), y)}
+            judged = {**self.evaluate_estimator(estimator, x, y), **self.measure(self._scores(estimator, x), y)}
+            return judged if self.count is nothing else {**judged, **self.count(self._logits(estimator, x), y)}
 
         return by_blocks(judge, rows)
 
@@ -190,12 +196,23 @@ class Sklearn:
         """What a plan's own metrics see: chances of the classes where the estimator gives them, or else its predictions."""
         return np.asarray(getattr(estimator, "predict_proba", estimator.predict)(x))
 
+    def _logits(self, estimator: Any, x: NDArray[np.float64]) -> NDArray[Any]:
+        """What counts see: a logit a class, whose ties go to the first class as in `predict`; or the predicted numbers."""
+        if not self._kind.classifies:
+            return np.asarray(estimator.predict(x))
+        if self.chances:
+            with np.errstate(divide="ignore"):  # minus infinity, of a chance of zero
+                logits: NDArray[np.float64] = np.log(estimator.predict_proba(x))
+            return logits
+        scores = np.asarray(estimator.decision_function(x))
+        return np.column_stack([np.zeros_like(scores), scores]) if scores.ndim == 1 else scores
+
     def evaluate_estimator(self, estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> dict[str, float]:
         """Return the sums that judge an estimator."""
         predicted = estimator.predict(x)
         if not self._kind.classifies:
             return regressed(float(np.sum((predicted - y) ** 2)) / 2, predicted, y)
-        return classified(self._loss(estimator, x, y), predicted, y)
+        return classified(self._loss(estimator, x, y), predicted, y, two=self._classes.tolist() == [0, 1])
 
     def _loss(self, estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> float:
         if hasattr(estimator, "predict_proba"):

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
 from atoll.learners import named
+from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.vector import Group, Groups, Layout, Metrics
 
-LOSSES: Mapping[str, named.Task] = {
+LOSSES: Mapping[str, Task] = {
     "cross_entropy": "classes",
     "nll_loss": "classes",
     "binary_cross_entropy_with_logits": "binary",
@@ -87,7 +88,9 @@ class Torch:
         plain: whether the optimiser is SGD and no more.
     """
 
+    chances = True
     measure: Measure = staticmethod(nothing)
+    count: Count = staticmethod(nothing)
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class Torch:
     ) -> None:
         self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
         self._make, self._optimizer = make, optimizer
-        self._task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
+        self.task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._autocast = precision == "bfloat16"
         with self._seeded(0):
@@ -191,7 +194,7 @@ class Torch:
         if not isinstance(outputs, torch.Tensor):
             raise LearnerError(f"model.torch: the module returned a {type(outputs).__name__}: it returns one tensor [rows, …]")
         outputs = outputs.float()
-        losses = self._loss(outputs, y if self._task == "classes" else y.reshape(outputs.shape), reduction="none")
+        losses = self._loss(outputs, y if self.task == "classes" else y.reshape(outputs.shape), reduction="none")
         return losses.reshape(len(y), -1).mean(dim=1)
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
@@ -206,7 +209,7 @@ class Torch:
                 loss += float(self._losses(outputs, y).double().sum())
                 parts.append(outputs.cpu().numpy())
         predictions = np.concatenate(parts)
-        return {**named.judged(self._task, loss, predictions, rows.y), **self.measure(predictions, rows.y)}
+        return {**named.judged(self.task, loss, predictions, rows.y, self.count), **self.measure(predictions, rows.y)}
 
     def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
         """Return some rows as PyTorch takes them: whole numbers as int64, all others as float32; class labels are whole."""
@@ -214,7 +217,7 @@ class Torch:
         def tensor(array: NDArray[Any], *, whole: bool) -> Any:
             return torch.tensor(np.asarray(array, np.int64 if whole else np.float32), device=self._device)
 
-        return tensor(rows.x[which], whole=rows.x.dtype.kind in "iu"), tensor(rows.y[which], whole=self._task == "classes")
+        return tensor(rows.x[which], whole=rows.x.dtype.kind in "iu"), tensor(rows.y[which], whole=self.task == "classes")
 
 
 def _tensors(module: Any) -> dict[str, Any]:

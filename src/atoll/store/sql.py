@@ -32,6 +32,7 @@ from sqlalchemy import (
 from atoll.chain import Link
 from atoll.errors import StoreError
 from atoll.learner import summary
+from atoll.metrics import reliability
 from atoll.stopping import gain
 from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Tally, UpdateRow
 from atoll.store.database import MEMORY, Database
@@ -274,9 +275,11 @@ class SqlStore:
         return {
             **facts,
             "planned": plan.get("plan", {}).get("rounds"),
+            "metrics": plan.get("model", {}).get("metrics", []),
             "nodes": [{"node": node, "name": name} for node, name in names.items()],
             "initial_evaluation": start,
             "rounds": rounds,
+            "reliability": _reliability(evaluations),
             "best": _best(rounds, plan.get("stopping", {})),
             "last": rounds[-1]["model"] if rounds else found.initial,
         }
@@ -284,6 +287,13 @@ class SqlStore:
     def _read(self, query: Any) -> list[dict[str, Any]]:
         with self._base.begin() as base:
             return [dict(row) for row in base.execute(query).mappings()]
+
+
+def _reliability(evaluations: Sequence[EvaluationRow]) -> list[dict[str, float]]:
+    """The reliability curve of the newest judged model, on the holdout where there is one; empty where the plan asks for none."""
+    whole = [row for row in evaluations if row.place in ("holdout", "nodes")]
+    curves = {row.place: curve for row in whole if (curve := reliability(row.metrics))}
+    return curves.get("holdout") or curves.get("nodes") or []
 
 
 def _chain(base: Any, link: Link | None) -> None:

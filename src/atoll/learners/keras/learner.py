@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
-from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, classified, nothing, regressed
+from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
+from atoll.learners import named
 from atoll.learners.keras import engine
+from atoll.metrics import Count, Task
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Keras:
     """
 
     measure: Measure = staticmethod(nothing)
+    count: Count = staticmethod(nothing)
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Keras:
         plain = optimizer == "sgd" and optimizer_options.keys() <= {"learning_rate"}
         self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
         self._config, self._loss_name = config, loss
+        self.task: Task = "numbers" if loss in _NUMBERS else "classes" if loss in _CLASSES else "binary"
+        self.chances = "hinge" not in loss
         self._rows = max(1, min(_ROWS, _NUMBERS_AT_ONCE // widest))
         self.model = self._built(seed=0)
         try:
@@ -235,7 +240,7 @@ class Keras:
 
         return Pure(
             own, self._arrays, begin, step, end, judge,
-            lambda outputs, losses, y: {**self._judged(float(losses.sum()), outputs, y), **self.measure(outputs, y)}, apart,
+            lambda outputs, losses, y: self._judged(float(losses.sum()), outputs, y), apart,
         )  # fmt: skip
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
@@ -247,16 +252,16 @@ class Keras:
             part, lost = self._engine.predict(carry, *self._arrays(rows, slice(lo, lo + self._rows)))
             predicted.append(_array(part))
             loss += float(lost)
-        scores, y = np.concatenate(predicted), np.asarray(rows.y)
-        return {**self._judged(loss, scores, y), **self.measure(scores, y)}
+        return self._judged(loss, np.concatenate(predicted), np.asarray(rows.y))
 
-    def _judged(self, loss: float, scores: NDArray[Any], y: NDArray[Any]) -> Metrics:
-        if self._loss_name in _NUMBERS:
-            return regressed(loss, scores.reshape(len(y), -1)[:, 0], y.astype(np.float32))
-        if self._loss_name in _CLASSES:
-            return classified(loss, scores.argmax(axis=-1).reshape(len(y)), y.astype(np.int32))
-        threshold = 0.0 if self._logits or "hinge" in self._loss_name else 0.5
-        return classified(loss, (scores.reshape(len(y)) >= threshold).astype(int), y.astype(np.float32))
+    def _judged(self, loss: float, outputs: NDArray[Any], y: NDArray[Any]) -> Metrics:
+        scores = np.asarray(outputs, np.float64)
+        if self.task == "classes":
+            scores = scores.reshape(len(y), scores.shape[-1])
+        if self.chances and not self._logits and self.task != "numbers":
+            with np.errstate(divide="ignore", invalid="ignore"):  # chances of 0 and 1
+                scores = np.log(scores) - np.log1p(-scores) if self.task == "binary" else np.log(scores)
+        return {**named.judged(self.task, loss, scores, y, self.count), **self.measure(outputs, y)}
 
     def _check(self, rows: Rows) -> None:
         wanted = tuple(self.model.input_shape[1:])

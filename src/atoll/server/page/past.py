@@ -30,6 +30,7 @@ class Past:
         stride: each how many-th round the curves show.
         plan: the run's, as plain values.
         metric: what the plan judges models by.
+        asked: the metrics that it names.
         best: the round whose model is the best by it, on the holdout where there is one, else on the nodes' rows; or None.
     """
 
@@ -43,6 +44,7 @@ class Past:
         # As it was agreed to, maybe under an older version: so not checked again.
         self.plan: Mapping[str, Any] = json.loads(row.plan)
         stopping = self.plan.get("stopping", {})
+        self.asked: list[str] = self.plan["model"].get("metrics", [])
         self.metric: str = stopping.get("metric", "loss")
         self._turned: str | None = stopping.get("better")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from atoll.learner import summary
+from atoll.metrics import ASIDE
 from atoll.plan import Aggregation
 from atoll.server.page.curve import chart
 from atoll.server.page.past import PLACES, Past
@@ -21,8 +22,6 @@ NODES = 60
 """So many nodes are listed, those first that need a person's eye; all are counted."""
 CHARTS = 4
 _REFUSED = 60
-_OTHERS = {"precision", "recall", "mean_squared_error", "mean_absolute_error"}
-"""Figures that get a chart only where the plan judges models by them."""
 _ORDER = ("lost", "held_out", "declined", "sending", "training", "idle", "answered")
 _LABELS = {"holdout": "server's holdout", "nodes": "nodes' own rows"}
 
@@ -76,9 +75,9 @@ def _counts(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _charts(past: Past) -> list[dict[str, Any]]:
-    """Loss, accuracy or R², what the plan judges models by, and the plan's own metrics: as many as there is room for."""
+    """Loss, accuracy or R², what the plan judges models by, and its metrics: as many as there is room for."""
     measured = {name for figures in past.newest.values() for name in figures}
-    names = dict.fromkeys(("loss", "accuracy", "r2", past.metric, *sorted(measured - _OTHERS)))
+    names = dict.fromkeys(("loss", "accuracy", "r2", past.metric, *past.asked, *sorted(measured - ASIDE)))
     found = (chart(name, {_LABELS[place]: past.curve(place, name) for place in PLACES}) for name in names)
     return list(itertools.islice(filter(None, found), CHARTS))
 
