@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from atoll.errors import PrivacyError
+from atoll.errors import LayoutError, PrivacyError
 from atoll.keys import Exchange, Identity, derive, encrypt
 from atoll.privacy import ckks
 from atoll.privacy.encryption import node, server
@@ -67,18 +67,15 @@ class Sum:
         self.tags = sum(self.tag(one) for one in self.survivors)
         return self
 
-    def offer(self, words: np.ndarray | None = None, tags: np.ndarray | None = None, proof: bytes | None = None) -> bytes:
+    def reveal(
+        self, words: np.ndarray | None = None, tags: np.ndarray | None = None, *, proof: bytes | None = None, one: str = ""
+    ):
         layouts = CODE.protected
-        return server.offer(
-            self.proof if proof is None else proof,
-            {
-                CIPHERTEXTS: Group(layouts[CIPHERTEXTS], self.total if words is None else words),
-                TAG: Group(layouts[TAG], self.tags if tags is None else tags),
-            },
-        )
-
-    def reveal(self, message: bytes, one: str | None = None) -> bytes:
-        return node.reveal(self.signed[one or self.me][0], message, CODE)
+        sums = {
+            CIPHERTEXTS: Group(layouts[CIPHERTEXTS], self.total if words is None else words),
+            TAG: Group(layouts[TAG], self.tags if tags is None else tags),
+        }
+        return node.reveal(self.signed[one or self.me][0], self.proof if proof is None else proof, sums, CODE)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def honest() -> Sum:
 
 
 def test_the_truth_is_opened_and_by_all_alike(honest):
-    opened = {one: honest.reveal(honest.offer(), one) for one in honest.names}
+    opened = {one: honest.reveal(one=one) for one in honest.names}
     assert len(set(opened.values())) == 1
     assert server.openers(honest.proven)
     answer, faults = server.compare(opened, CODE)
@@ -216,7 +213,7 @@ def test_other_givers_shown_to_each_half_open_nothing():
     proof = pack_table({place: signed[one][1] for place, one in enumerate(s.names[:3])})
     for one in states:
         with pytest.raises(PrivacyError, match="isn't one of these survivors"):
-            node.reveal(signed[one][0], len(proof).to_bytes(4, "little") + proof, CODE)
+            node.reveal(signed[one][0], proof, {}, CODE)
 
 
 # Who survived, and what is opened.
@@ -248,7 +245,7 @@ PROOFS = {
 def test_a_lie_about_who_signed(lie, honest):
     make, words = PROOFS[lie]
     with pytest.raises(PrivacyError, match=words):
-        honest.reveal(honest.offer(proof=make(honest)))
+        honest.reveal(proof=make(honest))
 
 
 def test_two_sums_of_one_round_are_never_opened():
@@ -265,7 +262,7 @@ def test_two_sums_of_one_round_are_never_opened():
         tags = sum(s.tag(s.names[place]) for place in views[sees[one]])
         s.signed, s.proof = signed, proof
         try:
-            s.reveal(s.offer(words, tags), one)
+            s.reveal(words, tags, one=one)
             opened.add(sees[one])
         except PrivacyError as error:
             refused.append(str(error))
@@ -306,16 +303,16 @@ SUMS = {
 @pytest.mark.parametrize("lie", SUMS)
 def test_what_is_not_the_sum_of_the_survivors_is_never_opened(lie, honest):
     with pytest.raises(PrivacyError, match="isn't the sum of the 5 survivors' updates"):
-        honest.reveal(honest.offer(*SUMS[lie](honest)))
+        honest.reveal(*SUMS[lie](honest))
 
 
 def test_a_sum_of_another_round_or_length_is_not_opened(honest):
     other = Sum(terms(8)).confirm()
     with pytest.raises(PrivacyError, match="isn't the sum of the 5 survivors"):
-        honest.reveal(honest.offer(other.total, other.tags))
-    for message in (honest.offer()[:-8], honest.offer() + bytes(8)):
-        with pytest.raises(PrivacyError, match="none of this model's updates"):
-            honest.reveal(message)
+        honest.reveal(other.total, other.tags)
+    short = Group(Layout((Tensor("words", (8,)),), "uint64", "plain"), honest.total[:8])
+    with pytest.raises(LayoutError, match="group 'ciphertexts' has another layout"):
+        node.reveal(honest.signed[honest.me][0], honest.proof, {CIPHERTEXTS: short, TAG: short}, CODE)
 
 
 def test_an_update_under_another_key_spoils_the_sum_and_nobody_gives_garbage_away():
@@ -329,7 +326,7 @@ def test_an_update_under_another_key_spoils_the_sum_and_nobody_gives_garbage_awa
     total = s.total - s.words(s.other) + words
     tags = s.tags - s.tag(s.other) + hidden(fingerprint.value, state.secret, 1)
     with pytest.raises(PrivacyError, match="opens to what 5 updates never add up to"):
-        s.reveal(s.offer(total, tags))
+        s.reveal(total, tags)
 
 
 # What the server sees.

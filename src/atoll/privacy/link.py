@@ -4,7 +4,7 @@ Who relays the messages knows no link's inside: phases are names, messages are b
 node, the node answers, and what the server makes of all answers is what it says in the next phase::
 
     begin ─▶ [say ─ answer ─ collect] for each phase of `before` ─▶ say ─ protect ─▶ the update log ─▶ fold
-          ─▶ close ─▶ summed ─▶ [say ─ answer ─ collect] for each phase of `after` but the last, whose answers go to `undo`
+          ─▶ close ─▶ [say ─ answer ─ collect] for each phase of `after` but the last, whose answers go to `undo`
 
 States are frozen values, opaque to all but the link. A state is used once, and the next one takes its place.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from atoll.keys import Identity
 from atoll.privacy.secagg.terms import Terms
-from atoll.vector import Layouts, Metrics, Total, Update
+from atoll.vector import Groups, Layouts, Metrics, Total, Update
 
 Own = Any
 """A side's state."""
@@ -54,7 +54,9 @@ class Link(NamedTuple):
         collect: server: (state, phase, answers) → (state, messages for the next one).
         close: server: (state, the nodes in the total) → (state, messages for the first phase after).
         undo: server: (state, answers of the last phase, total) → what the total really is.
-        summed: server: (state, the fold's total) → state, where nodes must see it before they answer; once, after `close`.
+        opens: the phase after, if any, in which nodes read the fold's total themselves: whoever relays shows it to those that
+            are told something in this phase, by way of `see`, before they answer.
+        see: node: (state, the groups of the fold's total) → state.
     """
 
     before: tuple[str, ...]
@@ -67,4 +69,5 @@ class Link(NamedTuple):
     collect: Callable[[Own, str, Letters], tuple[Own, Letters]]
     close: Callable[[Own, Collection[str]], tuple[Own, Letters]]
     undo: Callable[[Own, Letters, Total], Undone]
-    summed: Callable[[Own, Total], Own] = lambda own, _: own
+    opens: str = ""
+    see: Callable[[Own, Groups], Own] = lambda own, _: own

@@ -77,6 +77,8 @@ def _whole(link: Link, nodes: int, dropout: float, loses: str | None, tolerance:
         out = {}
         for one in said:
             if not (phase == loses and one == lost):
+                if phase == link.opens:
+                    own[one] = link.see(own[one], total.groups)
                 own[one], out[one] = link.answer(own[one], phase, said[one])
         return out
 
@@ -92,7 +94,6 @@ def _whole(link: Link, nodes: int, dropout: float, loses: str | None, tolerance:
     arrived = [decode(bodies[one], layouts, _MODEL) for one in sorted(bodies)]
     total = mean(_Bodies(sorted(bodies), arrived, layouts), [update.weight for update in arrived], nodes)
     server, said = link.close(server, sorted(bodies))
-    server = link.summed(server, total)
     for phase in link.after[:-1]:
         server, said = link.collect(server, phase, answers(phase, said))
     undone = link.undo(server, answers(link.after[-1], said), total)

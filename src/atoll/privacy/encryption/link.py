@@ -27,10 +27,10 @@ class _Node(NamedTuple):
     at: Any
 
 
-class _Summed(NamedTuple):
-    """The server's, once it has the sum of the survivors' ciphertexts."""
+class _Shown(NamedTuple):
+    """A node that was shown the sum it is to open."""
 
-    relayed: gathering.Relayed
+    confirmed: node.Confirmed
     sums: Groups
 
 
@@ -63,8 +63,9 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
             case "survivors":
                 at, letter = node.confirm(_at(own.at, node.Encrypted, phase), message, own.identity)
             case "open":
-                confirmed = _at(own.at, node.Confirmed, phase)
-                at, letter = None, node.reveal(confirmed, message, code(len(confirmed.encrypted.cohort.records)))
+                shown = _at(own.at, _Shown, phase)
+                how = code(len(shown.confirmed.encrypted.cohort.records))
+                at, letter = None, node.reveal(shown.confirmed, message, shown.sums, how)
             case _:
                 raise PrivacyError(f"encryption has no phase '{phase}'")
         return own._replace(at=at), letter
@@ -75,13 +76,13 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
         return own._replace(at=encrypted), sent
 
     def undo(own: Own, answers: Letters, total: Total) -> Undone:
-        summed = _at(own, _Summed, "opening")
-        how = code(len(summed.relayed.cohort.records))
-        opened, faults = server.compare({one: data for one, data in answers.items() if one in summed.relayed.cohort.places}, how)
-        return Undone(*how.decode(total, opened), {**summed.relayed.faults, **faults})
+        relayed = _at(own, gathering.Relayed, "opening")
+        how = code(len(relayed.cohort.records))
+        opened, faults = server.compare(gathering.members(relayed.cohort, answers), how)
+        return Undone(*how.decode(total, opened), {**relayed.faults, **faults})
 
     code(1)
-    return Link(BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, _summed)
+    return Link(BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, opens="open", see=_see)
 
 
 def _join(terms: Terms, identity: Identity) -> _Node:
@@ -105,9 +106,8 @@ def _collect(own: Own, phase: str, answers: Letters) -> tuple[Own, Letters]:
         case "secrets":
             return server.relay(_at(own, gathering.Gathered, phase), answers)
         case "survivors":
-            summed = _at(own, _Summed, phase)
-            proven, proof = gathering.prove(summed.relayed, answers)
-            return summed._replace(relayed=proven), dict.fromkeys(server.openers(proven), server.offer(proof, summed.sums))
+            proven, proof = gathering.prove(_at(own, gathering.Relayed, phase), answers)
+            return proven, dict.fromkeys(server.openers(proven), proof)
     raise PrivacyError(f"encryption collects nothing in a phase '{phase}'")
 
 
@@ -116,8 +116,8 @@ def _close(own: Own, nodes: Collection[str]) -> tuple[Own, Letters]:
     return closed, dict.fromkeys(nodes, survivors)
 
 
-def _summed(own: Own, total: Total) -> Own:
-    return _Summed(_at(own, gathering.Relayed, "the sum"), total.groups)
+def _see(own: _Node, sums: Groups) -> _Node:
+    return own._replace(at=_Shown(_at(own.at, node.Confirmed, "the sum"), sums))
 
 
 def _at(state: object, kind: type[T], phase: str) -> T:

@@ -33,7 +33,7 @@ from atoll.privacy.secagg.terms import (
     signed_keys,
     signed_survivors,
 )
-from atoll.vector import Group, Update
+from atoll.vector import Group, Groups, Update, check_layouts
 
 GIVEN = SECRET + SEALED
 """Bytes of a secret that is sealed for one node."""
@@ -149,35 +149,32 @@ def confirm(state: Encrypted, message: bytes, identity: Identity) -> tuple[Confi
     return Confirmed(state, survivors), identity.sign(signed_survivors(state.cohort, state.givers, survivors))
 
 
-def reveal(state: Confirmed, message: bytes, code: Code) -> bytes:
+def reveal(state: Confirmed, message: bytes, sums: Groups, code: Code) -> bytes:
     """Open the survivors' sum, once a quorum signed who they are, and its tag shows that it is theirs and nothing else.
 
     What comes out is flooded and rounded before it is given away, and the same from every node.
 
     Args:
         state: what `confirm` returned.
-        message: the length of the signatures, they, the sum's tag, and the sum.
+        message: the signatures.
+        sums: the groups of the total.
         code: how the cohort writes updates.
 
     Raises:
         PrivacyError: too few signed these survivors, or the sum isn't that of their updates.
+        LayoutError: it isn't a sum of this model's updates.
     """
     encrypted, cohort = state.encrypted, state.encrypted.cohort
-    length = 4 + int.from_bytes(message[:4], "little")
-    signatures = unpack_table(message[4:length], SIGNATURE, len(cohort.records))
+    signatures = unpack_table(message, SIGNATURE, len(cohort.records))
     if not signatures.keys() <= state.survivors:
         raise PrivacyError("a signature by a node that didn't survive")
     if len(signatures) < cohort.graph.quorum:
         raise PrivacyError(f"{len(signatures)} nodes signed the same survivors: it takes {cohort.graph.quorum}")
     check_signatures(cohort, signatures, signed_survivors(cohort, encrypted.givers, state.survivors))
-    tag, shape = code.protected[TAG], code.protected[CIPHERTEXTS].tensors[0].shape
-    if len(message) - length != tag.nbytes + code.protected[CIPHERTEXTS].nbytes:
-        raise PrivacyError(f"a sum of {len(message) - length} bytes, which is none of this model's updates")
-    told = np.frombuffer(message, "<u8", tag.size, length)
-    words = np.frombuffer(message, "<u8", offset=length + tag.nbytes).astype(np.uint64, copy=False).reshape(shape)
-    fingerprint = Fingerprint(encrypted.secret)
+    check_layouts(sums, code.protected)
+    words, fingerprint = sums[CIPHERTEXTS].arrays["words"], Fingerprint(encrypted.secret)
     fingerprint.add(words)
-    if not matches(fingerprint.value, told, encrypted.secret, state.survivors):
+    if not matches(fingerprint.value, sums[TAG].values, encrypted.secret, state.survivors):
         raise PrivacyError(f"what is offered to be opened isn't the sum of the {len(state.survivors)} survivors' updates")
     key, scale = ckks.Key(RING, encrypted.secret), ckks.room_for(RING, code.nodes)
     flood = ckks.Flood(derive(encrypted.secret, b"flood"), FLOOD)

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from atoll.errors import PrivacyError
 from atoll.privacy.encryption.node import GIVEN
-from atoll.privacy.encryption.update import CIPHERTEXTS, TAG, Code
+from atoll.privacy.encryption.update import Code
 from atoll.privacy.secagg.packing import pack_set, pack_table, unpack_table
 from atoll.privacy.secagg.server import Faults, Gathered, Relayed, members, read_all
 from atoll.privacy.secagg.terms import enough
-from atoll.vector import Groups
 
 OPENERS = 2
 """Nodes whose opened sums must agree."""
@@ -53,12 +52,6 @@ def openers(state: Relayed) -> Sequence[str]:
         state.signatures, key=lambda place: hashlib.sha256(state.cohort.digest + place.to_bytes(2, "little")).digest()
     )
     return [state.cohort.records[place].node for place in places[: OPENERS + _SPARE]]
-
-
-def offer(proof: bytes, sums: Groups) -> bytes:
-    """Return what is sent to those that open a sum: the survivors' signatures, its tag and its ciphertexts."""
-    parts = (sums[name].values.astype("<u8", copy=False).data for name in (TAG, CIPHERTEXTS))
-    return b"".join((len(proof).to_bytes(4, "little"), proof, *parts))
 
 
 def compare(inbox: Mapping[str, bytes], code: Code) -> tuple[bytes, Faults]:
