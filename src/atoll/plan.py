@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from atoll.errors import PlanError
+from atoll.guards import Privacy
 from atoll.metrics import ALWAYS, KNOWN, meant
 from atoll.sections import Fraction, Seconds, Section, Value, mistake, nearest, seconds
 from atoll.stages import Compression
@@ -145,7 +146,11 @@ class Aggregation(Section):
 
 
 class Cohort(Section):
-    """`[cohort]`: who is asked in a round, and when it ends: quorum + grace, or `buffer` updates; or else the deadline."""
+    """`[cohort]`: who is asked in a round, and when it ends: quorum + grace, or `buffer` updates; or else the deadline.
+
+    With `draw = "poisson"` each node that is there is asked with the chance `fraction`, drawn in secret; a round may then close
+    with any number of updates, even none: `minimum` says how many are there before nodes are drawn.
+    """
 
     minimum: PositiveInt = 2
     fraction: Fraction = 1.0
@@ -154,11 +159,18 @@ class Cohort(Section):
     grace: Annotated[float, Field(ge=0), BeforeValidator(seconds)] = 30.0
     cycle: PositiveInt | None = None
     buffer: PositiveInt | None = None
+    draw: Literal["lot", "poisson"] = "lot"
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:
         if self.cycle and (self.minimum != 1 or self.fraction != 1):
             raise ValueError("with cycle one node trains in a round: minimum must be 1, and fraction is left out")
+        return self
+
+    @model_validator(mode="after")
+    def _each_for_itself(self) -> Self:
+        if self.draw == "poisson" and (self.cycle or self.buffer):
+            raise ValueError('draw = "poisson" asks each node with the chance that fraction says: leave cycle and buffer out')
         return self
 
     @model_validator(mode="after")
@@ -231,6 +243,7 @@ class Plan(Section):
     cohort: Cohort = Cohort()
     checks: Checks = Checks()
     compression: Compression = Compression()
+    privacy: Privacy = Privacy()
     stopping: Stopping = Stopping()
     log: Log = Log()
 

@@ -69,6 +69,7 @@ class Algorithm(NamedTuple):
         own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
         fits: raises PlanError for a learner that can't do what the options ask of it; beyond `needs`.
         late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
+        silent: whether nodes tell no metrics: what is said of their rows has to be protected too, and these aren't.
     """
 
     init: Callable[[Groups], State]
@@ -83,3 +84,4 @@ class Algorithm(NamedTuple):
     own: Own | None = None
     fits: Callable[[Learner], None] | None = None
     late: Late | None = None
+    silent: bool = False

@@ -32,6 +32,8 @@ def work(
     Raises:
         LayoutError: the result is not finite.
     """
+    if algorithm.silent:
+        return train(plan, algorithm, learner, brief, memory, data.train, round_, name)
     received = learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge)
     memory, update = train(plan, algorithm, learner, brief, memory, data.train, round_, name)
     return memory, replace(update, metrics={**received, **update.metrics})
@@ -56,6 +58,8 @@ def train(
     memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
     if not all(finite(group.values) for group in update.groups.values()):
         raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
+    if algorithm.silent:
+        return memory, replace(update, metrics={})
     return memory, replace(update, metrics={f"fit.{key}": value for key, value in update.metrics.items()})
 
 

@@ -208,13 +208,13 @@ def _port(port: int) -> Finding:
 
 
 def _plan(path: Path) -> tuple[Plan | None, Finding]:
-    from atoll import algorithms, compression, learners
+    from atoll import algorithms, compression, learners, method
 
     plan = None
     try:
         plan = Plan.load(path)
         learner = learners.build(plan)
-        algorithm = algorithms.find(plan, learner)
+        algorithm = method.find(plan, learner)
         compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     except AtollError as error:
         return plan, Finding("plan", "problem", str(error))

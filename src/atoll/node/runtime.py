@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import socketio
 
-from atoll import algorithms, compression, learners
+from atoll import algorithms, compression, learners, method
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
 from atoll.keys import Identity
@@ -200,7 +200,7 @@ class Node:
             self._tell("refused", reason=why)
             return
         self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
-        self.algorithm = algorithms.find(self.plan, self.learner)
+        self.algorithm = method.find(self.plan, self.learner)
         updates = self.algorithm.updates(self.learner.layouts)
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
         self.data = await self.holding.ready(self.plan)

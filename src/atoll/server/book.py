@@ -32,11 +32,13 @@ NOISE = 20
 
 
 class Made(NamedTuple):
-    """Digests of what a round gave: the model, the state, and the server's own update, where there is one."""
+    """What a round gave: digests of the model, the state, and the server's own update, where there is one; its noise and ε."""
 
     model: str
     state: str
     reference: str
+    noise: Mapping[str, Any] | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ class Book:
             self._run, command.round, command.attempt, self._opened, now - self._asked[command.round, command.attempt],
             made.model, made.state,
             command.cohort, len(rows), sum(one.bytes for one in rows), command.registered, made.reference,
+            made.noise, made.epsilon,
         )  # fmt: skip
         # Nodes judge the model they receive: the one that the round before theirs made.
         everywhere = pooled(one.metrics for one in rows if not one.folded)
@@ -299,6 +302,7 @@ class Book:
             "model": made.model,
             "judged": summary(holdout if holdout is not None else everywhere),
             "by": "holdout" if holdout is not None else "nodes",
+            **({} if made.epsilon is None else {"epsilon": made.epsilon}),
         }
 
     async def judged_first(self, metrics: Metrics) -> None:

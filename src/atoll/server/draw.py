@@ -1,4 +1,4 @@
-"""Who is asked in a round: drawn by lot from the nodes that are idle, or each in its turn. Pure."""
+"""Who is asked in a round: drawn by lot from the nodes that are idle, each for itself in secret, or each in its turn. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,24 @@ def draw(state: State) -> Iterable[str]:
     if state.rules.cycle:
         return [_next(state, welcome)]
     idle = welcome - state.tasks.keys()
+    if state.rules.draw == "poisson":
+        return _each(state, idle)
     wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
     asked = max(0, wanted - len(welcome - idle))
     return heapq.nsmallest(asked, idle, key=_lots(state))
+
+
+def _each(state: State, nodes: Iterable[str]) -> list[str]:
+    """Ask each node with the same chance, whoever else is asked; without the secret nobody foretells it or finds it out."""
+    common = hashlib.sha256(state.secret + f" {state.round} {state.attempt} ".encode())
+    below = math.floor(state.rules.fraction * (1 << 256))
+
+    def asked(node: str) -> bool:
+        own = common.copy()
+        own.update(node.encode())
+        return int.from_bytes(own.digest(), "big") < below
+
+    return [node for node in nodes if asked(node)]
 
 
 def _lots(state: State) -> Callable[[str], bytes]:

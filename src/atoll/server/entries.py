@@ -62,9 +62,9 @@ def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
 
 
 def _facts(row: RoundRow | UpdateRow) -> dict[str, Any]:
-    """A row without the columns that older records don't know, where these say nothing."""
-    unknown = ("norm", "offence", "reference", "folded")
-    return {name: value for name, value in vars(row).items() if value or name not in unknown}
+    """A row without the columns that older records don't know, where these say nothing; and without what is forgotten later."""
+    unknown = ("norm", "offence", "reference", "folded", "epsilon")
+    return {name: value for name, value in vars(row).items() if name != "noise" and (value or name not in unknown)}
 
 
 def _plain(value: Any) -> Any:

@@ -83,10 +83,14 @@ class Declined(Event):
 
 @dataclass(frozen=True)
 class Closed(Event):
-    """The round's new model is made and stored; `judged` are the newest figures: of it, or of the one that the nodes received."""
+    """The round's new model is made and stored; `judged` are the newest figures: of it, or of the one that the nodes received.
+
+    `over` says why there can be no further round, where that is so: the plan's privacy budget is spent.
+    """
 
     model: str
     judged: Mapping[str, float] = field(default_factory=dict)
+    over: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ class Intake:
         if record.envelope.plan != self._plan.digest:
             raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self._plan.digest[:12]}")
         update = decode(self._log.body(record.envelope), self._press.layouts(self._layouts), model)
-        return update, check(self._press.decode(update.groups, self._layouts, record.envelope.address.round), self._layouts)
+        norm = check(self._press.decode(update.groups, self._layouts, record.envelope.address.round), self._layouts)
+        # Under noise no update's length is told, nor does it say which others count: that would be no part of any ε.
+        return update, None if self._plan.privacy.noise else norm
 
     async def _reject(self, record: Record, reason: str) -> None:
         envelope = record.envelope

@@ -57,7 +57,7 @@ FAREWELL = 10.0
 Result = tuple[State, tuple[Command, ...]]
 
 
-def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True) -> Result:
+def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True, secret: bytes = b"") -> Result:
     """Return the first state of a run, which waits for nodes, and its first commands.
 
     Args:
@@ -66,21 +66,23 @@ def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True) ->
         model: digest of the initial model.
         now: in seconds.
         late: whether the plan's algorithm can fold an update that missed its round.
+        secret: fresh bytes of the operating system's generator, for draws that nobody may foretell.
     """
     until = now + plan.cohort.deadline
     agreed = plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, plan.checks
-    return State(run, *agreed, model, until, late), (Wake(until),)
+    return State(run, *agreed, model, until, late, secret=secret), (Wake(until),)
 
 
-def resume(run: str, plan: Plan, past: Past, now: float, *, late: bool = True) -> Result:
+def resume(run: str, plan: Plan, past: Past, now: float, *, late: bool = True, secret: bytes = b"", spent: str = "") -> Result:
     """Return the state of a run that another server left, and its first commands.
 
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
+    `spent` as `Closed.over`.
     """
-    state, commands = begin(run, plan, past.model, now, late=late)
+    state, commands = begin(run, plan, past.model, now, late=late, secret=secret)
     known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct}
     done = replace(state, **known, round=min(past.closed + 1, state.rounds))
-    over = past.course.over(plan.stopping) or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
+    over = past.course.over(plan.stopping) or spent or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
         return _farewell(done, "completed", over, now, past.answered)
     asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
@@ -218,7 +220,7 @@ def _settle(state: State, now: float) -> Result:
     """Close the open round if it is over: all have answered, the buffer is full, quorum + grace, or the deadline."""
     count = len(state.answers) - len(state.declines)  # told apart node by node only at the end: cohorts are large
     if len(state.answers) == len(state.cohort) or now >= state.until:
-        return _close(state, now) if count >= state.rules.minimum else _again(state, now)
+        return _close(state, now) if count >= state.least else _again(state, now)
     if count < state.needed:
         return state, ()
     if state.rules.buffer or _late_only(state):
@@ -281,7 +283,7 @@ def _closed(state: State, event: Closed) -> Result:
         ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.closing)
     elif state.round >= state.rounds:
         ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.closing)
-    elif early := course.over(state.stopping):
+    elif early := course.over(state.stopping) or event.over:
         ended, commands = _farewell(done, "completed", early, event.now, state.closing)
     else:
         until = event.now + state.rules.deadline

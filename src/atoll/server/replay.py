@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from atoll import algorithms, compression, learners
+from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Algorithm, State
 from atoll.errors import LogError, StoreError
 from atoll.learner import Learner
@@ -18,7 +18,7 @@ from atoll.logs import Reader, Record
 from atoll.logs.access import PLAIN, Access
 from atoll.logs.embedded import Stored
 from atoll.plan import Plan
-from atoll.server.close import Accepted, close
+from atoll.server.close import Accepted, Undo, close
 from atoll.server.resume import address_of
 from atoll.store import RoundRow, RunRow
 from atoll.store.models import Models
@@ -68,7 +68,7 @@ async def replay(
         raise StoreError(f"run {run.run}: its updates were pruned; only its history is left")
     plan = Plan.from_json(run.plan)
     learner = learner or learners.build(plan, allow)
-    algorithm = algorithms.find(plan, learner)
+    algorithm = method.find(plan, learner)
     press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
     size = sum(one.nbytes for one in algorithm.updates(learner.layouts).values())
@@ -92,9 +92,9 @@ async def replay(
                 for one, key in zip(mine, wanted, strict=True)
             ]
             own = _trained(directory, row, algorithm.updates(learner.layouts))
-            state = await asyncio.to_thread(
-                close, algorithm, state, learner.layouts, model, accepted, row.registered, own, press=press
-            )
+            undo = _noised(plan, algorithm.updates(learner.layouts), row)
+            about = algorithm, state, learner.layouts, model, accepted, row.registered, own, undo
+            state = await asyncio.to_thread(close, *about, press=press)
             model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)
@@ -124,6 +124,15 @@ def _trained(directory: Path, row: RoundRow, layouts: Layouts) -> Groups | None:
     if digest_of(pack(found)) != row.reference:
         raise StoreError(f"{models.path(row.reference)}: the server's own update of round {row.round} isn't what it was")
     return found
+
+
+def _noised(plan: Plan, layouts: Layouts, row: RoundRow) -> Undo | None:
+    """What added the round's noise: the very same, from the key that was kept."""
+    if plan.privacy.central_noise is None:
+        return None
+    if row.noise is None:
+        raise StoreError(f"run {row.run}: what the noise of round {row.round} was made of is gone; it can't be done again")
+    return method.noised(plan, layouts, row.noise)
 
 
 def _open(directory: Path, run: RunRow, plan: Plan, size: int, access: Access) -> Reader:

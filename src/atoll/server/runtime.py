@@ -16,17 +16,18 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from atoll import algorithms, compression, learners
+from atoll import algorithms, compression, learners, method
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, StoreError
-from atoll.keys import Identity
+from atoll.keys import Identity, new_secret
 from atoll.learner import Learner, Rows
 from atoll.logs import access
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
 from atoll.plan import Plan
+from atoll.privacy.dp.account import account
 from atoll.server import acting, events, http, machine, page, uploads, web
 from atoll.server.aggregate import Aggregator
 from atoll.server.book import Book, Made
@@ -100,9 +101,9 @@ class Server:
     ) -> None:
         if resume and start is not None:
             raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
-        self.plan, self.holdout, self.directory = plan, holdout, Path(store)
+        self.plan, self.holdout, self.directory, self.account = plan, holdout, Path(store), account(plan)
         self.learner = learner or learners.build(plan, allow)
-        self.algorithm = algorithms.find(plan, self.learner)
+        self.algorithm = method.find(plan, self.learner)
         algorithms.rooted(plan, self.algorithm, holdout)
         self.layouts = self.algorithm.updates(self.learner.layouts)
         self.press = compression.find(plan, self.layouts, sums=algorithms.adds(self.algorithm))
@@ -188,13 +189,13 @@ class Server:
     async def serve_async(self) -> dict[str, Any]:
         """Do as `serve`, inside a running event loop."""
         now, model = self.drive.now(), self.aggregator.kept[0]
+        rules: Any = {"late": self.algorithm.late is not None, "secret": new_secret()}
         if self._left:
-            self.drive.state, commands = machine.resume(
-                self.run, self.plan, self._left.past, now, late=self.algorithm.late is not None
-            )
+            spent = self.account.over(self._left.past.closed) if self.account else ""
+            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now, spent=spent, **rules)
             self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
         else:
-            self.drive.state, commands = machine.begin(self.run, self.plan, model, now, late=self.algorithm.late is not None)
+            self.drive.state, commands = machine.begin(self.run, self.plan, model, now, **rules)
         # Who is still taking the final model has as long for it as a round may last.
         site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
@@ -359,11 +360,16 @@ class Server:
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"]))
+        over = self.account.over(command.round) if self.account else ""
+        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], over))
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
-        return self.aggregator.aggregate(command, self.book.accepted(command, self.log.body), self.drive.state.model)
+        accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
+        noise = method.noise(self.plan, self.account, command.cohort, command.registered)
+        undo = method.noised(self.plan, self.layouts, noise) if noise else None
+        made = self.aggregator.aggregate(command, accepted, model, undo)
+        return made._replace(noise=noise, epsilon=self.account.spent(command.round) if self.account else None)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""

@@ -49,6 +49,7 @@ class State:
         leaving: the nodes that have not taken the final model yet.
         course: how models have done so far.
         conduct: how nodes have behaved so far.
+        secret: what draws are made with that nobody may foretell.
     """
 
     run: str
@@ -76,6 +77,7 @@ class State:
     leaving: frozenset[str] = frozenset()
     course: Course = field(default_factory=Course)
     conduct: Conduct = field(default_factory=Conduct)
+    secret: bytes = b""
     outcome: Outcome | None = None
     reason: str = ""
 
@@ -94,7 +96,12 @@ class State:
     @property
     def needed(self) -> int:
         """How many updates close the round: as many as the buffer holds, or else a quorum of the nodes at work."""
-        return self.rules.buffer or max(self.rules.minimum, math.ceil(self.rules.quorum * len(self.cohort)))
+        return self.rules.buffer or max(self.least, math.ceil(self.rules.quorum * len(self.cohort)))
+
+    @property
+    def least(self) -> int:
+        """The fewest updates that a round is closed with; what was drawn in secret counts whoever it is, even nobody."""
+        return 0 if self.rules.draw == "poisson" else self.rules.minimum
 
     def busy(self, node: str) -> bool:
         """Say whether a node still works for what it was asked."""

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from atoll import algorithms, compression, learners
+from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Memory, State
 from atoll.compression import Press, parted
 from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
+from atoll.keys import new_secret
 from atoll.learner import Data, Learner, Rows, pooled, summary
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
 from atoll.server.close import step
 from atoll.server.offences import length_of
@@ -94,12 +96,14 @@ class _Run:
     turns: Iterator[int] = field(default_factory=itertools.count)
     reason: str = ""
     kept: Checkpoint | None = None
+    account: Account | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
         brief = self.work.algorithm.brief(self.state)
         clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in command.nodes}
-        answers = self.strategy.train(Job(brief, command.round, clients, self.due(command.round)))
+        judged = self.due(command.round) and not self.work.algorithm.silent
+        answers = self.strategy.train(Job(brief, command.round, clients, judged))
         updates: dict[str, Update] = {}
         for name in command.nodes:
             address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
@@ -140,6 +144,7 @@ class _Run:
         self.updates[name] = update = replace(update, groups=self.press.decode(small, layouts, address.round))
         try:
             norm = check(update.groups, layouts)
+            norm = None if self.work.plan.privacy.noise else norm  # as the server does it
             return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
         except LayoutError as error:
             return events.Refused(0.0, *what, str(error))
@@ -154,7 +159,9 @@ class _Run:
         late = {name: command.round - task.round for name, task in command.late.items()}
         layouts = self.work.algorithm.updates(self.work.learner.layouts)
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late)
+        noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
+        undo = method.noised(self.work.plan, layouts, noise) if noise else None
+        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late, undo)
         self.model = digest_of(pack(self.work.algorithm.brief(self.state)))
         due = self.due(command.round)
         facts: dict[str, Any] = {
@@ -166,9 +173,12 @@ class _Run:
             "nodes": summary(pooled(one.metrics for name, one in accepted.items() if name not in late)) if due else {},
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
+        if self.account and due:
+            facts["epsilon"] = self.account.spent(command.round)
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
-        judged = events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"])
+        over = self.account.over(command.round) if self.account else ""
+        judged = events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"], over)
         more = self.there and command.round < self.work.plan.plan.rounds
         return [*(self.presence(command.round + 1) if more else ()), judged]
 
@@ -321,9 +331,10 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         GaveUpError: too few clients, or they can't train.
     """
     built = learner or learners.build(plan, allow)
-    work = Work(plan, algorithms.find(plan, built), built)
+    work = Work(plan, method.find(plan, built), built)
     press = compression.find(plan, work.algorithm.updates(built.layouts), sums=algorithms.adds(work.algorithm))
     algorithms.rooted(plan, work.algorithm, holdout)
+    spending = account(plan)
     data = _ready(plan, clients)
     if judge_every > 1 and plan.stopping.patience:
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
@@ -339,7 +350,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
         opened.callback(chosen.close)
-        run = _Run(work, press, data, holdout, watch, state, chosen, judge_every, tamper, there)
+        run = _Run(work, press, data, holdout, watch, state, chosen, judge_every, tamper, there, account=spending)
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
         run.model = digest_of(pack(work.algorithm.brief(state)))
@@ -368,9 +379,10 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
     """Let the machine go through all rounds, or through those that are left."""
     work, late = run.work, run.work.algorithm.late is not None
     if past:
-        server, commands = machine.resume("simulated", work.plan, past, 0.0, late=late)
+        spent = run.account.over(past.closed) if run.account else ""
+        server, commands = machine.resume("simulated", work.plan, past, 0.0, late=late, secret=new_secret(), spent=spent)
     else:
-        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=late)
+        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=late, secret=new_secret())
     waiting: deque[events.Event] = deque(run.presence(past.closed + 1 if past else 1))
     for command in commands:
         waiting.extend(_ACTS[type(command)](run, command))

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll import algorithms, learners
+from atoll import learners, method
 from atoll.errors import AtollError, LayoutError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
@@ -57,7 +57,7 @@ def _serve(folder: Path, out: TextIO) -> None:
     about = json.loads((folder / "about.json").read_text())
     plan = Plan.from_json(about["plan"])
     learner = learners.build(plan, about["allow"])
-    work = Work(plan, algorithms.find(plan, learner), learner)
+    work = Work(plan, method.find(plan, learner), learner)
     for line in sys.stdin:
         out.write(json.dumps(_answer(work, json.loads(line))) + "\n")
         out.flush()

@@ -53,7 +53,9 @@ class NodeRow:
 class RoundRow:
     """A closed round, and the model that it made; `registered` nodes belonged to the run.
 
-    `reference` is the digest of the server's own update, where the method had it train too.
+    `reference` is the digest of the server's own update, where the method had it train too. Under central noise, `noise` says
+    what it was made of, for a replay: `key` (hex), `multiplier` and `voices`; who has it and the model has the sum without noise,
+    so no history tells it, and pruning forgets it. `epsilon` is what the run has spent by now.
     """
 
     run: str
@@ -68,6 +70,8 @@ class RoundRow:
     bytes: int
     registered: int = 0
     reference: str = ""
+    noise: Mapping[str, Any] | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    null,
     select,
     update,
 )
@@ -64,7 +65,7 @@ _NODES = _table(
 _ROUNDS = _table(
     "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
     _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
-    _fact("registered", Integer), _fact("reference"),
+    _fact("registered", Integer), _fact("reference"), _fact("noise", JSON), _fact("epsilon", Float),
 )  # fmt: skip
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
@@ -146,7 +147,8 @@ class SqlStore:
         """Store a closed round whole, in one transaction: its model, its accepted updates, how models did."""
         with self._base.begin() as base:
             base.execute(insert(_ROUNDS).values(asdict(row)))
-            base.execute(insert(_UPDATES), [asdict(one) for one in updates])
+            if updates:  # drawn in secret, it may be nobody
+                base.execute(insert(_UPDATES), [asdict(one) for one in updates])
             for one in evaluations:
                 _evaluate(base, one)
             _chain(base, link)
@@ -256,6 +258,7 @@ class SqlStore:
         """Note that the files of runs go; until the block ends nobody else writes, so that no run comes to need them."""
         with self._base.begin() as base:
             base.execute(update(_RUNS).where(_RUNS.c.run.in_(runs)).values(pruned=now))
+            base.execute(update(_ROUNDS).where(_ROUNDS.c.run.in_(runs)).values(noise=null()))
             yield
 
     def history(self, run: str | None = None) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def _told(
     """A round in plain values, from what came in it and how its model does."""
     judged = {one.place: one.metrics for one in evaluations}
     return {
-        **{key: value for key, value in asdict(row).items() if key != "run"},
+        **{key: value for key, value in asdict(row).items() if key not in ("run", "noise")},
         "answered": [names.get(one.node, one.node) for one in mine if one.status == "accepted"],
         "late": {names.get(one.node, one.node): one.counted - one.round for one in mine if one.folded},
         "refused": [

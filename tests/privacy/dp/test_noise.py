@@ -12,7 +12,8 @@ import pytest
 from atoll.errors import PrivacyError
 from atoll.keys import Keystream, new_secret
 from atoll.privacy.dp import noise
-from atoll.privacy.dp.noise import STEPS, discrete_gaussian
+from atoll.privacy.dp.clip import STEPS
+from atoll.privacy.dp.noise import discrete_gaussian
 
 
 def draw(sigma: float, count: int, key: bytes = bytes(32)) -> np.ndarray:

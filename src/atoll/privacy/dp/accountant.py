@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from atoll.errors import PrivacyError
 
@@ -116,14 +117,19 @@ def _positive(target: float) -> None:
 
 
 def _sampled(multiplier: float, steps: int, delta: float, rate: float, interval: float) -> float:
+    return float(_lost(multiplier, rate, interval).self_compose(steps).get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=8)
+def _lost(multiplier: float, rate: float, interval: float) -> Any:
+    """Return the privacy loss distribution of one release."""
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ModuleNotFoundError as error:
         raise PrivacyError(f"accounting for sampling: {error.name} is not installed; pip install 'atoll-fl[privacy]'") from error
-    one = privacy_loss_distribution.from_gaussian_mechanism(
+    return privacy_loss_distribution.from_gaussian_mechanism(
         multiplier, value_discretization_interval=interval, sampling_prob=rate
     )
-    return float(one.self_compose(steps).get_epsilon_for_delta(delta))
 
 
 def _gaussian(mu: float, delta: float) -> float:

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from atoll.errors import PrivacyError
 from atoll.keys import Keystream
 
-STEPS = 1 << 20
-"""The standard deviation of noise on a grid of one's own choice, in steps: so fine that cutting values to it costs nothing."""
 _TAIL = 13.3
 """Standard deviations beyond which less than 2⁻¹²⁸ of the mass lies."""
 _WIDEST = 512.0

@@ -1,0 +1,79 @@
+"""`[privacy]`: what protects an update before it leaves, and what a model says of those who made it. Rank 1.
+
+Privacy parameters have no defaults: a person chooses them. What doesn't go together is refused here, in one line.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+
+from atoll.sections import Section
+
+NOISES = ("central_noise",)
+"""The keys of `[privacy]` that each name a mechanism of differential privacy."""
+
+
+def _bound(value: Any) -> Any:
+    """Say what a clip may be, before a union of types says what it isn't.
+
+    Raises:
+        ValueError: it is neither a number above 0 nor "adaptive".
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or value == "adaptive" or (number and value > 0):
+        return float(value) if number else value
+    raise ValueError(f'the longest that an update may be (Euclidean norm): a number above 0, or "adaptive"; it is {value!r}')
+
+
+class Noise(Section):
+    """A mechanism's noise: so much that ε stays within `epsilon` over all rounds, or `multiplier` times the sensitivity.
+
+    With a multiplier the run ends before ε would exceed `budget`, where that is given.
+    """
+
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon: PositiveFloat | None = None
+    multiplier: PositiveFloat | None = None
+    budget: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.epsilon is None) == (self.multiplier is None):
+            said = "both are given" if self.epsilon else "none is"
+            raise ValueError(f"noise follows from epsilon, or multiplier says how much: give one of them; {said}")
+        if self.budget and self.epsilon:
+            raise ValueError("budget goes with multiplier; with epsilon that is the budget already: leave budget out")
+        return self
+
+    @property
+    def promise(self) -> float | None:
+        """The ε that is never exceeded, if there is one."""
+        return self.epsilon or self.budget
+
+
+class Privacy(Section):
+    """`[privacy]`: the guards of a plan; none by default."""
+
+    clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
+    largest_weight: PositiveFloat | None = None
+    central_noise: Noise | None = None
+
+    @property
+    def noise(self) -> Noise | None:
+        """The mechanism of differential privacy, if there is one."""
+        return next((one for name in NOISES if (one := getattr(self, name))), None)
+
+    @property
+    def mechanism(self) -> str:
+        """The key of the mechanism, or an empty text."""
+        return next((name for name in NOISES if getattr(self, name)), "")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.central_noise and self.clip is None:
+            raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
+        if self.clip == "adaptive" and not self.central_noise:
+            raise ValueError('clip = "adaptive" follows what central_noise tells of lengths: give central_noise, or a number')
+        return self

@@ -1,0 +1,120 @@
+"""Central differential privacy: the server adds up clipped updates exactly, and gives out the sum with noise only.
+
+The promise is one about a whole node: whether its update is in the sum, or nothing of it, can't be told apart better than ε and
+δ say. Every node has one voice, or a weight that is capped; the sum is divided by a number that no node's rows have a say in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from atoll.errors import PrivacyError
+from atoll.keys import Keystream
+from atoll.privacy.dp.clip import STEPS, shortened, whole
+from atoll.privacy.dp.noise import discrete_gaussian
+from atoll.vector import Flat, Group, Layout, Layouts, Tensor, Total
+
+BLOCK = 1 << 17
+WITHIN = "within"
+"""The group with one number: one half where an update was within an adaptive bound, minus one half where it was longer."""
+SHARE = 0.05
+"""The part of the privacy that the count of updates within the bound costs: its noise and the sum's together are the plan's."""
+WITHIN_LAYOUT = Layout((Tensor("within", (1,)),), "float32")
+
+
+class Bodies(Protocol):
+    """The accepted updates of a round, as a fold gets them."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The nodes."""
+        ...
+
+    @property
+    def layouts(self) -> Layouts:
+        """The layouts of every update."""
+        ...
+
+    def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
+        """Numbers `lo` to `hi` of a group of every update."""
+        ...
+
+
+def summed(bound: float, largest: float | None = None) -> Callable[[Bodies, Sequence[float], int], Total]:
+    """Return the fold that clips updates anew and adds them up in whole steps of bound/2²⁰: exact, in any order.
+
+    Args:
+        bound: the longest that an update may be, over all its groups.
+        largest: the largest weight; a node with less has that part of a voice. None: each has one voice.
+    """
+
+    def fold(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
+        voices = [1.0] * len(weights) if largest is None else [min(weight, largest) / largest for weight in weights]
+        scales = [voice * shortened(norm, bound) * STEPS / bound for voice, norm in zip(voices, _lengths(bodies), strict=True)]
+        groups = {}
+        for name, layout in bodies.layouts.items():
+            values = np.zeros(layout.size)
+            for lo in range(0, layout.size, BLOCK):
+                into = values[lo : lo + BLOCK]
+                for part, scale in zip(bodies.block(name, lo, min(lo + BLOCK, layout.size)), scales, strict=True):
+                    if name == WITHIN:
+                        into += whole(np.clip(part, -0.5, 0.5), STEPS)
+                    else:
+                        into += whole(part, scale)
+            groups[name] = Group(replace(layout, dtype="float64"), values)
+        return Total(groups, 1.0, len(weights), registered)
+
+    return fold
+
+
+def _lengths(bodies: Bodies) -> list[float]:
+    """Return each update's norm over all groups but the count's."""
+    squares = [0.0] * len(bodies.ids)
+    for name, layout in bodies.layouts.items():
+        for lo in range(0, layout.size if name != WITHIN else 0, BLOCK):
+            for place, part in enumerate(bodies.block(name, lo, min(lo + BLOCK, layout.size))):
+                squares[place] += float(np.square(part, dtype=np.float64).sum())
+    return [math.sqrt(square) for square in squares]
+
+
+def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, key: bytes, voices: float) -> Total:
+    """Return what `summed` gave with noise, off the grid again, to be divided by a fixed number of voices.
+
+    Args:
+        total: in whole steps.
+        layouts: of an update's groups, for their dtypes.
+        bound: as for `summed`.
+        multiplier: the noise's standard deviation over the bound; with the group `within`, of both together, see `shares`.
+        key: 32 bytes of the operating system's generator, for this round alone.
+        voices: what the sum is divided by; the same whatever nodes' rows are.
+
+    Raises:
+        PrivacyError: the multiplier is out of its range.
+    """
+    stream, groups = Keystream(key), dict[str, Group]()
+    sigmas = shares(multiplier) if WITHIN in total.groups else {}
+    for name in sorted(total.groups):
+        steps, layout = total.groups[name].values, layouts[name]
+        values = np.empty(layout.size, layout.dtype)
+        sigma, unit = sigmas.get(name, sigmas.get("", multiplier)) * STEPS, (1.0 if name == WITHIN else bound) / STEPS
+        for lo in range(0, layout.size, BLOCK):
+            part = steps[lo : lo + BLOCK]
+            values[lo : lo + BLOCK] = (part + discrete_gaussian(sigma, part.size, stream)) * unit
+        groups[name] = Group(layout, values)
+    if not voices > 0:
+        raise PrivacyError(f"a sum for {voices} voices: nobody was asked")
+    return replace(total, groups=groups, weight=float(voices))
+
+
+def shares(multiplier: float) -> Mapping[str, float]:
+    """Return the noise of the clipped sum (under "") and of the count within the bound, so that both together cost as planned.
+
+    Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially Private Learning with Adaptive Clipping", theorem 1:
+    z⁻² = z_Δ⁻² + (2σ_b)⁻².
+    """
+    return {"": multiplier / math.sqrt(1 - SHARE), WITHIN: multiplier / (2 * math.sqrt(SHARE))}
