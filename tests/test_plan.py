@@ -94,7 +94,7 @@ def test_the_digest_is_of_what_is_agreed_not_of_how_it_is_written(tmp_path):
             "factor means nothing to kind = 'cosine'; it goes with exponential and step",
         ),
         ("[cohort]", "[training]\nschedule = {}\n[cohort]", "a schedule that changes nothing"),
-        ("[cohort]", "[privacy]\nsecure_aggregation = true\n[cohort]", "privacy: unknown key"),
+        ("[cohort]", "[privacy]\nsecret = true\n[cohort]", "privacy.secret: unknown key"),
         ("logistic = true", "keras = {}", "exactly one of"),
         ("logistic = true", 'keras = "none.json"', "none.json can't be read"),
     ],
