@@ -6,6 +6,7 @@ ranks 2 and 3: algorithms know no guards, and guards no algorithms; here they me
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -68,14 +69,16 @@ def noise(plan: Plan, account: Account | None, cohort: int, registered: int) -> 
         registered: how many belong to the run.
 
     Returns:
-        `key` (hex), `multiplier`, and the `voices` that the sum is divided by: as many as were asked, or as may be, whatever
-        their rows are.
+        `key` (hex) and its `digest`, `multiplier`, and the `voices` that the sum is divided by: as many as were asked, or as
+        may be, whatever their rows are.
     """
     if account is None or plan.privacy.central_noise is None:
         return None
     secret = plan.cohort.draw == "poisson"
     voices = plan.cohort.fraction * registered if secret else plan.cohort.buffer or cohort
-    return {"key": new_secret().hex(), "multiplier": account.multiplier, "voices": voices}
+    key = new_secret()
+    digest = hashlib.sha256(key).hexdigest()
+    return {"key": key.hex(), "digest": digest, "multiplier": account.multiplier, "voices": voices}
 
 
 def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any]) -> Callable[[Total], Total]:

@@ -23,7 +23,9 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
         allow: functions of this machine that may run, so that a model which they make can be measured.
     """
     from atoll.node.policy import guards_of
+    from atoll.privacy.dp.account import account
 
+    spending = account(plan)
     data, rounds, once = plan.data, plan.plan.rounds, plan.training
     size_of, why = _size(plan, allow)
     return {
@@ -42,7 +44,9 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
         "seconds_at_most": rounds * TRIES * 2 * plan.cohort.deadline,
         "minimum_cohort": plan.cohort.minimum,
         "guards": sorted(guards_of(plan)),
-        "epsilon": None,
+        "epsilon": (spending.spent(rounds), spending.delta) if spending else None,
+        "noise": plan.privacy.mechanism.replace("_", " "),
+        "unit": spending.unit if spending else None,
         "functions": list(plan.model.functions),
         "kafka": plan.log.kafka,
         "updates_by_name": not guards_of(plan),
@@ -51,11 +55,11 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
 
 def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | None]:
     """Return how large model and update are, or why that can't be known here."""
-    from atoll import algorithms, learners
+    from atoll import learners, method
 
     try:
         learner = learners.build(plan, allow)
-        algorithm = algorithms.find(plan, learner)
+        algorithm = method.find(plan, learner)
         updates = algorithm.updates(learner.layouts)
     except AtollError as error:
         return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
@@ -168,7 +172,11 @@ def _protected(found: Mapping[str, Any]) -> str:
 def _noise(found: Mapping[str, Any]) -> str:
     if found["epsilon"] is None:
         return "no noise is added: nothing bounds what updates, or their sums, tell of a row."
-    return str(found["epsilon"])
+    spent, delta = found["epsilon"]
+    return (
+        f"{found['noise']}: what the run gives out tells of {found['unit']} no more than ε {spent:.3g} at δ {delta:g}, all "
+        f"{found['rounds']} rounds together (`atoll privacy PLAN` says what that stands on)."
+    )
 
 
 def _seen(found: Mapping[str, Any]) -> str:

@@ -60,5 +60,5 @@ class Gate:
             raise PolicyError(self._where + why)
 
     def tells(self, figures: Metrics) -> Metrics:
-        """Return what may be told of how the final model does on this node's rows: sums over them, which no guard hides."""
-        return {} if self.policy.guards or guards_of(self.plan) else figures
+        """Return what may be told of how the final model does on this node's rows: no guard hides these sums, nor any noise."""
+        return {} if self.policy.guards or guards_of(self.plan) or self.plan.privacy.noise else figures

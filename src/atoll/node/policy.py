@@ -213,4 +213,5 @@ def guards_of(plan: Plan) -> set[str]:
 
 def guard_said(plan: Plan) -> str:
     """Say in a few words what protects an update under a plan, for the ledger."""
-    return " and ".join(sorted(guard.replace("_", " ") for guard in guards_of(plan))) or "none"
+    guards = [*sorted(guards_of(plan)), *filter(None, [plan.privacy.mechanism])]
+    return " and ".join(guard.replace("_", " ") for guard in guards) or "none"

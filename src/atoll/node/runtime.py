@@ -43,7 +43,8 @@ from atoll.node.witness import Witness
 from atoll.node.work import Work
 from atoll.plan import Plan
 from atoll.preprocess import Given
-from atoll.store.ledger import Ledger
+from atoll.privacy.dp.account import account
+from atoll.store.ledger import Ledger, Spent
 from atoll.tls import Trust
 from atoll.vector import Metrics, layouts_of
 from atoll.wire import HEADER_LIMIT, Address, Buffer
@@ -203,6 +204,7 @@ class Node:
         self.algorithm = method.find(self.plan, self.learner)
         updates = self.algorithm.updates(self.learner.layouts)
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
+        self.account = await asyncio.to_thread(account, self.plan)
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
@@ -338,7 +340,8 @@ class Node:
     async def _send(self, task: StartTraining) -> None:
         try:
             envelope, path = self.outbox.take(self._address(task))
-            self.ledger.leaving(envelope, time.time(), guard_said(self.plan))
+            spent = Spent(self.account.spent(task.round), self.account.delta) if self.account else None
+            self.ledger.leaving(envelope, time.time(), guard_said(self.plan), spent)
             await self.appender.append(envelope, path)
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))

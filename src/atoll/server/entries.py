@@ -62,9 +62,14 @@ def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
 
 
 def _facts(row: RoundRow | UpdateRow) -> dict[str, Any]:
-    """A row without the columns that older records don't know, where these say nothing; and without what is forgotten later."""
-    unknown = ("norm", "offence", "reference", "folded", "epsilon")
-    return {name: value for name, value in vars(row).items() if name != "noise" and (value or name not in unknown)}
+    """A row without the columns that older records don't know, where these say nothing; and of a key only its digest."""
+    unknown = ("norm", "offence", "reference", "folded", "epsilon", "noise")
+    facts = {name: value for name, value in vars(row).items() if value or name not in unknown}
+    if noise := facts.get("noise"):
+        key = noise["key"]
+        told = hashlib.sha256(bytes.fromhex(key)).hexdigest() if key else noise["digest"]
+        facts["noise"] = {**noise, "key": None, "digest": told}
+    return facts
 
 
 def _plain(value: Any) -> Any:

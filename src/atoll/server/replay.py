@@ -130,7 +130,7 @@ def _noised(plan: Plan, layouts: Layouts, row: RoundRow) -> Undo | None:
     """What added the round's noise: the very same, from the key that was kept."""
     if plan.privacy.central_noise is None:
         return None
-    if row.noise is None:
+    if not row.noise or not row.noise["key"]:
         raise StoreError(f"run {row.run}: what the noise of round {row.round} was made of is gone; it can't be done again")
     return method.noised(plan, layouts, row.noise)
 

@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 
 import ray
 
-from atoll import __version__, algorithms, learners
+from atoll import __version__, learners, method
 from atoll.algorithms import Memory
 from atoll.errors import AtollError, LayoutError
 from atoll.learner import Compiled, Data, Rows
@@ -58,7 +58,7 @@ class Hand:
             raise AtollError(f"a machine of the cluster has Atoll {__version__}, this one {version}: install the same on all")
         agreed = Plan.from_json(plan)
         learner = learners.build(agreed, allow)
-        self._work = Work(agreed, algorithms.find(agreed, learner), learner)
+        self._work = Work(agreed, method.find(agreed, learner), learner)
         self._calls: dict[How, Calls] = {}
 
     def ready(self) -> None:

@@ -54,8 +54,8 @@ class RoundRow:
     """A closed round, and the model that it made; `registered` nodes belonged to the run.
 
     `reference` is the digest of the server's own update, where the method had it train too. Under central noise, `noise` says
-    what it was made of, for a replay: `key` (hex), `multiplier` and `voices`; who has it and the model has the sum without noise,
-    so no history tells it, and pruning forgets it. `epsilon` is what the run has spent by now.
+    what it was made of, for a replay: `key` (hex), its `digest`, `multiplier` and `voices`; who has key and model has the sum
+    without noise, so no history tells it, and pruning forgets the key. `epsilon` is what the run has spent by now.
     """
 
     run: str

@@ -88,6 +88,8 @@ class Database:
             yield
         except OSError as error:
             raise StoreError(f"{self.place}: can't be a store ({error.strerror}); choose another --store") from error
+        except ValueError as error:
+            raise StoreError(f"{self.place}: the store failed ({error}): the file is damaged, or was altered") from error
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
             kind = UnwritableError if isinstance(error, OperationalError) else StoreError

@@ -25,7 +25,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    null,
     select,
     update,
 )
@@ -65,7 +64,7 @@ _NODES = _table(
 _ROUNDS = _table(
     "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
     _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
-    _fact("registered", Integer), _fact("reference"), _fact("noise", JSON), _fact("epsilon", Float),
+    _fact("registered", Integer), _fact("reference"), _fact("noise", JSON(none_as_null=True)), _fact("epsilon", Float),
 )  # fmt: skip
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
@@ -258,7 +257,10 @@ class SqlStore:
         """Note that the files of runs go; until the block ends nobody else writes, so that no run comes to need them."""
         with self._base.begin() as base:
             base.execute(update(_RUNS).where(_RUNS.c.run.in_(runs)).values(pruned=now))
-            base.execute(update(_ROUNDS).where(_ROUNDS.c.run.in_(runs)).values(noise=null()))
+            noisy = select(_ROUNDS.c.run, _ROUNDS.c.round, _ROUNDS.c.noise).where(_ROUNDS.c.run.in_(runs))
+            for run, round_, noise in base.execute(noisy.where(_ROUNDS.c.noise.is_not(None))).all():
+                mine = (_ROUNDS.c.run == run) & (_ROUNDS.c.round == round_)
+                base.execute(update(_ROUNDS).where(mine).values(noise={**noise, "key": None}))
             yield
 
     def history(self, run: str | None = None) -> dict[str, Any]:

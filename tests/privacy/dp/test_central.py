@@ -19,6 +19,7 @@ from atoll.privacy.dp.account import account
 from atoll.privacy.dp.accountant import epsilon
 from atoll.privacy.dp.clip import STEPS, clipped, length, whole
 from atoll.server import events
+from atoll.server.audit import verify
 from atoll.server.machine import begin, transition
 from atoll.server.replay import replay
 from atoll.server.state import Phase
@@ -132,9 +133,11 @@ def test_a_deployed_run_is_noised_stops_in_budget_and_is_replayed_to_the_same_bi
     found = asyncio.run(again())
     assert len(found) == done
     assert all(one.stored == one.found for one in found)
+    verify(tmp_path / "store", store, store.find())
     with store.pruning([store.find().run], 1.0):
         pass
-    assert all(row.noise is None for row in store.rounds(store.find().run))
+    assert all(row.noise["key"] is None and row.noise["digest"] for row in store.rounds(store.find().run))
+    verify(tmp_path / "store", store, store.find())
     store.close()
 
 
