@@ -93,8 +93,8 @@ async def replay(
             ]
             own = _trained(directory, row, algorithm.updates(learner.layouts))
             undo = _noised(plan, algorithm.updates(learner.layouts), row)
-            about = algorithm, state, learner.layouts, model, accepted, row.registered, own, undo
-            state = await asyncio.to_thread(close, *about, press=press)
+            about = algorithm, state, learner.layouts, model, accepted, row.registered, own
+            state = await asyncio.to_thread(partial(close, undo=undo, press=press), *about)
             model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)
