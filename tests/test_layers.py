@@ -40,6 +40,7 @@ HOMES: Mapping[str, Sequence[str]] = {
         "atoll.stopping",
         "atoll.messages",
         "atoll.node.policy",
+        "atoll.simulate.devices",
     ),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),

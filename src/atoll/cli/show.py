@@ -45,6 +45,21 @@ def size_of(text: str) -> int:
     raise AtollError(f"'{text}' is no size; it looks like 50GB or 800MB")
 
 
+def clock(seconds: float) -> str:
+    """Say a time since the beginning.
+
+    >>> clock(7.26), clock(754), clock(200_000)
+    ('7.3 s', '12 min 34 s', '2 d 7 h 33 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours // 24} d {hours % 24} h {minutes} min" if hours >= 24 else f"{hours} h {minutes} min"
+
+
 def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
     """Return a figure as text, or a dash where it is missing."""
     return f"{figures[name]:.{digits}f}" if name in figures else "–"

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.run import Watch, show_run
-from atoll.cli.show import figure, working
+from atoll.cli.show import clock, figure, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -53,6 +53,10 @@ def simulate(
     backend: Annotated[
         str | None, typer.Option(help="ray: in processes of a Ray cluster, of this machine, or ray:HOST:PORT. Changes no result.")
     ] = None,
+    devices: Annotated[
+        Path | None,
+        typer.Option(help="A file that says how fast clients are and when they are there: the run is in virtual time."),
+    ] = None,
     judge_every: Annotated[int, typer.Option(min=1, help="Judge models every so many rounds, and after the last.")] = 1,
     store: Annotated[Path | None, typer.Option(help="A folder that keeps the run after each round.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --store, to the same bits.")] = False,
@@ -79,6 +83,7 @@ def simulate(
             done = run(
                 agreed, there, holdout=rows, allow=allow or (), watch=_timed(agreed, show_run(agreed, live)), start=start,
                 strategy=strategy, workers=workers, backend=backend, judge_every=judge_every, store=store, resume=resume,
+                devices=devices,
                 there=_available(there, available, agreed),
             )  # fmt: skip
     if to:
@@ -140,11 +145,10 @@ def _timed(plan: Plan, watch: Watch) -> Watch:
             watch(event)
             return
         now = time.monotonic()
-        if event["what"] != "round":
-            watch(event)
-            return
         rate = event["round"] / (now - began)
         pace = f"{rate:.1f} rounds/s, {(plan.plan.rounds - event['round']) / rate:.0f} s left"
+        if "at" in event:
+            pace += f"; virtual time {clock(event['at'])}"
         by = "holdout" if event["holdout"] else "nodes"
         watch({**event, "cohort": len(event["answered"]), "judged": event[by], "by": by, "seconds": now - last, "pace": pace})
         last = now
@@ -175,6 +179,8 @@ def _tell(plan: Plan, done: Simulated, seconds: float, *, as_json: bool) -> None
         print(json.dumps({**facts, **_judged(done), "strategy": done.strategy, "said": done.said, "seconds": seconds}))
         return
     print(f"{done.reason}, in {seconds} s: model {done.digest[:12]}, strategy {done.strategy}{_more(done.said)}")
+    if "at" in done.rounds[-1]:
+        print(f"  virtual time: {clock(done.rounds[-1]['at'])}")
     shown = {"the holdout": done.holdout} if done.holdout else dict(list(done.by_node.items())[:20])
     for name, judged in shown.items():
         print(f"  on {name}: {', '.join(f'{one} {figure(judged, one)}' for one in judged)}")

@@ -18,7 +18,7 @@ from rich.table import Table
 from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.plot import Curve, plot
-from atoll.cli.show import figure, told, working
+from atoll.cli.show import clock, figure, told, working
 from atoll.cli.simulate import each, spread
 from atoll.errors import AtollError, PlanError
 from atoll.plan import Plan
@@ -46,19 +46,21 @@ class _Ground(NamedTuple):
     holdout: Rows | None
     allow: Sequence[str]
     strategy: str
+    devices: Path | None
 
 
 @contextlib.contextmanager
 def _ground(
-    plan: Plan, data: Path, clients: int | None, how: str, holdout: Path | None, allow: Sequence[str], strategy: str
-) -> Iterator[_Ground]:
+    plan: Plan, data: Path, clients: int | None, how: str, holdout: Path | None, allow: Sequence[str], strategy: str,
+    devices: Path | None = None,
+) -> Iterator[_Ground]:  # fmt: skip
     from atoll.preprocess import prepare
 
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready"):
             there = spread(data, plan, clients, how, Path(spool) / "rows") if clients else each(data, plan, holdout)
             rows = prepare(holdout, plan).judge if holdout else None
-        yield _Ground(there, rows, allow, strategy)
+        yield _Ground(there, rows, allow, strategy, devices)
 
 
 def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None)
     began = time.monotonic()
     try:
         done = simulate(
-            plan, clients or ground.clients, holdout=ground.holdout, allow=ground.allow, strategy=ground.strategy
+            plan, clients or ground.clients, holdout=ground.holdout, allow=ground.allow, strategy=ground.strategy,
+            devices=ground.devices,
         )  # fmt: skip
     except AtollError as error:
         return {"figures": {}, "curve": [], "why": str(error), "seconds": round(time.monotonic() - began, 2)}
@@ -77,7 +80,8 @@ def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None)
 
 def _judged(done: Simulated) -> dict[str, Any]:
     place = "holdout" if done.holdout else "nodes"
-    return {"figures": done.rounds[-1][place], "curve": [(row["round"], row[place]) for row in done.rounds]}
+    times = {row["round"]: row["at"] for row in done.rounds if "at" in row}
+    return {"figures": done.rounds[-1][place], "curve": [(row["round"], row[place]) for row in done.rounds], "times": times}
 
 
 @app.command()
@@ -90,6 +94,7 @@ def sweep(
     holdout: Holdout = None,
     target: Annotated[str | None, typer.Option(help="Also tell in which round a figure is reached: accuracy=0.97.")] = None,
     strategy: StrategyOption = "auto",
+    devices: Annotated[Path | None, typer.Option(help="As for `atoll simulate`: also tell when a target is reached.")] = None,
     picture: Picture = None,
     allow: Allow = None,
     as_json: AsJson = False,
@@ -102,11 +107,12 @@ def sweep(
     }
     goal = _goal(target)
     rows = []
-    with _ground(agreed, data, clients, partition, holdout, allow or (), strategy) as ground:
+    with _ground(agreed, data, clients, partition, holdout, allow or (), strategy, devices) as ground:
         for many, changed in plans.items():
             row = {"with": dict(many), **_run(changed, ground)}
             if goal:
                 row["reached"] = next((at for at, said in row["curve"] if _reached(said, *goal)), None)
+                row["reached_at"] = row.get("times", {}).get(row["reached"])
             rows.append(row)
             if not as_json:
                 print(f"{_named(row)}: {_said(row)}", flush=True)
@@ -225,12 +231,14 @@ def _show(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, p
         return
     figures = list(dict.fromkeys(name for row in rows for name in told(row["figures"])))
     reached = any("reached" in row for row in rows)
+    timed = any(row.get("reached_at") for row in rows)
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("run")
-    for name in (*figures, *(["reached in round"] if reached else []), "seconds"):
+    for name in (*figures, *(["reached in round"] if reached else []), *(["after"] if timed else []), "seconds"):
         table.add_column(name, justify="right")
     for name, row in zip(names, rows, strict=True):
         more = [str(row["reached"] or "–")] if reached else []
+        more += [clock(row["reached_at"]) if row["reached_at"] else "–"] if timed else []
         cells = [figure(row["figures"], one) for one in figures]
         table.add_row(name, *cells, *more, f"{row['seconds']:.2f}")
     Console().print(table)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +27,8 @@ from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
 from atoll.simulate.checkpoint import Checkpoint
 from atoll.simulate.clients import Memories, Spread
+from atoll.simulate.clock import Clock
+from atoll.simulate.devices import Devices
 from atoll.simulate.map import Job, Strategy, Work
 from atoll.vector import Groups, Update, check
 from atoll.wire import Address, digest_of, encode, pack
@@ -68,10 +68,7 @@ class Simulated:
 
 @dataclass
 class _Run:
-    """A simulated federation in mid-run. For the machine the clock stands still: no deadline is ever over.
-
-    Who is the first to answer is told by `clock`, which counts training steps: a client with more rows takes longer.
-    """
+    """A simulated federation in mid-run."""
 
     work: Work
     press: Press
@@ -85,52 +82,49 @@ class _Run:
     there: Callable[[int], Collection[str]] | None = None
     here: frozenset[str] = frozenset()
     model: str = ""
-    clock: int = 0
-    coming: list[tuple[int, int, events.Event]] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+    briefs: dict[str, Groups] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
     drafts: dict[str, Memory] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    turns: Iterator[int] = field(default_factory=itertools.count)
     reason: str = ""
     kept: Checkpoint | None = None
     account: Account | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
-        brief = self.work.algorithm.brief(self.state)
-        clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in command.nodes}
+        task, devices = (command.round, command.attempt), self.clock.devices
+        names = [name for name in command.nodes if not (devices and devices.drops(name, task))]
+        brief = self.briefs.setdefault(command.model, self.work.algorithm.brief(self.state))
+        clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in names}
         judged = self.due(command.round) and not self.work.algorithm.silent
         answers = self.strategy.train(Job(brief, command.round, clients, judged))
         updates: dict[str, Update] = {}
-        for name in command.nodes:
+        for name in names:
             address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
             if isinstance(answer, LayoutError):
                 raise LayoutError(f"round {command.round}, {name}: {answer}")
             if isinstance(answer, AtollError):
-                self.later(name, command.round, events.Declined(0.0, address, str(answer)))
+                self.later(name, brief, events.Declined(0.0, address, str(answer)))
                 continue
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
         addresses = [Address("simulated", command.round, command.attempt, name) for name in sent]
         for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
-            self.later(name, command.round, event)
+            self.later(name, brief, event)
         return []
 
-    def later(self, name: str, round_: int, event: events.Event) -> None:
-        """Let something happen when a client is done with a round's training."""
+    def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
+        """Let a client's word on a task come when it is done."""
         plan = self.work.plan
-        steps = plan.training.pace(len(self.clients[name].train), round_, plan.plan.rounds).steps
-        heapq.heappush(self.coming, (self.clock + steps, next(self.turns), event))
+        steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
+        down = sum(group.values.nbytes for group in brief.values())
+        self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
 
-    def next(self) -> events.Event:
-        """Return what happens next."""
-        self.clock, _, event = heapq.heappop(self.coming)
-        return event
-
-    def arrive(self, address: Address, update: Update) -> events.Event:
+    def arrive(self, address: Address, update: Update) -> events.Appended | events.Refused | events.Declined:
         """Take an update in as it travels, and check it as a server does; its size is known without joining its bytes."""
         name, layouts = address.node, self.work.algorithm.updates(self.work.learner.layouts)
         left = parted(self.memories.get(name))[1]
@@ -175,21 +169,26 @@ class _Run:
         }
         if self.account and due:
             facts["epsilon"] = self.account.spent(command.round)
+        if self.clock.devices:
+            facts["at"] = round(self.clock.now, 3)
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
         over = self.account.over(command.round) if self.account else ""
-        judged = events.Closed(0.0, self.model, facts["holdout"] or facts["nodes"], over)
+        judged = events.Closed(self.clock.now, self.model, facts["holdout"] or facts["nodes"], over)
         more = self.there and command.round < self.work.plan.plan.rounds
         return [*(self.presence(command.round + 1) if more else ()), judged]
 
     def presence(self, round_: int) -> list[events.Event]:
         """Let clients come and go before a round."""
+        if self.clock.devices and self.clock.devices.come_and_go:
+            return self.clock.follow(iter(self.clients))
         names = frozenset(self.there(round_) if self.there else self.clients)
         if unknown := names - self.clients.keys():
             raise AtollError(f"round {round_}: '{min(unknown)}' is there, and no client has that name")
         gone, come = self.here - names, names - self.here
         self.here = names
-        return [*(events.Lost(0.0, name) for name in sorted(gone)), events.Joined(0.0, {name: name for name in come})]
+        now = self.clock.now
+        return [*(events.Lost(now, name) for name in sorted(gone)), events.Joined(now, {name: name for name in come})]
 
     def judge_update(self, command: events.Judge) -> list[events.Event]:
         """Let a client remember what goes with its update, now that it counts; tell who watches of one that is refused."""
@@ -203,7 +202,7 @@ class _Run:
 
     def end(self, command: events.End) -> list[events.Event]:
         """Let the clients go."""
-        return [events.Left(0.0, name) for name in command.nodes]
+        return [events.Left(self.clock.now, name) for name in command.nodes]
 
     def finish(self, command: events.Finish) -> list[events.Event]:
         """Keep why it ended; raise where that was not at its end."""
@@ -212,10 +211,15 @@ class _Run:
         self.reason = command.reason
         return []
 
-    def nothing(self, command: events.Command) -> list[events.Event]:
-        """Do nothing."""
-        del command
+    def wake(self, command: events.Wake) -> list[events.Event]:
+        """Let the machine look at its deadlines, where time passes."""
+        self.clock.wake(command.at)
         return []
+
+    def forget(self, server: Machine) -> None:
+        """Let go of the models that no client works from any longer."""
+        asked = {task.model for task in server.tasks.values()}
+        self.briefs = {model: brief for model, brief in self.briefs.items() if model in asked}
 
     def keep(self, server: Machine) -> None:
         """Keep the run as it is after a round, where it is to be kept."""
@@ -233,6 +237,8 @@ class _Run:
                 raise AtollError("--resume: name the folder of the run that goes on, --store")
             return None
         plan = self.work.plan
+        if self.clock.devices:
+            raise AtollError("--store: a run in virtual time can't go on yet; leave --devices out, or run it in one go")
         if plan.cohort.buffer:
             raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
         self.kept = Checkpoint(Path(store), plan, {"clients": len(self.clients), "strategy": self.strategy.name})
@@ -276,7 +282,7 @@ _ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] 
     events.End: _Run.end,
     events.Finish: _Run.finish,
     events.Judge: _Run.judge_update,
-    events.Wake: _Run.nothing,  # time stands still
+    events.Wake: _Run.wake,
 }
 
 
@@ -295,6 +301,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     backend: str | None = None,
     judge_every: int = 1,
     there: Callable[[int], Collection[str]] | None = None,
+    devices: Devices | str | Path | None = None,
     store: str | Path | None = None,
     resume: bool = False,
 ) -> Simulated:
@@ -321,6 +328,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         store: a folder that keeps the run after each round, so that one that was stopped can go on.
         resume: go on with the run there, to the bits of one that was never stopped.
         there: round → the names of the clients that can be asked in it; all of them unless given.
+        devices: what clients run on, or a file that says it: the run is in virtual time then, and each round has `at`, when it
+            closed, in seconds.
 
     Returns:
         The rounds, and the final model. Under strategy `map` it is equal, bit for bit, to that of a deployed run whose
@@ -340,6 +349,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
     state = work.algorithm.init(learners.first(plan, built, start))
     watch = watch or (lambda _: None)
+    clock = Clock(Devices.load(Path(devices), plan.plan.seed) if isinstance(devices, str | Path) else devices)
     with contextlib.ExitStack() as opened:
         hands = choose.Hands(workers, None if learner else allow)
         if backend:
@@ -350,7 +360,9 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
         opened.callback(chosen.close)
-        run = _Run(work, press, data, holdout, watch, state, chosen, judge_every, tamper, there, account=spending)
+        run = _Run(
+            work, press, data, holdout, watch, state, chosen, judge_every, tamper, there, clock=clock, account=spending
+        )  # fmt: skip
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
         run.model = digest_of(pack(work.algorithm.brief(state)))
@@ -386,9 +398,11 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
     waiting: deque[events.Event] = deque(run.presence(past.closed + 1 if past else 1))
     for command in commands:
         waiting.extend(_ACTS[type(command)](run, command))
-    while waiting or run.coming:
-        event = waiting.popleft() if waiting else run.next()
+    while waiting or (run.clock and not run.reason):
+        event = waiting.popleft() if waiting else run.clock.next()
         server, commands = machine.transition(server, event)
+        if isinstance(event, events.Closed):
+            run.forget(server)
         for command in commands:
             if isinstance(command, events.Train | events.End) and isinstance(event, events.Closed):
                 run.keep(server)  # what the closed round changed is all in, and nothing of the next one
