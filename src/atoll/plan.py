@@ -26,6 +26,8 @@ from atoll.stopping import Stopping
 from atoll.training import Training
 
 _NAMED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
+"""The alphabet of a plan that names none."""
 MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
 
 
@@ -98,6 +100,8 @@ class Columns(Section):
     value of each left out. Rows with a word of `missing` in a used column are left out. `positive` turns
     the target into 1 where it has one of these values and 0 elsewhere. `split` names a column with
     `train` or `test` in each row. `standardise` takes each node's own training mean and deviation.
+    `words` and `characters` make numbers of text, by a rule that looks at no data: see `preprocess.text`; a target that is
+    itself the feature with `characters` stands for what comes next.
     For folders of pictures, `image` is height, width and channels, and `classes` are the folders' names in
     the order of their labels.
     """
@@ -107,6 +111,9 @@ class Columns(Section):
     columns: tuple[str, ...] | None = None
     positive: tuple[Value, ...] | None = None
     categories: dict[str, Annotated[tuple[Value, ...], Field(min_length=2)]] = Field(default_factory=dict)
+    words: dict[str, PositiveInt] = Field(default_factory=dict)
+    characters: dict[str, PositiveInt] = Field(default_factory=dict)
+    alphabet: Annotated[str, Field(min_length=1)] = PRINTABLE
     missing: tuple[str, ...] = ("",)
     split: str | None = None
     standardise: Literal["no", "node"] = "no"
@@ -118,7 +125,32 @@ class Columns(Section):
         """How many inputs a row gives, or None where the plan names no features."""
         if self.features is None:
             return None
-        return sum(len(self.categories[name]) - 1 if name in self.categories else 1 for name in self.features)
+        return sum(self._width(name) for name in self.features)
+
+    def _width(self, name: str) -> int:
+        if name in self.categories:
+            return len(self.categories[name]) - 1
+        return self.words.get(name) or self.characters.get(name) or 1
+
+    @property
+    def foretold(self) -> bool:
+        """Whether the target is what comes next in the feature, character by character."""
+        return self.target in self.characters
+
+    @model_validator(mode="after")
+    def _one_rule_for_text(self) -> Self:
+        text = [*self.categories, *self.words, *self.characters]
+        if twice := [name for name in text if text.count(name) > 1]:
+            raise ValueError(f"'{twice[0]}' is coded twice: it has a place in one of categories, words and characters")
+        if len(set(self.alphabet)) < len(self.alphabet):
+            raise ValueError("a character is in alphabet twice")
+        if self.standardise != "no" and (self.words or self.characters):
+            raise ValueError("words and characters have their right size already: leave standardise out")
+        if self.foretold and (len(self.features or ()) > 1 or self.positive is not None):
+            raise ValueError(
+                "a target that is its own feature stands for the next character: leave out positive, and other features"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -127,9 +159,10 @@ class Columns(Section):
         if (self.image is None) != (self.classes is None) or (self.image and self.features):
             raise ValueError("image and classes go together, and without features: rows are pictures, or of columns")
         features = self.features or ()
-        for name in self.categories:
-            if name not in features:
-                raise ValueError(f"categories.{name} is no feature{nearest(name, features)}")
+        for table in ("categories", "words", "characters"):
+            for name in getattr(self, table):
+                if name not in features:
+                    raise ValueError(f"{table}.{name} is no feature{nearest(name, features)}")
         if len(set(features)) != len(features):
             raise ValueError("a feature is named twice")
         for used in (*features, self.target, self.split):

@@ -168,9 +168,13 @@ class Jax:
         return parameters, state
 
     def _losses(self, outputs: Any, y: Any) -> Any:
-        """Return the loss of each row `[rows]`: the mean over its outputs."""
+        """Return the loss of each row `[rows]`: the mean over its outputs, those without a target (classes below 0) left out."""
         outputs = jnp.asarray(outputs, jnp.float32)
         shaped = y if self.task in (None, "classes") else jnp.reshape(y, outputs.shape)
+        if self.task == "classes" and y.ndim > 1:
+            there = y >= 0
+            losses = jnp.where(there, self._loss(outputs, jnp.maximum(y, 0)), 0)
+            return jnp.sum(losses, axis=1) / jnp.maximum(1, jnp.sum(there, axis=1))
         losses = self._loss(outputs, shaped)
         return jnp.mean(jnp.reshape(losses, (len(y), -1)), axis=1)
 

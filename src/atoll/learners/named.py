@@ -178,6 +178,8 @@ def judged(task: Task | None, loss: float, outputs: NDArray[Any], y: NDArray[Any
     """Return the sums that judge outputs `[rows, …]`, and what `count` adds; of a loss without a task, samples and loss alone."""
     if task is None:
         return {"samples": float(len(y)), "loss": loss}
+    if task == "classes" and y.ndim > 1:
+        return {"samples": float(len(y)), "loss": loss, "correct": float(np.sum(_hits(outputs.argmax(axis=-1), y)))}
     scores: NDArray[Any]
     if task == "classes":
         scores = outputs.reshape(-1, outputs.shape[-1])
@@ -189,3 +191,10 @@ def judged(task: Task | None, loss: float, outputs: NDArray[Any], y: NDArray[Any
         scores = outputs.reshape(len(y), -1)[:, 0]
         found = regressed(loss, scores, y)
     return {**found, **count(scores, y)}
+
+
+def _hits(predicted: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Return which part of each row's targets `[rows, places]` is right; below 0 there is none, as where a text has ended."""
+    there = y >= 0
+    hits: NDArray[np.float64] = np.sum((predicted == y) & there, axis=1) / np.maximum(1, np.sum(there, axis=1))
+    return hits

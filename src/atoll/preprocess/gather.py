@@ -86,6 +86,8 @@ def described(data: Data) -> dict[str, Any]:
     {'train': 3, 'test': 0, 'shape': [2], 'classes': {'0': 1, '1': 2}}
     """
     classes: Counter[float] = Counter()
+    if data.train.y.ndim > 1:
+        return _shape(data, {})
     for y in (data.train.y, data.test.y):
         for lo in range(0, len(y), _ROWS):
             values, counts = np.unique(y[lo : lo + _ROWS], return_counts=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from atoll.errors import DataError
 from atoll.plan import Columns
-from atoll.preprocess.batch import Batch, Block, Column
+from atoll.preprocess.batch import Batch, Block, Column, rows_for
+from atoll.preprocess.text import foretold, hashed, spelled
 from atoll.sections import Value
 
 _SIDES = ("train", "test")
@@ -44,10 +45,13 @@ def place(where: str, header: Sequence[str], name: str) -> int:
 
 
 def blocks_of(batches: Generator[Batch, None, None], columns: Columns) -> Generator[Block]:
-    """Yield the rows of each batch as numbers; see `coded`."""
+    """Yield the rows of each batch as numbers, fewer at a time where a row becomes many (text); see `coded`."""
+    step = rows_for(columns.width or 1)
     with contextlib.closing(batches):  # whoever stops early lets go of files and connections at once
         for batch in batches:
-            yield coded(batch, columns)
+            for lo in range(0, len(batch.places), step):
+                part = {name: column[lo : lo + step] for name, column in batch.columns.items()}
+                yield coded(Batch(part, batch.places[lo : lo + step], batch.where), columns)
 
 
 def coded(batch: Batch, columns: Columns) -> Block:
@@ -62,14 +66,23 @@ def coded(batch: Batch, columns: Columns) -> Block:
     for name in (*features, target):
         left_out |= _missing(batch.columns[name], columns.missing)
     kept = _without(batch, left_out)
-    parts: list[NDArray[np.float64]] = []
+    parts: list[NDArray[Any]] = []
     for name in features:
         if name in columns.categories:
             parts += _one_hot(kept, name, columns.categories[name])
+        elif name in columns.words:
+            parts.append(hashed(kept.columns[name], columns.words[name]))
+        elif name in columns.characters:
+            parts.append(spelled(kept.columns[name], columns.characters[name], columns.alphabet))
         else:
             parts.append(_numbers(kept, name))
-    y = _numbers(kept, target) if columns.positive is None else _any_of(kept.columns[target], columns.positive)
-    return Block(np.column_stack(parts), y, test[~left_out], len(test))
+    return Block(np.column_stack(parts), _target(kept, target, columns), test[~left_out], len(test))
+
+
+def _target(kept: Batch, target: str, columns: Columns) -> NDArray[Any]:
+    if columns.foretold:
+        return foretold(kept.columns[target], columns.characters[target], columns.alphabet)
+    return _numbers(kept, target) if columns.positive is None else _any_of(kept.columns[target], columns.positive)
 
 
 def _sides(batch: Batch, columns: Columns) -> NDArray[np.bool_]:
