@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from atoll.sections import Section
 
@@ -53,9 +53,22 @@ class Noise(Section):
         return self.epsilon or self.budget
 
 
-class Privacy(Section):
-    """`[privacy]`: the guards of a plan; none by default."""
+_OF_SUMS = ("bits", "dropout", "corrupt", "roster")
+"""The keys that only mean something in a secure sum."""
 
+
+class Privacy(Section):
+    """`[privacy]`: the guards of a plan; none by default.
+
+    `secure_aggregation`: the server learns sums over nodes and no update. A sum bears that `dropout` of its cohort drops out
+    and `corrupt` nodes work for the server; `roster` are the only nodes that may be in one. Numbers are written in `bits`.
+    """
+
+    secure_aggregation: bool = False
+    bits: Literal[32, 64] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    corrupt: NonNegativeInt = 0
+    roster: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], ...] | None = None
     clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
     largest_weight: PositiveFloat | None = None
     central_noise: Noise | None = None
@@ -69,6 +82,22 @@ class Privacy(Section):
     def mechanism(self) -> str:
         """The key of the mechanism, or an empty text."""
         return next((name for name in NOISES if getattr(self, name)), "")
+
+    @model_validator(mode="after")
+    def _sums(self) -> Self:
+        fields = type(self).model_fields
+        lone = next((name for name in _OF_SUMS if getattr(self, name) != fields[name].default), None)
+        if lone and not self.secure_aggregation:
+            raise ValueError(f"{lone} is of secure sums: add secure_aggregation = true, or leave it out")
+        if self.secure_aggregation and self.bits == 32 and not (self.clip and self.largest_weight):
+            raise ValueError(
+                "bits = 32 has room for numbers and weights of known size only: give clip and largest_weight, or leave bits out"
+            )
+        if self.roster is not None and len(set(self.roster)) < len(self.roster):
+            raise ValueError("roster names a node twice")
+        if self.secure_aggregation and self.noise:
+            raise ValueError(f"{self.mechanism} and secure_aggregation don't go together yet: leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

@@ -264,6 +264,12 @@ def pooled(parts: Iterable[Metrics]) -> dict[str, float]:
     return {name: value for name, value in add(list(parts)).items() if not name.startswith("fit.")}
 
 
+def named(hidden: Metrics, parts: Iterable[Metrics]) -> dict[str, float]:
+    """Of sums that are only known together, return those that some node had a part in: `parts` have their names alone."""
+    names = {name for one in parts for name in one}
+    return {name: value for name, value in hidden.items() if name in names}
+
+
 def summary(sums: Metrics) -> dict[str, float]:
     """Turn sums over rows into the figures people read, see `metrics.figures`; of a plan's own metrics the mean.
 

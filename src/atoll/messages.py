@@ -25,6 +25,10 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """Of rounds and attempts: what a database and a file's name can hold."""
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Reason = Annotated[str, Field(max_length=2000)]
+UPDATE = "update"
+"""The phase of a link in which updates are protected and come by the log: between those before and those after."""
+PART, PARTS = 256 << 10, 16
+"""A letter of a link comes in parts of so many bytes, and in so many at most."""
 Sums = dict[Annotated[str, Field(max_length=64)], float]
 
 
@@ -119,6 +123,19 @@ class FlUpdate(Message):
     round: Count
     attempt: Count
     digest: Digest
+
+
+class Letter(Message):
+    """Both ways: a part of what the plan's link says in a phase of a round's try; `body` is base64."""
+
+    event = "link"
+    run: Run
+    round: Count
+    attempt: Count
+    phase: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+    part: Annotated[int, Field(ge=0, lt=PARTS)] = 0
+    parts: Annotated[int, Field(ge=1, le=PARTS)] = 1
+    body: Annotated[str, Field(max_length=4 * (PART // 3 + 1))]
 
 
 class Verdict(Message):

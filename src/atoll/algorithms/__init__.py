@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -43,6 +44,7 @@ from atoll.algorithms.scaffold import scaffold
 from atoll.errors import PlanError
 from atoll.learner import CAN, Learner, Rows
 from atoll.plan import Plan
+from atoll.vector import Update
 
 __all__ = [
     "Algorithm",
@@ -57,6 +59,7 @@ __all__ = [
     "reference",
     "rooted",
     "train",
+    "voiced",
     "work",
 ]
 
@@ -130,6 +133,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(
             f"aggregation.rule: '{rule}' needs a learner that can {said}; '{plan.model.kind}' as planned can't ({mend})"
         )
+    if plan.privacy.secure_aggregation and not adds(algorithm):
+        raise PlanError(
+            f"aggregation.rule: '{rule}' looks at single updates, and privacy.secure_aggregation hides them; take a rule that "
+            "only adds them up, such as fedavg"
+        )
     algorithm.updates(learner.layouts)  # a method that can't have this model says so
     if algorithm.fits:
         algorithm.fits(learner)
@@ -146,6 +154,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
 def adds(algorithm: Algorithm) -> bool:
     """Say whether a method adds updates up, and looks at none by itself or beside others (as robust rules do)."""
     return algorithm.fold in (mean, uniformly)
+
+
+def voiced(algorithm: Algorithm, update: Update) -> Update:
+    """Return an update with the weight that it has in the method's sum: where each node has one voice, 1."""
+    return replace(update, weight=1.0) if algorithm.fold is uniformly else update
 
 
 def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:

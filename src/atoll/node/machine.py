@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, cast
 
-from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
+from atoll.messages import UPDATE, EndSession, FlUpdate, StartTraining, Verdict
 
 SHORTEST, LONGEST = 0.25, 30.0
 """The first and the longest pause between tries, in seconds; each pause is twice the one before."""
@@ -57,6 +57,22 @@ class Asked(Event):
 
 
 @dataclass(frozen=True)
+class Said(Event):
+    """The server says something to the plan's link, in a phase of a round's try."""
+
+    key: tuple[str, int, int]
+    phase: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Fitted(Event):
+    """The model is trained; before it can leave, the link protects it."""
+
+    task: StartTraining
+
+
+@dataclass(frozen=True)
 class Trained(Event):
     """An update is made, sealed and kept on disk."""
 
@@ -66,7 +82,7 @@ class Trained(Event):
 
 @dataclass(frozen=True)
 class CannotTrain(Event):
-    """Training or sending failed for good in this round."""
+    """Training, protecting or sending failed for good in this round."""
 
     task: StartTraining
     reason: str
@@ -128,6 +144,23 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Let the link answer what it was told in a phase."""
+
+    task: StartTraining
+    phase: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Let the link protect what was trained, with what it was told for that."""
+
+    task: StartTraining
+    body: bytes
+
+
+@dataclass(frozen=True)
 class Append:
     """Append the kept update to the log, from where it stopped."""
 
@@ -177,7 +210,7 @@ class Leave:
     end: EndSession | None
 
 
-Command = Dial | Train | Append | Say | Refuse | Settle | Take | Wake | Leave
+Command = Dial | Train | Answer | Protect | Append | Say | Refuse | Settle | Take | Wake | Leave
 
 
 @dataclass(frozen=True)
@@ -188,7 +221,10 @@ class State:
         patience: how long the server may stay away, in seconds, before the node gives up.
         away: since when it is away.
         connected: whether the control channel is open.
+        first: the first phase of the plan's link, which is answered as soon as training is asked for; None without one.
         task: what the server asked for last.
+        fitted: whether the model is trained, and waits for the link.
+        told: what the link was told for protecting it.
         digest: of the update made for it.
         end: the server's goodbye.
         dials, tries: failed attempts in a row to connect, and to send or fetch.
@@ -196,10 +232,13 @@ class State:
     """
 
     patience: float
+    first: str | None = None
     phase: Phase = Phase.IDLE
     connected: bool = False
     away: float | None = None
     task: StartTraining | None = None
+    fitted: bool = False
+    told: bytes | None = None
     digest: str | None = None
     end: EndSession | None = None
     dials: int = 0
@@ -211,9 +250,9 @@ class State:
 Result = tuple[State, tuple[Command, ...]]
 
 
-def begin(patience: float) -> Result:
+def begin(patience: float, first: str | None = None) -> Result:
     """Return a new node's state and its first command."""
-    return State(patience), (Dial(),)
+    return State(patience, first), (Dial(),)
 
 
 def transition(state: State, event: Event) -> Result:
@@ -249,7 +288,32 @@ def _asked(state: State, event: Asked) -> Result:
         return state, ()
     if state.task and _key(task) == _key(state.task) and state.phase is not Phase.IDLE:
         return state, (Say(_fl_update(state)),) if state.phase is Phase.SENT else ()
-    return replace(state, phase=Phase.TRAINING, task=task, digest=None, tries=0, try_at=None), (Train(task),)
+    state = replace(state, phase=Phase.TRAINING, task=task, fitted=False, told=None, digest=None, tries=0, try_at=None)
+    return state, (Train(task), *((Answer(task, state.first, b""),) if state.first else ()))
+
+
+def _said(state: State, event: Said) -> Result:
+    """Answer the link's phases while an update is on its way; the word to protect it waits until it is trained."""
+    task = state.task
+    if task is None or event.key != _key(task) or state.phase in (Phase.IDLE, Phase.TAKING, Phase.ENDED):
+        return state, ()
+    if event.phase != UPDATE:
+        return state, (Answer(task, event.phase, event.body),)
+    if state.phase is not Phase.TRAINING or state.told is not None:
+        return state, ()
+    return _protect(replace(state, told=event.body))
+
+
+def _fitted(state: State, event: Fitted) -> Result:
+    if not _current(state, event.task, Phase.TRAINING):
+        return state, ()
+    return _protect(replace(state, fitted=True, tries=0, try_at=None))
+
+
+def _protect(state: State) -> Result:
+    if state.task and state.fitted and state.told is not None:
+        return state, (Protect(state.task, state.told),)
+    return state, ()
 
 
 def _trained(state: State, event: Trained) -> Result:
@@ -259,6 +323,8 @@ def _trained(state: State, event: Trained) -> Result:
 
 
 def _cannot_train(state: State, event: CannotTrain) -> Result:
+    if _current(state, event.task, Phase.SENT):  # the update is in, but the link won't go on
+        return state, (Refuse(event.task, event.reason),)
     if not _current(state, event.task, Phase.TRAINING, Phase.SENDING):
         return state, ()
     return replace(state, phase=Phase.IDLE, digest=None, tries=0, try_at=None), (Refuse(event.task, event.reason),)
@@ -337,6 +403,8 @@ TABLE: Mapping[type[Event], Callable[[State, Any], Result]] = {
     Connected: _connected,
     Disconnected: _disconnected,
     Asked: _asked,
+    Said: _said,
+    Fitted: _fitted,
     Trained: _trained,
     CannotTrain: _cannot_train,
     Appended: _appended,

@@ -14,16 +14,19 @@ import aiohttp
 import socketio
 
 from atoll import algorithms, compression, learners, method
+from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
+from atoll.letters import written
 from atoll.logs import access
 from atoll.messages import (
     NAMESPACE,
     ConnectionReceived,
     Decline,
     EndSession,
+    Letter,
     Message,
     SessionEnded,
     Slowed,
@@ -33,6 +36,7 @@ from atoll.messages import (
 from atoll.node import machine
 from atoll.node.download import Downloads
 from atoll.node.gate import Gate
+from atoll.node.linked import Linked
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
@@ -43,10 +47,11 @@ from atoll.node.witness import Witness
 from atoll.node.work import Work
 from atoll.plan import Plan
 from atoll.preprocess import Given
+from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
 from atoll.store.ledger import Ledger, Spent
 from atoll.tls import Trust
-from atoll.vector import Metrics, layouts_of
+from atoll.vector import Metrics, Update, layouts_of
 from atoll.wire import HEADER_LIMIT, Address, Buffer
 
 log = logging.getLogger("atoll.node")
@@ -113,6 +118,8 @@ class Node:
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
             machine.Dial: self.connect,
             machine.Train: self.fit,
+            machine.Answer: self._answer,
+            machine.Protect: self._protect,
             machine.Append: self.send_updates,
             machine.Say: self._say,
             machine.Refuse: self._refuse,
@@ -123,6 +130,8 @@ class Node:
         }
         self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._fail)
         self._training = asyncio.Lock()
+        self.linked: Linked | None = None
+        self._fitted: tuple[StartTraining, Memory, Update] | None = None
         quiet = logging.getLogger("atoll.node.channel")  # a connection that breaks is told as an event, not by the library
         quiet.setLevel(logging.CRITICAL)
         self.sio = socketio.AsyncClient(
@@ -144,7 +153,7 @@ class Node:
         """Do as `start`, inside a running event loop."""
         async with self._open():
             await self._unless_over(self._agree())
-            await self.drive.begin(*machine.begin(self.plan.cohort.deadline))
+            await self.drive.begin(*machine.begin(self.plan.cohort.deadline, self.linked.first if self.linked else None))
             end = await self._over
         if end is None:
             raise GaveUpError(f"{self.url}: the server stayed away for {self.plan.cohort.deadline:.0f} s; join again later")
@@ -205,6 +214,8 @@ class Node:
         updates = self.algorithm.updates(self.learner.layouts)
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
         self.account = await asyncio.to_thread(account, self.plan)
+        link = privacy.link(self.plan, updates)
+        self.linked = Linked(link, self.plan, self.identity, self.ledger) if link else None
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
@@ -230,6 +241,7 @@ class Node:
 
         on(ConnectionReceived, self.connection_received)
         on(StartTraining, self.start_training)
+        on(Letter, self.link)
         on(Verdict, self._judged)
         on(EndSession, self.end_session)
         on(Slowed, self._slowed)
@@ -246,6 +258,11 @@ class Node:
     async def start_training(self, task: StartTraining) -> None:
         """The server asks for an update."""
         await self.drive.happen(machine.Asked(self.drive.now(), task))
+
+    async def link(self, part: Letter) -> None:
+        """The server says something to the plan's link."""
+        if self.linked and (letter := self.linked.take(part)):
+            await self.drive.happen(machine.Said(self.drive.now(), *letter))
 
     async def _judged(self, verdict: Verdict) -> None:
         what = verdict.round, verdict.attempt, verdict.digest
@@ -303,7 +320,7 @@ class Node:
                 return
             try:
                 self.gate.check(task)
-                digest = self.outbox.kept(self._address(task)) or await self._train(task)
+                event = await self._made(task)
             except (UnreachableError, UnwritableError) as error:
                 self._tell("waiting", reason=str(error))
                 await self.drive.happen(machine.Unanswered(self.drive.now(), task))
@@ -313,9 +330,52 @@ class Node:
                 log.exception("round %d: training failed", task.round)
                 await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"training failed: {error!r}"))
             else:
-                await self.drive.happen(machine.Trained(self.drive.now(), task, digest))
+                await self.drive.happen(event)
 
-    async def _train(self, task: StartTraining) -> str:
+    async def _made(self, task: StartTraining) -> machine.Event:
+        """Return that the update for a task is made; what its link has to protect is only trained."""
+        if kept := self.outbox.kept(self._address(task)):
+            return machine.Trained(self.drive.now(), task, kept)
+        if self._fitted is None or self._fitted[0] != task:
+            memory, update = await self._train(task)
+            if self.linked is None:
+                return machine.Trained(self.drive.now(), task, await asyncio.to_thread(self.work.seal, task, memory, update))
+            self._fitted = task, memory, update
+        return machine.Fitted(self.drive.now(), task)
+
+    async def _answer(self, command: machine.Answer) -> None:
+        self.drive.spawn(self._answering(command))
+
+    async def _answering(self, command: machine.Answer) -> None:
+        task, phase = command.task, command.phase
+        if self.linked is None:
+            return
+        try:
+            self.gate.check(task)
+            answer = await asyncio.to_thread(self.linked.answer, task, phase, command.body)
+        except AtollError as error:
+            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
+            return
+        for part in written(task.run, task.round, task.attempt, phase, answer):
+            await self._emit(part)
+
+    async def _protect(self, command: machine.Protect) -> None:
+        self.drive.spawn(self._protecting(command))
+
+    async def _protecting(self, command: machine.Protect) -> None:
+        if self.linked is None or self._fitted is None or self._fitted[0] != command.task:
+            return
+        (task, memory, update), self._fitted = self._fitted, None
+        try:
+            mine = algorithms.voiced(self.algorithm, update)
+            hidden = await asyncio.to_thread(self.linked.protect, task, command.body, mine)
+            digest = await asyncio.to_thread(self.work.seal, task, memory, hidden)
+        except AtollError as error:
+            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
+        else:
+            await self.drive.happen(machine.Trained(self.drive.now(), task, digest))
+
+    async def _train(self, task: StartTraining) -> tuple[Memory, Update]:
         body = await self._model(task.model)
         slow = asyncio.get_running_loop().call_later(2, lambda: self._tell("training", round=task.round))
         try:
@@ -323,11 +383,11 @@ class Node:
         finally:
             slow.cancel()
 
-    def _work(self, task: StartTraining, body: Buffer) -> str:
+    def _work(self, task: StartTraining, body: Buffer) -> tuple[Memory, Update]:
         began = time.monotonic()
-        digest, metrics = self.work.train(task, body)
-        self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(metrics))
-        return digest
+        memory, update = self.work.train(task, body)
+        self._tell("trained", round=task.round, seconds=time.monotonic() - began, received=summary(update.metrics))
+        return memory, update
 
     async def _model(self, digest: str) -> Buffer:
         limit = sum(layout.nbytes for layout in self.layouts.values()) + HEADER_LIMIT
@@ -381,7 +441,7 @@ class Node:
                 body = await self._model(end.model)
                 figures = await asyncio.to_thread(self.work.keep_final, end, body)
                 self.metrics, self.kept = figures, True
-                if told := self.gate.tells(figures):
+                if told := {} if self.linked else self.gate.tells(figures):
                     self.ledger.telling(end.run, self.plan.digest, told, time.time())
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atoll import algorithms
-from atoll.algorithms import Algorithm
+from atoll.algorithms import Algorithm, Memory
 from atoll.compression import Press, parted
 from atoll.keys import Identity
 from atoll.learner import Data, Learner
@@ -17,7 +17,7 @@ from atoll.node.final import keep_final, keep_personal
 from atoll.node.memory import Memories
 from atoll.node.outbox import Outbox
 from atoll.plan import Plan
-from atoll.vector import Layouts, Metrics
+from atoll.vector import Layouts, Update
 from atoll.wire import Address, Buffer, encode, seal
 
 log = logging.getLogger("atoll.node")
@@ -46,20 +46,24 @@ class Work:
     outbox: Outbox
     memories: Memories
 
-    def train(self, task: StartTraining, body: Buffer) -> tuple[str, Metrics]:
-        """Judge the received model and train it; the update is sealed and kept. Return its digest, and the metrics."""
+    def train(self, task: StartTraining, body: Buffer) -> tuple[Memory, Update]:
+        """Judge the received model and train it; return what the node remembers if the update counts, and that."""
         brief = received(body, self.layouts)
         before, left = parted(self.memories.recall(task.run, task.counted))
         memory, update = algorithms.work(self.plan, self.algorithm, self.learner, brief, before, self.data, task.round, self.name)
         small, left_now = self.press.encode(update.groups, left, task.round, self.name)
         if ((memory and not before) or (left_now and not left)) and task.counted:
             log.warning("round %d: what this node remembered of the run is gone; it begins anew", task.round)
-        parts, memory = encode(replace(update, groups=small), task.model), {**memory, **left_now}
+        return {**memory, **left_now}, replace(update, groups=small)
+
+    def seal(self, task: StartTraining, memory: Memory, update: Update) -> str:
+        """Seal and keep an update that may leave, and what goes with it; return its digest."""
+        parts = encode(update, task.model)
         address = Address(task.run, task.round, task.attempt, self.identity.node)
         envelope = seal(self.identity, address, self.plan.digest, parts)
         self.memories.keep(task.run, envelope.digest, memory, task.counted)
         self.outbox.keep(envelope, parts)
-        return envelope.digest, update.metrics
+        return envelope.digest
 
     def keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
         """Keep the final model, and what a personal method makes of it; return how that does on this node's rows."""

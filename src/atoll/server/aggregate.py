@@ -10,7 +10,7 @@ from atoll.compression import Press
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
 from atoll.server.book import Made
-from atoll.server.close import Accepted, Undo, close
+from atoll.server.close import Accepted, Guard, Undo, close
 from atoll.server.events import Close
 from atoll.store.models import Models
 from atoll.vector import Metrics, layouts_of
@@ -56,16 +56,17 @@ class Aggregator:
         if not self._models.has(*self.kept):
             self.keep(self.state)
 
-    def aggregate(self, command: Close, accepted: Sequence[Accepted], model: str, undo: Undo | None = None) -> Made:
-        """Fold accepted updates into the next state, and store it; `model` and `undo` as in `close`."""
+    def aggregate(
+        self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None = None, undo: Undo | None = None
+    ) -> Made:
+        """Fold accepted updates into the next state, and store it; `model`, `guard` and `undo` as in `close`."""
         own = algorithms.reference(self._plan, self._algorithm, self._learner, self.state, self._holdout, command.round)
         reference = self._models.put(own) if own else ""
         layouts = self._learner.layouts
         if own:  # from its file, where it costs no memory
             own = self._models.get(reference, self._algorithm.updates(layouts))
-        state = close(
-            self._algorithm, self.state, layouts, model, accepted, command.registered, own, undo=undo, press=self._press
-        )
+        whole = self._algorithm, self.state, layouts, model, accepted, command.registered, own
+        state = close(*whole, guard=guard, undo=undo, press=self._press)
         return Made(*self.keep(state), reference)
 
     def evaluate(self) -> Metrics | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from atoll.chain import Chain
 from atoll.errors import StoreError
-from atoll.learner import pooled, summary
+from atoll.learner import named, pooled, summary
 from atoll.logs import Record
 from atoll.messages import Head, Verdict
 from atoll.server import entries
@@ -267,8 +267,13 @@ class Book:
         _, verdict = self._verdicts.get((address, digest), (0, None))
         return verdict and verdict.model_copy(update={"head": self.head})
 
-    async def close_round(self, command: Close, made: Made, holdout: Metrics | None, now: float) -> dict[str, Any]:
-        """Store a closed round in one transaction; return its facts for people."""
+    async def close_round(
+        self, command: Close, made: Made, holdout: Metrics | None, now: float, hidden: Metrics | None = None
+    ) -> dict[str, Any]:
+        """Store a closed round in one transaction; return its facts for people.
+
+        With `hidden`, the sums of the updates' metrics, nothing is known of what each node's model does.
+        """
         addresses = [command.address(self._run, node) for node in command.accepted]
         rows = [
             replace(self._arrivals[one].row, place=place, folded=command.round if one.node in command.late else None)
@@ -281,10 +286,14 @@ class Book:
             made.noise, made.epsilon,
         )  # fmt: skip
         # Nodes judge the model they receive: the one that the round before theirs made.
-        everywhere = pooled(one.metrics for one in rows if not one.folded)
-        evaluations = [EvaluationRow(self._run, one.round - 1, one.node, pooled([one.metrics])) for one in rows] + [
-            EvaluationRow(self._run, command.round - 1, "nodes", everywhere)
-        ]
+        everywhere = (
+            pooled(one.metrics for one in rows if not one.folded)
+            if hidden is None
+            else pooled([named(hidden, [one.metrics for one in rows])])
+        )
+        evaluations = [EvaluationRow(self._run, command.round - 1, "nodes", everywhere)]
+        if hidden is None:
+            evaluations += [EvaluationRow(self._run, one.round - 1, one.node, pooled([one.metrics])) for one in rows]
         if holdout is not None:
             evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
         await self._write(self._store.close_round, row, rows, evaluations, tell=entries.closed(row, rows))
@@ -311,6 +320,8 @@ class Book:
 
     async def farewell(self, node: str, metrics: Metrics) -> None:
         """Store how the final model, which the last closed round made, does on a node's rows, and on all nodes' rows so far."""
+        if not metrics:  # how a node's model does is its own affair
+            return
         self._farewells[node] = metrics
         everywhere = pooled(self._farewells[one] for one in sorted(self._farewells, key=self.names.__getitem__))
         rows: Sequence[EvaluationRow] = (

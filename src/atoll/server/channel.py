@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from atoll.errors import AtollError, RefusedError, StoreError, UnreachableError
 from atoll.keys import node_of, signed_by
-from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Message, SessionEnded, Slowed
+from atoll.messages import NAMESPACE, Connect, Decline, FlUpdate, Letter, Message, SessionEnded, Slowed
 from atoll.server.challenge import Challenges
 from atoll.server.lines import PING, Line, Lines, NotWelcomeError
 from atoll.server.pace import HANDSHAKE, RATE, Pace
@@ -55,6 +55,10 @@ class Host(Protocol):
         """The node says that nothing will come from it in this round."""
         ...
 
+    async def link(self, node: str, message: Letter) -> None:
+        """The node says something to the plan's link."""
+        ...
+
     def slowed(self, node: str, reason: str) -> None:
         """The node says more than it may."""
         ...
@@ -77,6 +81,7 @@ class Channel:
         self._answers: Mapping[str, Callable[[str, object], Awaitable[None]]] = {
             FlUpdate.event: _read(FlUpdate, host.fl_update),
             Decline.event: _read(Decline, host.decline),
+            Letter.event: _read(Letter, host.link),
             SessionEnded.event: _read(SessionEnded, host.session_ended),
         }
 

@@ -8,13 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from atoll.algorithms import Algorithm, State
+from atoll.algorithms import Algorithm, Fold, State
 from atoll.compression import OPEN, Press, Read
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 from atoll.wire import Buffer, decode
 
 Undo = Callable[[Total], Total]
-"""What the fold's total really is, where a guard hid the updates that are in it."""
+
+
+class Guard(NamedTuple):
+    """What hid the updates of a round.
+
+    Args:
+        layouts: of a protected update's groups.
+        fold: how these are added up.
+        undo: what the total of them really is, in the algorithm's own layouts.
+    """
+
+    layouts: Layouts
+    fold: Fold
+    undo: Callable[[Total], Total]
 
 
 class Accepted(NamedTuple):
@@ -64,6 +77,7 @@ def close(  # noqa: PLR0913  what is rare by its name
     registered: int,
     reference: Groups | None = None,
     *,
+    guard: Guard | None = None,
     undo: Undo | None = None,
     press: Press = OPEN,
 ) -> State:
@@ -77,18 +91,19 @@ def close(  # noqa: PLR0913  what is rare by its name
         accepted: the updates that count, in fold order.
         registered: how many nodes belong to the run.
         reference: the server's own update, where the method has it train too.
-        undo: what comes between fold and step, where a guard hid the updates.
-        press: what made the updates small.
+        guard: what hid the updates, if something did.
+        undo: what becomes of the total before the step, such as noise.
+        press: what made the updates small; nothing where a guard hid them.
 
     Raises:
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
     """
-    layouts = algorithm.updates(model_layouts)
+    layouts = guard.layouts if guard else algorithm.updates(model_layouts)
     small = press.layouts(layouts)
     updates = {one.node: decode(one.body(), small, one.started or model) for one in accepted}
     reads = [press.open(updates[one.node].groups, layouts, one.round) for one in accepted]
     late = {one.node: one.late for one in accepted if one.late}
-    return step(algorithm, state, layouts, updates, registered, reference, late, undo, reads)
+    return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo)
 
 
 def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
@@ -99,8 +114,9 @@ def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     registered: int,
     reference: Groups | None = None,
     late: Mapping[str, int] = {},
-    undo: Undo | None = None,
+    guard: Guard | None = None,
     reads: Sequence[Mapping[str, Read]] | None = None,
+    undo: Undo | None = None,
 ) -> State:
     """Return the next state from updates as they are once read: node → update, in fold order; see `close`.
 
@@ -108,5 +124,6 @@ def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     """
     scales = {node: algorithm.late(rounds) for node, rounds in late.items()} if algorithm.late else {}
     bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales, reads)
-    total = algorithm.fold(bodies, [update.weight for update in updates.values()], registered)
+    total = (guard.fold if guard else algorithm.fold)(bodies, [update.weight for update in updates.values()], registered)
+    total = guard.undo(total) if guard else total
     return algorithm.step(state, undo(total) if undo else total)

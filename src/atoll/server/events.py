@@ -6,11 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from atoll.messages import UPDATE
 from atoll.server.offences import Conduct, Length
 from atoll.stopping import Course
 from atoll.wire import Address
 
 Outcome = Literal["completed", "gave_up", "stopped"]
+
+
+class Steps(NamedTuple):
+    """The phases of a link, by their names: before updates are protected, and after it is known which are in."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def next(self, phase: str) -> str:
+        """Return the phase that follows on one, which isn't the last; on none, an empty text, follows the first."""
+        order = ("", *self.before, UPDATE, *self.after)
+        return order[order.index(phase) + 1]
+
+
+NO_STEPS = Steps()
+"""Those of a run without a link."""
 
 
 class Task(NamedTuple):
@@ -82,6 +99,29 @@ class Declined(Event):
 
 
 @dataclass(frozen=True)
+class Answered(Event):
+    """A node's answer in a phase of the link is here; `address` is of the try that it is for."""
+
+    address: Address
+    phase: str
+
+
+@dataclass(frozen=True)
+class Collected(Event):
+    """What the link makes of a phase's answers is made: messages for these nodes, which are left in the round."""
+
+    phase: str
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Abandoned(Event):
+    """The link won't go on with this try of the round."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Closed(Event):
     """The round's new model is made and stored; `judged` are the newest figures: of it, or of the one that the nodes received.
 
@@ -133,6 +173,22 @@ class Train:
     seconds: float
     again: bool = False
     late: Mapping[str, Task] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Let the link make the next phase's messages of these nodes' answers; in phase `UPDATE`, of whose updates are in."""
+
+    phase: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Say:
+    """Tell these nodes what the link says to each of them in a phase."""
+
+    phase: str
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -191,7 +247,7 @@ class Finish:
     reason: str
 
 
-Command = Train | Judge | Close | End | Wake | Finish
+Command = Train | Collect | Say | Judge | Close | End | Wake | Finish
 
 
 class Past(NamedTuple):

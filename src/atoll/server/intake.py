@@ -18,7 +18,7 @@ from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.door import Door
 from atoll.server.state import State, admits
-from atoll.vector import Layouts, Update, check
+from atoll.vector import Layouts, Update, check, check_layouts
 from atoll.wire import Envelope, decode
 
 _LOG = logging.getLogger("atoll.server")
@@ -92,6 +92,9 @@ class Intake:
         if record.envelope.plan != self._plan.digest:
             raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self._plan.digest[:12]}")
         update = decode(self._log.body(record.envelope), self._press.layouts(self._layouts), model)
+        if self._plan.privacy.secure_aggregation:  # whatever words they are: they look random
+            check_layouts(update.groups, self._layouts)
+            return update, None
         norm = check(self._press.decode(update.groups, self._layouts, record.envelope.address.round), self._layouts)
         # Under noise no update's length is told, nor does it say which others count: that would be no part of any ε.
         return update, None if self._plan.privacy.noise else norm

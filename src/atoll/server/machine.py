@@ -5,6 +5,8 @@ from it. `TABLE` says what each phase makes of each event; deployment and simula
 
     WAITING ─ minimum there ─▶ TRAINING ─ all, quorum + grace or buffer, or deadline ─▶ CLOSING ─▶ TRAINING … ─▶ ENDING ─▶ ENDED
 
+With a link whose phases need the nodes, KEYING comes before TRAINING, and UNMASKING between that and CLOSING: see `phases`.
+
 A task belongs to its node. A round that closes without a node leaves it at work until its own deadline: it isn't asked for
 anything else, and its update counts in the round that is open when it comes, with what it is late by. One engine runs
 synchronous plans and buffered ones; they differ in how many updates a round needs.
@@ -20,13 +22,18 @@ from dataclasses import replace
 from typing import Any
 
 from atoll.plan import Plan
-from atoll.server import offences
+from atoll.server import offences, phases
 from atoll.server.draw import by_name, draw
 from atoll.server.events import (
+    NO_STEPS,
+    Abandoned,
+    Answered,
     Appended,
     Broken,
     Close,
     Closed,
+    Collect,
+    Collected,
     Command,
     Declined,
     End,
@@ -40,6 +47,7 @@ from atoll.server.events import (
     Past,
     Refused,
     Revoked,
+    Steps,
     Stop,
     Task,
     Tick,
@@ -57,7 +65,9 @@ FAREWELL = 10.0
 Result = tuple[State, tuple[Command, ...]]
 
 
-def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True, secret: bytes = b"") -> Result:
+def begin(  # what most plans go without, by its name
+    run: str, plan: Plan, model: str, now: float, *, late: bool = True, secret: bytes = b"", steps: Steps = NO_STEPS
+) -> Result:
     """Return the first state of a run, which waits for nodes, and its first commands.
 
     Args:
@@ -67,25 +77,31 @@ def begin(run: str, plan: Plan, model: str, now: float, *, late: bool = True, se
         now: in seconds.
         late: whether the plan's algorithm can fold an update that missed its round.
         secret: fresh bytes of the operating system's generator, for draws that nobody may foretell.
+        steps: the phases of the plan's link; with one no update counts late.
     """
     until = now + plan.cohort.deadline
     agreed = plan.plan.rounds, plan.plan.seed, plan.cohort, plan.stopping, plan.checks
-    return State(run, *agreed, model, until, late, secret=secret), (Wake(until),)
+    state = State(run, *agreed, model, until, late and steps == NO_STEPS, secret=secret, steps=steps)
+    return state, (Wake(until),)
 
 
-def resume(run: str, plan: Plan, past: Past, now: float, *, late: bool = True, secret: bytes = b"", spent: str = "") -> Result:
-    """Return the state of a run that another server left, and its first commands.
+def resume(run: str, plan: Plan, past: Past, now: float, *, spent: str = "", **rules: Any) -> Result:
+    """Return the state of a run that another server left, and its first commands; `rules` as for `begin`.
 
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
-    `spent` as `Closed.over`.
+    With a link it is tried again, since what the nodes had agreed on went with that server. `spent` as `Closed.over`.
     """
-    state, commands = begin(run, plan, past.model, now, late=late, secret=secret)
+    state, commands = begin(run, plan, past.model, now, **rules)
+    late, steps = state.late, state.steps
     known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct}
     done = replace(state, **known, round=min(past.closed + 1, state.rounds))
     over = past.course.over(plan.stopping) or spent or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
         return _farewell(done, "completed", over, now, past.answered)
     asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
+    if steps != NO_STEPS:
+        attempt = past.attempt + bool(asked)
+        return replace(done, attempt=attempt, first=attempt), commands
     tasks = {node: task._replace(until=state.until) for node, task in past.tasks.items() if late or node in asked}
     done = replace(done, attempt=past.attempt, tasks=tasks)
     return replace(done, phase=Phase.TRAINING, cohort=by_name(done, tasks), asked=asked) if asked else done, commands
@@ -101,9 +117,10 @@ def _joined(state: State, event: Joined) -> Result:
     state = replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
     back = [node for node in by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
     tasks = dict.fromkeys(state.tasks[node] for node in back)
-    return state, tuple(
+    again = tuple(
         _train(task, tuple(node for node in back if state.tasks[node] == task), event.now, again=True) for task in tasks
     )
+    return state, (*again, *phases.again(state, event.nodes))
 
 
 def _join_waiting(state: State, event: Joined) -> Result:
@@ -127,6 +144,8 @@ def _revoked(state: State, event: Revoked) -> Result:
     state = replace(state, present=state.present - {node}, leaving=state.leaving - {node})
     if state.phase is Phase.ENDING and not state.leaving:
         return _finish(state)
+    if state.phase is Phase.UNMASKING:
+        return _advance(phases.without(state, node), event.now)
     if node not in state.tasks or node in state.closing:
         return state, ()
     dropped = (Judge(_address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
@@ -136,9 +155,10 @@ def _revoked(state: State, event: Revoked) -> Result:
 
 def _without(state: State, node: str, why: str, now: float) -> Result:
     """Go on without what a node was asked for."""
-    if state.phase is Phase.TRAINING:
+    if state.phase in (Phase.KEYING, Phase.TRAINING):
         declines = {**state.declines, node: why}
-        return _settle(replace(state, answers={**state.answers, node: None}, declines=declines), now)
+        state = replace(state, answers={**state.answers, node: None}, declines=declines)
+        return _settle(state, now) if state.phase is Phase.TRAINING else _advance(phases.without(state, node), now)
     answers = {one: digest for one, digest in state.answers.items() if one != node}
     return replace(state, answers=answers, tasks={one: task for one, task in state.tasks.items() if one != node}), ()
 
@@ -183,9 +203,46 @@ def _offended(state: State, event: Appended | Refused, reason: str, norm: float 
 
 def _declined(state: State, event: Declined) -> Result:
     node = event.address.node
+    if state.phase is Phase.UNMASKING and admits(state, event.address) is None:
+        return _advance(phases.without(state, node), event.now)
     if admits(state, event.address) or state.answered(node):
         return state, ()
     return _without(state, node, event.reason, event.now)
+
+
+def _answered(state: State, event: Answered) -> Result:
+    heard = phases.heard(state, event)
+    return _advance(heard, event.now) if heard else (state, ())
+
+
+def _collected(state: State, event: Collected) -> Result:
+    if not (relay := state.relay) or not relay.collecting or relay.phase != event.phase:
+        return state, ()
+    if len(event.nodes) < state.rules.minimum:
+        return _again(
+            state, event.now, f"{len(event.nodes)} of at least {state.rules.minimum} nodes are left after '{event.phase}'"
+        )
+    state, commands = phases.next_(state, event)
+    settled, more = (_settle if state.phase is Phase.TRAINING else _advance)(state, event.now)
+    return settled, (*commands, *more)
+
+
+def _abandoned(state: State, event: Abandoned) -> Result:
+    return _again(state, event.now, event.reason)
+
+
+def _advance(state: State, now: float) -> Result:
+    """Go on from a phase of the link that is over: all have answered, quorum + grace, or the deadline."""
+    relay = state.relay
+    if relay is None or relay.collecting:
+        return state, ()
+    if relay.left and now < state.until:
+        return _grace(state, now) if len(relay.said) >= state.quorum(len(relay.asked)) else (state, ())
+    if len(relay.said) < state.rules.minimum:
+        return _again(state, now, f"{len(relay.said)} of at least {state.rules.minimum} nodes answered in phase '{relay.phase}'")
+    if (relay.phase,) == state.steps.after[-1:]:
+        return _fold(state)
+    return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, tuple(sorted(relay.said))),)
 
 
 def _tick_waiting(state: State, event: Tick) -> Result:
@@ -198,6 +255,10 @@ def _tick_training(state: State, event: Tick) -> Result:
     return _settle(_expire(state, event.now), event.now)
 
 
+def _tick_phase(state: State, event: Tick) -> Result:
+    return _advance(_expire(state, event.now), event.now)
+
+
 def _tick_closing(state: State, event: Tick) -> Result:
     return _expire(state, event.now), ()
 
@@ -208,7 +269,7 @@ def _tick_ending(state: State, event: Tick) -> Result:
 
 def _expire(state: State, now: float) -> State:
     """Wait no longer for what was asked before the open round and is past its deadline: these nodes can be asked anew."""
-    kept = state.asked if state.phase is Phase.TRAINING else frozenset[str]()
+    kept = state.asked if state.phase in (Phase.KEYING, Phase.TRAINING) else frozenset[str]()
     gone = {node for node, task in state.tasks.items() if task.until <= now and state.busy(node) and node not in kept}
     if not gone:
         return state
@@ -225,10 +286,17 @@ def _settle(state: State, now: float) -> Result:
         return state, ()
     if state.rules.buffer or _late_only(state):
         return _close(state, now)
-    if state.enough is None:
-        state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))
-        return (state, (Wake(state.until),)) if now < state.until else _close(state, now)
-    return state, ()
+    return _grace(state, now)
+
+
+def _grace(state: State, now: float) -> Result:
+    """Enough are in: the others have so much longer."""
+    if state.enough is not None:
+        return state, ()
+    state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))
+    if now < state.until:
+        return state, (Wake(state.until),)
+    return _close(state, now) if state.phase is Phase.TRAINING else _advance(state, now)
 
 
 def _late_only(state: State) -> bool:
@@ -240,26 +308,31 @@ def _late_only(state: State) -> bool:
 def _close(state: State, now: float) -> Result:
     """Make a model of what is in. Who isn't done goes on until its own deadline, and counts in a later round."""
     accepted = dict(state.accepted)
-    late = {node: state.tasks[node] for node in accepted if node not in state.asked}
-    command = Close(state.round, state.attempt, accepted, len(state.cohort), len(state.names), late)
     goes_on = {node for node in state.missing if state.late and state.tasks[node].until > now}
     tasks = {node: task for node, task in state.tasks.items() if node in accepted or node in goes_on}
-    return replace(state, phase=Phase.CLOSING, closing=accepted, answers={}, declines={}, tasks=tasks), (command,)
+    state = replace(state, closing=accepted, answers={}, declines={}, tasks=tasks)
+    return phases.unmask(state, now) if state.steps.after else _fold(state)
 
 
-def _again(state: State, now: float) -> Result:
-    """Try a round with too few updates again; what had come for it doesn't count."""
+def _fold(state: State) -> Result:
+    late = {node: state.tasks[node] for node in state.closing if node not in state.asked}
+    command = Close(state.round, state.attempt, state.closing, len(state.cohort), len(state.names), late)
+    return replace(state, phase=Phase.CLOSING, relay=None), (command,)
+
+
+def _again(state: State, now: float, why: str = "") -> Result:
+    """Try a round with too few updates, or that its link gave up, again; what had come for it doesn't count."""
     said = "; ".join(f"{state.names[node]}: {why}" for node, why in list(state.declines.items())[:3])
-    reason = (
-        f"round {state.round} attempt {state.attempt}: {len(state.accepted)} of at least {state.rules.minimum} "
-        f"updates came{f' ({said})' if said else ''}"
-    )
-    if state.attempt >= ATTEMPTS:
+    why = why or f"{len(state.accepted)} of at least {state.rules.minimum} updates came"
+    reason = f"round {state.round} attempt {state.attempt}: {why}{f' ({said})' if said else ''}"
+    if state.outcome:  # somebody asked to stop meanwhile
+        return _farewell(state, state.outcome, state.reason, now)
+    if state.attempt - state.first + 1 >= ATTEMPTS:
         return _farewell(state, "gave_up", reason, now)
     dropped = _drop(state, f"{reason}; the round is tried again")
     waiting = replace(_rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
     started, commands = _start_if_enough(waiting, now)
-    return started, (*dropped, *commands, *(() if started.phase is Phase.TRAINING else (Wake(waiting.until),)))
+    return started, (*dropped, *commands, *(() if started.phase is not Phase.WAITING else (Wake(waiting.until),)))
 
 
 def _address(state: State, node: str) -> Address:
@@ -268,7 +341,9 @@ def _address(state: State, node: str) -> Address:
 
 def _rest(state: State) -> State:
     """Nobody is asked for anything, and nothing has come."""
-    return replace(state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, enough=None)
+    return replace(
+        state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, enough=None, relay=None
+    )
 
 
 def _closed(state: State, event: Closed) -> Result:
@@ -276,7 +351,7 @@ def _closed(state: State, event: Closed) -> Result:
     course = state.course.after(state.stopping, event.judged)
     open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
     conduct = state.conduct.closed([one for node in state.closing if (one := state.lengths.get(node)) is not None])
-    done = replace(_rest(state), model=event.model, attempt=1, course=course, conduct=conduct)
+    done = replace(_rest(state), model=event.model, attempt=1, first=1, course=course, conduct=conduct)
     coming = {node: length for node, length in state.lengths.items() if node in state.answers}
     done = replace(done, tasks=open_, answers=state.answers, lengths=coming)
     if state.outcome:  # somebody asked to stop while the round was closing
@@ -304,8 +379,9 @@ def _start_if_enough(state: State, now: float) -> Result:
     asked = replace(_train(task, by_name(state, drawn), now), late=state.tasks)
     tasks = {**state.tasks, **dict.fromkeys(drawn, task)}
     cohort = by_name(state, tasks)
-    state = replace(state, phase=Phase.TRAINING, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None)
-    settled, commands = _settle(state, now)  # those that are late may be enough by themselves
+    state = phases.opened(replace(state, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None))
+    # Those that are late may be enough by themselves.
+    settled, commands = _settle(state, now) if state.phase is Phase.TRAINING else (state, ())
     return settled, (asked, Wake(until), *commands)
 
 
@@ -319,6 +395,12 @@ def _end(state: State, nodes: tuple[str, ...]) -> End:
 
 def _stop(state: State, event: Stop) -> Result:
     return _farewell(state, "stopped", event.reason, event.now)
+
+
+def _stop_unmasking(state: State, event: Stop) -> Result:
+    """What nodes gave to unmask is given once in a round: it is finished where that can be done soon."""
+    until = min(state.until, event.now + FAREWELL)
+    return replace(state, outcome="stopped", reason=event.reason, until=until), (Wake(until),)
 
 
 def _stop_closing(state: State, event: Stop) -> Result:
@@ -356,13 +438,21 @@ def _ignored(state: State, event: Event) -> Result:
     return state, ()
 
 
-_W, _T, _C, _E, _X = Phase.WAITING, Phase.TRAINING, Phase.CLOSING, Phase.ENDING, Phase.ENDED
+_W, _K, _T, _U = Phase.WAITING, Phase.KEYING, Phase.TRAINING, Phase.UNMASKING
+_C, _E, _X = Phase.CLOSING, Phase.ENDING, Phase.ENDED
 TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_W, Joined): _join_waiting,
     (_W, Broken): _broken,
     (_W, Tick): _tick_waiting,
     (_W, Stop): _stop,
-    (_T, Joined): _joined,
+    **dict.fromkeys(((phase, Answered) for phase in (_K, _U)), _answered),
+    **dict.fromkeys(((phase, Collected) for phase in (_K, _U)), _collected),
+    **dict.fromkeys(((phase, Abandoned) for phase in (_K, _T, _U, _C)), _abandoned),
+    **dict.fromkeys(((phase, Joined) for phase in (_K, _T, _U)), _joined),
+    **dict.fromkeys(((phase, Broken) for phase in (_K, _U)), _broken),
+    **dict.fromkeys(((phase, Tick) for phase in (_K, _U)), _tick_phase),
+    (_K, Stop): _stop,
+    (_U, Stop): _stop_unmasking,
     (_T, Broken): _broken,
     (_T, Tick): _tick_training,
     (_T, Stop): _stop,
@@ -378,6 +468,6 @@ TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     **dict.fromkeys(((phase, Lost) for phase in Phase), _lost),
     **dict.fromkeys(((phase, Appended) for phase in Phase), _appended),
     **dict.fromkeys(((phase, Refused) for phase in Phase), _refused),
-    **dict.fromkeys(((phase, Declined) for phase in (_W, _T, _C)), _declined),
+    **dict.fromkeys(((phase, Declined) for phase in (_W, _K, _T, _U, _C)), _declined),
     **dict.fromkeys(((phase, Revoked) for phase in Phase), _revoked),
 }

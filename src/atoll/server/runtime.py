@@ -20,13 +20,14 @@ from atoll import algorithms, compression, learners, method
 from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, PlanError, RefusedError, StoreError
+from atoll.errors import AtollError, GaveUpError, PlanError, PrivacyError, RefusedError, StoreError
 from atoll.keys import Identity, new_secret
 from atoll.learner import Learner, Rows
 from atoll.logs import access
 from atoll.logs.embedded import EmbeddedLog
-from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, SessionEnded, StartTraining
+from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, Letter, SessionEnded, StartTraining
 from atoll.plan import Plan
+from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
 from atoll.server import acting, events, http, machine, page, uploads, web
 from atoll.server.aggregate import Aggregator
@@ -34,13 +35,14 @@ from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.door import Door
 from atoll.server.intake import Intake
+from atoll.server.linked import Linked
 from atoll.server.log import open_log
 from atoll.server.pace import UPLOAD
 from atoll.server.patience import Patience
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
+from atoll.server.state import Phase, admits
 from atoll.server.state import State as RunState
-from atoll.server.state import admits
 from atoll.server.status import status
 from atoll.server.viewing import Viewing
 from atoll.store import RunRow
@@ -105,8 +107,9 @@ class Server:
         self.learner = learner or learners.build(plan, allow)
         self.algorithm = method.find(plan, self.learner)
         algorithms.rooted(plan, self.algorithm, holdout)
-        self.layouts = self.algorithm.updates(self.learner.layouts)
-        self.press = compression.find(plan, self.layouts, sums=algorithms.adds(self.algorithm))
+        updates = self.algorithm.updates(self.learner.layouts)
+        self.press = compression.find(plan, updates, sums=algorithms.adds(self.algorithm))
+        self._link, self.layouts = privacy.protected(plan, updates)
         self._size = sum(layout.nbytes for layout in self.press.layouts(self.layouts).values())
         first = learners.first(plan, self.learner, start)
         if client_certificates and not tls:
@@ -121,8 +124,7 @@ class Server:
             self.identity = Identity.at(self.directory / "server.key")
             self._left = unfinished(self.store, plan, self.identity) if resume else None
             self.run = self._left.row.run if self._left else f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-            self.models = Models(self.directory / "models")
-            self.quota = Quota(self.directory, self.store, quota)
+            self.models, self.quota = Models(self.directory / "models"), Quota(self.directory, self.store, quota)
             self.door, self.viewers = Door(self.directory, self.run), Viewers(self.directory)
             opened.callback(self.door.close)
             opened.callback(self.viewers.close)
@@ -144,6 +146,7 @@ class Server:
         """Return the machine, not yet in motion, and what hands it the log's updates."""
         acts = dict[type, Callable[[Any], Awaitable[None]]]()
         drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
+        self.linked = self._link and Linked(self._link, self.plan, self.layouts, self.run, drive, self.channel)
         intake = Intake(
             self.plan,
             self.layouts,
@@ -165,6 +168,8 @@ class Server:
             events.Wake: self._wake,
             events.Finish: self._finish,
         }
+        if self.linked:
+            acts |= {events.Collect: self.linked.collect, events.Say: self.linked.say}
         return drive, intake
 
     def _begin(self, state: State) -> None:
@@ -190,6 +195,7 @@ class Server:
         """Do as `serve`, inside a running event loop."""
         now, model = self.drive.now(), self.aggregator.kept[0]
         rules: Any = {"late": self.algorithm.late is not None, "secret": new_secret()}
+        rules["steps"] = self.linked.steps if self.linked else events.NO_STEPS
         if self._left:
             spent = self.account.over(self._left.past.closed) if self.account else ""
             self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now, spent=spent, **rules)
@@ -274,12 +280,18 @@ class Server:
     async def decline(self, node: str, message: Decline) -> None:
         """Hear that a node gives nothing in this round."""
         address = Address(message.run, message.round, message.attempt, node)
-        if admits(self.drive.state, address) or self.drive.state.answered(node):
+        unmasking = self.drive.state.phase is Phase.UNMASKING
+        if admits(self.drive.state, address) or (self.drive.state.answered(node) and not unmasking):
             return  # said already, or of no round that is open: nothing to remember
         if address not in self.book.spoils:  # else that is why, and it is stored already
             await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
         self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
         await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
+
+    async def link(self, node: str, message: Letter) -> None:
+        """Hear what a node says to the plan's link."""
+        if self.linked:
+            await self.linked.hear(node, message)
 
     def slowed(self, node: str, reason: str) -> None:
         """Hear that a node says more than it may, and is slowed."""
@@ -304,6 +316,8 @@ class Server:
     # What the machine decides.
 
     async def _train(self, command: events.Train) -> None:
+        if self.linked and not command.again:
+            self.linked.opens(command.round, command.attempt)
         self.drive.spawn(self.start_round(command))  # beside what else happens: the store may have to be waited for
 
     async def start_round(self, command: events.Train) -> None:
@@ -355,6 +369,9 @@ class Server:
             facts = await self.store_history(command, made, judged)
             await asyncio.to_thread(self.log.forget, command.round, keep)
             await self.patience.until_stored(partial(asyncio.to_thread, self._make_room, command.registered))
+        except PrivacyError as error:  # too few gave what unmasking takes
+            await self.drive.happen(events.Abandoned(self.drive.now(), str(error)))
+            return
         except Exception as error:  # the run can't go on without this model: say so, and end in order
             log.error("round %d can't be closed: %s", command.round, error, exc_info=not isinstance(error, AtollError))  # noqa: TRY400
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
@@ -368,7 +385,7 @@ class Server:
         accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
         noise = method.noise(self.plan, self.account, command.cohort, command.registered)
         undo = method.noised(self.plan, self.layouts, noise) if noise else None
-        made = self.aggregator.aggregate(command, accepted, model, undo)
+        made = self.aggregator.aggregate(command, accepted, model, self.linked.guard() if self.linked else None, undo)
         return made._replace(noise=noise, epsilon=self.account.spent(command.round) if self.account else None)
 
     def evaluate(self) -> Metrics | None:
@@ -382,7 +399,8 @@ class Server:
 
     async def store_history(self, command: events.Close, made: Made, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
-        return await self.book.close_round(command, made, judged, self.drive.now())
+        hidden = self.linked.undone.metrics if self.linked else None
+        return await self.book.close_round(command, made, judged, self.drive.now(), hidden)
 
     async def _wake(self, command: events.Wake) -> None:
         self.drive.wake(command.at, events.Tick)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from atoll.plan import Checks, Cohort
-from atoll.server.events import Outcome, Task
+from atoll.server.events import NO_STEPS, Outcome, Steps, Task
 from atoll.server.offences import Conduct, Length
 from atoll.stopping import Course, Stopping
 from atoll.wire import Address
@@ -18,10 +18,36 @@ class Phase(Enum):
     """Where a run stands."""
 
     WAITING = "waiting for nodes"
+    KEYING = "agreeing on keys"
     TRAINING = "training"
+    UNMASKING = "taking off masks"
     CLOSING = "closing a round"
     ENDING = "saying goodbye"
     ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Relay:
+    """A phase of the link that is under way.
+
+    Args:
+        phase: its name.
+        asked: the nodes that are to answer.
+        said: those of them that did.
+        silent: those of them that won't.
+        collecting: whether what comes of the answers is being made.
+    """
+
+    phase: str
+    asked: frozenset[str]
+    said: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    collecting: bool = False
+
+    @property
+    def left(self) -> frozenset[str]:
+        """The nodes that are waited for."""
+        return self.asked - self.said - self.silent
 
 
 @dataclass(frozen=True)
@@ -32,6 +58,9 @@ class State:
         run: its id.
         rounds, seed, rules, stopping, checks: from the plan.
         late: whether an update that missed its round counts in a later one.
+        steps: the phases of the plan's link.
+        relay: the one of these that is under way.
+        first: the attempt that this server began the round with.
         model: digest of the newest global model.
         round, attempt: the one that is open, or next to open.
         names: every node that ever joined: id → name.
@@ -61,6 +90,9 @@ class State:
     model: str
     until: float
     late: bool = True
+    steps: Steps = NO_STEPS
+    relay: Relay | None = None
+    first: int = 1
     phase: Phase = Phase.WAITING
     round: int = 1
     attempt: int = 1
@@ -84,7 +116,7 @@ class State:
     @property
     def accepted(self) -> Mapping[str, str]:
         """The updates that are in, in the order of their nodes' names."""
-        if self.phase is Phase.CLOSING:
+        if self.phase in (Phase.UNMASKING, Phase.CLOSING):
             return self.closing
         return {node: digest for node in self.cohort if (digest := self.answers.get(node)) is not None}
 
@@ -96,7 +128,11 @@ class State:
     @property
     def needed(self) -> int:
         """How many updates close the round: as many as the buffer holds, or else a quorum of the nodes at work."""
-        return self.rules.buffer or max(self.least, math.ceil(self.rules.quorum * len(self.cohort)))
+        return self.rules.buffer or self.quorum(len(self.cohort))
+
+    def quorum(self, nodes: int) -> int:
+        """How many of so many nodes are enough."""
+        return max(self.least, math.ceil(self.rules.quorum * nodes))
 
     @property
     def least(self) -> int:
@@ -119,7 +155,7 @@ def admits(state: State, address: Address) -> str | None:
     task = state.tasks.get(address.node)
     if task and task[:2] == (address.round, address.attempt):
         return None
-    if state.phase is Phase.TRAINING and (address.round, address.attempt) == (state.round, state.attempt):
+    if state.phase in (Phase.KEYING, Phase.TRAINING) and (address.round, address.attempt) == (state.round, state.attempt):
         return f"the node was not asked in round {state.round}"
     return (
         f"it came too late or too early: it is for round {address.round} attempt {address.attempt}, "
@@ -133,10 +169,12 @@ def waiting_for(state: State, now: float) -> str:
     if state.phase is Phase.WAITING:
         return f"round {state.round}: {here(state)}{left}"
     if state.phase is Phase.TRAINING:
-        missing = state.missing
-        who = ", ".join(_named(state, node) for node in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        return f"round {state.round}: {len(state.accepted)} of {len(state.cohort)} updates are in, waiting for {who}{more}{left}"
+        said = f"{len(state.accepted)} of {len(state.cohort)} updates are in"
+        return f"round {state.round}: {said}, waiting for {_some(state, state.missing)}{left}"
+    if state.phase in (Phase.KEYING, Phase.UNMASKING) and (relay := state.relay):
+        said = f"{state.phase.value} ({relay.phase}): {len(relay.said)} of {len(relay.asked)} nodes have answered"
+        missing = [node for node in state.names if node in relay.left]
+        return f"round {state.round}: {said}" + ("" if relay.collecting else f", waiting for {_some(state, missing)}{left}")
     if state.phase is Phase.ENDING:
         return f"{len(state.leaving)} nodes have not taken the final model yet{left}"
     return (
@@ -152,6 +190,11 @@ def here(state: State) -> str:
     held = [f"{state.names[node]} until round {state.conduct.until[node]} is over" for node in state.present - welcome]
     more = f"; held out for refused updates: {', '.join(sorted(held)[:3])}{' …' if len(held) > 3 else ''}" if held else ""
     return f"{len(welcome)} of at least {state.rules.minimum} nodes are here{more}"
+
+
+def _some(state: State, nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+    return ", ".join(_named(state, node) for node in nodes[:5]) + more
 
 
 def _named(state: State, node: str) -> str:

@@ -15,9 +15,11 @@ from atoll.algorithms import Memory, State
 from atoll.compression import Press, parted
 from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
 from atoll.keys import new_secret
-from atoll.learner import Data, Learner, Rows, pooled, summary
+from atoll.learner import Data, Learner, Rows, named, pooled, summary
+from atoll.messages import UPDATE
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
 from atoll.server.close import step
@@ -29,6 +31,7 @@ from atoll.simulate.checkpoint import Checkpoint
 from atoll.simulate.clients import Memories, Spread
 from atoll.simulate.clock import Clock
 from atoll.simulate.devices import Devices
+from atoll.simulate.linked import Linked
 from atoll.simulate.map import Job, Strategy, Work
 from atoll.vector import Groups, Update, check
 from atoll.wire import Address, digest_of, encode, pack
@@ -93,6 +96,7 @@ class _Run:
     reason: str = ""
     kept: Checkpoint | None = None
     account: Account | None = None
+    linked: Linked | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
@@ -112,10 +116,36 @@ class _Run:
                 continue
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
-        addresses = [Address("simulated", command.round, command.attempt, name) for name in sent]
+        if self.linked:
+            said = self.linked.train(command, sent)
+            return said if self.linked.steps.before else self.say(events.Say(UPDATE, tuple(sent)))
+        self.send(command.round, command.attempt, brief, sent)
+        return []
+
+    def send(self, round_: int, attempt: int, brief: Groups, sent: Mapping[str, Update]) -> None:
+        """Let updates arrive, each when its client is done with its training."""
+        self.updates.update(sent)
+        addresses = [Address("simulated", round_, attempt, name) for name in sent]
         for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
             self.later(name, brief, event)
-        return []
+
+    def say(self, command: events.Say) -> list[events.Event]:
+        """Let clients hear what the plan's link says to them."""
+        linked = cast("Linked", self.linked)
+        if command.phase != UPDATE:
+            return linked.say(command)
+        protected = {name: linked.protect(name) for name in command.nodes}
+        updates = {name: one for name, one in protected.items() if isinstance(one, Update)}
+        self.send(*linked.tried, self.work.algorithm.brief(self.state), updates)
+        return [
+            events.Declined(0.0, Address("simulated", *linked.tried, name), one)
+            for name, one in protected.items()
+            if isinstance(one, str)
+        ]
+
+    def collect(self, command: events.Collect) -> list[events.Event]:
+        """Let the plan's link go on to its next phase."""
+        return cast("Linked", self.linked).collect(command)
 
     def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
         """Let a client's word on a task come when it is done."""
@@ -135,6 +165,9 @@ class _Run:
         self.drafts[name] = {**self.drafts[name], **left}
         size = self.sizes[name] = sum(part.nbytes for part in encode(replace(update, groups=small), self.model))
         what = address, name, size
+        if self.linked:  # whatever words they are: they look random
+            self.updates[name] = update
+            return events.Appended(0.0, *what)
         self.updates[name] = update = replace(update, groups=self.press.decode(small, layouts, address.round))
         try:
             norm = check(update.groups, layouts)
@@ -151,11 +184,15 @@ class _Run:
         """Fold what came into the next model."""
         accepted = {name: self.updates.pop(name) for name in command.accepted}
         late = {name: command.round - task.round for name, task in command.late.items()}
-        layouts = self.work.algorithm.updates(self.work.learner.layouts)
+        guard = self.linked.guard if self.linked else None
+        layouts = guard.layouts if guard else self.work.algorithm.updates(self.work.learner.layouts)
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
         noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
         undo = method.noised(self.work.plan, layouts, noise) if noise else None
-        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late, undo)
+        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late, guard, undo=undo)
+        sums = [one.metrics for name, one in accepted.items() if name not in late]
+        if self.linked:
+            sums = [named(self.linked.undone.metrics, sums)]
         self.model = digest_of(pack(self.work.algorithm.brief(self.state)))
         due = self.due(command.round)
         facts: dict[str, Any] = {
@@ -164,7 +201,7 @@ class _Run:
             "model": self.model,
             "late": late,
             "bytes": sum(self.sizes[name] for name in accepted),
-            "nodes": summary(pooled(one.metrics for name, one in accepted.items() if name not in late)) if due else {},
+            "nodes": summary(pooled(sums)) if due else {},
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         if self.account and due:
@@ -282,6 +319,8 @@ _ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] 
     events.End: _Run.end,
     events.Finish: _Run.finish,
     events.Judge: _Run.judge_update,
+    events.Say: _Run.say,
+    events.Collect: _Run.collect,
     events.Wake: _Run.wake,
 }
 
@@ -366,6 +405,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
         run.model = digest_of(pack(work.algorithm.brief(state)))
+        link, layouts = privacy.protected(plan, work.algorithm.updates(built.layouts))
+        run.linked = Linked(link, plan, work.algorithm, layouts) if link else None
         return _driven(run, run.kept_in(store, resume=resume))
 
 
@@ -389,12 +430,14 @@ def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
 
 def _driven(run: _Run, past: events.Past | None) -> Simulated:
     """Let the machine go through all rounds, or through those that are left."""
-    work, late = run.work, run.work.algorithm.late is not None
+    work = run.work
+    steps = run.linked.steps if run.linked else events.NO_STEPS
+    how: Any = {"late": work.algorithm.late is not None, "secret": new_secret(), "steps": steps}
     if past:
         spent = run.account.over(past.closed) if run.account else ""
-        server, commands = machine.resume("simulated", work.plan, past, 0.0, late=late, secret=new_secret(), spent=spent)
+        server, commands = machine.resume("simulated", work.plan, past, 0.0, spent=spent, **how)
     else:
-        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, late=late, secret=new_secret())
+        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, **how)
     waiting: deque[events.Event] = deque(run.presence(past.closed + 1 if past else 1))
     for command in commands:
         waiting.extend(_ACTS[type(command)](run, command))

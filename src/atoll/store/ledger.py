@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, func, insert, or_, select, update
 
+from atoll.errors import PrivacyError
 from atoll.store.database import Database
 from atoll.vector import Metrics
 from atoll.wire import Envelope
@@ -32,6 +33,14 @@ _FIGURES = Table(
 _AGREED = Table("agreed", _TABLES, Column("plan", String, primary_key=True), Column("name", String), Column("at", Float))
 Index("ledger_by_plan", _ENTRIES.c.plan)
 Index("ledger_by_digest", _ENTRIES.c.digest)
+_GIVEN = Table(
+    "given",
+    _TABLES,
+    Column("run", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer),
+    Column("at", Float),
+)
 _HEADS = Table(
     "heads",
     _TABLES,
@@ -96,6 +105,28 @@ class Ledger:
     def telling(self, run: str, plan: str, figures: Metrics, now: float) -> None:
         """Write that the figures of a final model on this node's rows are about to leave."""
         self._write(insert(_FIGURES).values(run=run, plan=plan, figures=json.dumps(dict(figures)), at=now))
+
+    def may_give(self, run: str, round_: int, attempt: int) -> None:
+        """Check that no other try of a round got what reveals its sum: two sums of one round would differ by single updates.
+
+        Raises:
+            PrivacyError: one did.
+        """
+        with self._base.begin() as base:
+            given = base.execute(select(_GIVEN.c.attempt).where((_GIVEN.c.run == run) & (_GIVEN.c.round == round_))).scalar()
+        if given is not None and given != attempt:
+            raise PrivacyError(
+                f"attempt {given} of round {round_} got what reveals its sum; a second sum would tell of single nodes"
+            )
+
+    def gives(self, run: str, round_: int, attempt: int, now: float) -> None:
+        """Write that a try of a round is about to get what reveals its sum; see `may_give`.
+
+        Raises:
+            PrivacyError: another one did.
+        """
+        self.may_give(run, round_, attempt)
+        self._write(insert(_GIVEN).prefix_with("OR IGNORE").values(run=run, round=round_, attempt=attempt, at=now))
 
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""

@@ -6,6 +6,7 @@ number of its own: the server learns Σ wᵢxᵢ and Σ wᵢ, and no wᵢ.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from atoll.errors import LayoutError
+from atoll.keys import SECRET, Keystream
 from atoll.privacy.fixed import Fixed, Words
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
 
@@ -58,6 +60,9 @@ class Code:
     def encode(self, update: Update) -> Update:
         """Return an update as words, which `parts_of` gives to masks; its weight and metrics hidden among them.
 
+        The names of its metrics stay open, with zeros: who adds up knows by them which sums mean something.
+        What rounding draws is made of the update itself, so that the same training gives the same words anywhere.
+
         Raises:
             LayoutError: it holds NaN or infinity, or a weight, a metric or a buffer larger than agreed.
         """
@@ -66,19 +71,29 @@ class Code:
         if strange := update.metrics.keys() - set(self.metrics):
             raise LayoutError(f"metric '{min(strange)}' is none that was agreed on: {', '.join(self.metrics)}")
         groups, cut, layouts = {}, 0, self.masked
+        digest = hashlib.sha256()
+        for part in parts_of(update.groups):
+            digest.update(part.data)
+        draws = Keystream(digest.digest())
         for name, fixed, layout in self._groups():
             values = update.groups[name].values
             beyond = int(np.count_nonzero(values > fixed.clip) + np.count_nonzero(values < -fixed.clip))
             if beyond and name != "parameters":
                 raise LayoutError(f"group '{name}' holds a number beyond ±{fixed.clip:g}, which can't be hidden")
             cut += beyond
-            words = fixed.encode(values, update.weight if layout.total == "weighted" else 1.0)
+            words = fixed.encode(values, update.weight if layout.total == "weighted" else 1.0, draws.take(SECRET))
             groups[name] = Group(layouts[name], words)
         rows = np.array([update.metrics.get(name, 0.0) for name in self.metrics] + [float(cut)])
         if (np.abs(rows) > _METRIC).any():
             raise LayoutError(f"a metric beyond ±{_METRIC:g}, which can't be hidden")
-        hidden = np.concatenate([self._weights.encode(np.array([update.weight])), self._sums.encode(rows)])
-        return Update({**groups, HIDDEN: Group(layouts[HIDDEN], hidden)}, 1.0)
+        hidden = np.concatenate(
+            [
+                self._weights.encode(np.array([update.weight]), key=draws.take(SECRET)),
+                self._sums.encode(rows, key=draws.take(SECRET)),
+            ]
+        )
+        names = dict.fromkeys(update.metrics, 0.0)
+        return Update({**groups, HIDDEN: Group(layouts[HIDDEN], hidden)}, 1.0, names)
 
     def decode(self, total: Total) -> tuple[Total, Metrics]:
         """Return what the sum of some nodes' words, unmasked, says: their real total, and their metrics' sums with `CUT`."""

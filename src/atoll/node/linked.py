@@ -1,0 +1,91 @@
+"""The node's end of a plan's link: its state, in memory only, and what was answered; of one try of a round at a time.
+
+What a try's secrets were goes with the process: a node that was started again has no part in it any more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from atoll.errors import PrivacyError
+from atoll.keys import Identity
+from atoll.letters import Desk
+from atoll.messages import Letter, StartTraining
+from atoll.plan import Plan
+from atoll.privacy.choose import terms
+from atoll.privacy.link import Link, Own
+from atoll.store.ledger import Ledger
+from atoll.vector import Update
+
+_Try = tuple[str, int, int]
+
+
+class Linked:
+    """Answers for one node. Its methods may be called in any thread; they take turns.
+
+    Args:
+        link: the plan's.
+        plan: what everyone agreed to.
+        identity: the node's.
+        ledger: where it stands that a round's sum was given away.
+    """
+
+    def __init__(self, link: Link, plan: Plan, identity: Identity, ledger: Ledger) -> None:
+        self.first = link.before[0] if link.before else None
+        self._link, self._plan, self._identity, self._ledger = link, plan, identity, ledger
+        self._desk, self._turn = Desk(), threading.Lock()
+        self._try: _Try | None = None
+        self._own: Own = None
+        self._answered: dict[str, tuple[bytes, bytes]] = {}
+
+    def take(self, part: Letter) -> tuple[_Try, str, bytes] | None:
+        """Take a part of what the server says; return which try and phase it is for, and all of it, with the last part."""
+        body = self._desk.take(part)
+        return None if body is None else ((part.run, part.round, part.attempt), part.phase, body)
+
+    def answer(self, task: StartTraining, phase: str, body: bytes) -> bytes:
+        """Return the answer to what the server says in a phase; to the very same again the same.
+
+        Raises:
+            PrivacyError: it is refused, or the node has no part in this try, or none any more.
+        """
+        with self._turn:
+            if phase == self.first:
+                self._joins(task)
+            self._here(task)
+            if phase in self._answered:
+                said, answer = self._answered[phase]
+                if said != body:
+                    raise PrivacyError(f"the server says in phase '{phase}' something else than before")
+                return answer
+            if self._link.after[-1:] == (phase,):
+                self._ledger.gives(task.run, task.round, task.attempt, time.time())
+            self._own, answer = self._link.answer(self._own, phase, body)
+            self._answered[phase] = body, answer
+            return answer
+
+    def protect(self, task: StartTraining, body: bytes, update: Update) -> Update:
+        """Return an update as it may leave; it is used up.
+
+        Raises:
+            PrivacyError, LayoutError: it can't be hidden, or the node has no part in this try.
+        """
+        with self._turn:
+            if self.first is None:
+                self._joins(task)
+            self._here(task)
+            self._own, protected = self._link.protect(self._own, body, update)
+            return protected
+
+    def _joins(self, task: StartTraining) -> None:
+        tried = (task.run, task.round, task.attempt)
+        if tried == self._try:
+            return
+        self._ledger.may_give(*tried)
+        self._try, self._answered = tried, {}
+        self._own = self._link.join(terms(self._plan, *tried), self._identity)
+
+    def _here(self, task: StartTraining) -> None:
+        if self._try != (task.run, task.round, task.attempt):
+            raise PrivacyError("this node was started again, or asked for something else, in the middle of this try")

@@ -1,0 +1,101 @@
+"""A plan's link in a simulation: all of its ends in one process, with letters passed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atoll import algorithms
+from atoll.algorithms import Algorithm
+from atoll.algorithms.folds import mean
+from atoll.errors import LayoutError, PrivacyError
+from atoll.keys import Identity
+from atoll.messages import UPDATE
+from atoll.plan import Plan
+from atoll.privacy.choose import terms
+from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.server import events
+from atoll.server.close import Guard
+from atoll.vector import Layouts, Total, Update
+from atoll.wire import Address
+
+
+class Linked:
+    """Both halves of a link, for one try of a round at a time.
+
+    Args:
+        link: the plan's.
+        plan: what everyone agreed to.
+        algorithm: the plan's.
+        layouts: of a protected update's groups.
+    """
+
+    undone: Undone
+
+    def __init__(self, link: Link, plan: Plan, algorithm: Algorithm, layouts: Layouts) -> None:
+        self.steps = events.Steps(link.before, link.after)
+        self.guard = Guard(layouts, mean, self._undo)
+        self._link, self._plan, self._algorithm = link, plan, algorithm
+        self._who: dict[str, Identity] = {}
+        self._names: dict[str, str] = {}
+        self.tried = (0, 0)
+        self._server: Own = None
+        self._own: dict[str, Any] = {}
+        self._inbox: dict[str, bytes] = {}
+        self._outbox: Letters = {}
+        self._updates: dict[str, Update] = {}
+
+    def train(self, command: events.Train, updates: Mapping[str, Update]) -> list[events.Event]:
+        """Begin a try: clients join, keep their updates, and answer the first phase."""
+        of = terms(self._plan, "simulated", command.round, command.attempt)
+        self.tried, self._updates, self._inbox = (command.round, command.attempt), dict(updates), {}
+        self._server = self._link.begin(of)
+        for name in updates:
+            if name not in self._who:
+                self._who[name] = identity = Identity.new()
+                self._names[identity.node] = name
+        self._own = {name: self._link.join(of, self._who[name]) for name in updates}
+        self._outbox = {self._who[name].node: b"" for name in updates}
+        first = self.steps.next("")
+        return [] if first == UPDATE else self.say(events.Say(first, tuple(updates)))
+
+    def say(self, command: events.Say) -> list[events.Event]:
+        """Let clients answer what the link says to them in a phase."""
+        happened: list[events.Event] = []
+        for name in command.nodes:
+            address, node = Address("simulated", *self.tried, name), self._who[name].node
+            try:
+                self._own[name], self._inbox[node] = self._link.answer(self._own[name], command.phase, self._outbox[node])
+            except PrivacyError as error:
+                happened.append(events.Declined(0.0, address, str(error)))
+            else:
+                happened.append(events.Answered(0.0, address, command.phase))
+        return happened
+
+    def protect(self, name: str) -> Update | str:
+        """Return a client's update as it may leave, or why it can't."""
+        update = algorithms.voiced(self._algorithm, self._updates.pop(name))
+        try:
+            message = self._outbox[self._who[name].node]
+            self._own[name], protected = self._link.protect(self._own[name], message, update)
+        except (PrivacyError, LayoutError) as error:
+            return str(error)
+        return protected
+
+    def collect(self, command: events.Collect) -> list[events.Event]:
+        """Let the link make the next phase's messages."""
+        nodes = [self._who[name].node for name in command.nodes]
+        try:
+            if command.phase == UPDATE:
+                self._server, self._outbox = self._link.close(self._server, nodes)
+            else:
+                inbox = {node: self._inbox[node] for node in nodes}
+                self._server, self._outbox = self._link.collect(self._server, command.phase, inbox)
+        except PrivacyError as error:
+            return [events.Abandoned(0.0, str(error))]
+        self._inbox = {}
+        return [events.Collected(0.0, command.phase, frozenset(self._names[node] for node in self._outbox))]
+
+    def _undo(self, total: Total) -> Total:
+        self.undone = self._link.undo(self._server, self._inbox, total)
+        return self.undone.total
