@@ -95,6 +95,7 @@ def test_the_digest_is_of_what_is_agreed_not_of_how_it_is_written(tmp_path):
         ),
         ("[cohort]", "[training]\nschedule = {}\n[cohort]", "a schedule that changes nothing"),
         ("[cohort]", "[privacy]\nsecret = true\n[cohort]", "privacy.secret: unknown key"),
+        ("[cohort]", "[privacy]\nsecure_aggregation = true\n[cohort]", "raise cohort.minimum to 3 or more"),
         ("logistic = true", "keras = {}", "exactly one of"),
         ("logistic = true", 'keras = "none.json"', "none.json can't be read"),
     ],
