@@ -80,6 +80,8 @@ CAN: Mapping[str, str] = {
     "per_example": "give the gradient of each row",
     "vmap": "train many clients in one call",
     "represent": "give what a layer makes of each row",
+    "slopes": "grow trees from sums",
+    "boost": "boost trees on its rows",
 }
 
 
@@ -128,6 +130,15 @@ class Curved(Protocol):
 
     def curvature(self, groups: Groups, rows: Rows) -> tuple[Flat, NDArray[np.float64]]:
         """Return the gradient `[p]` and the Hessian `[p, p]` of the summed loss over the rows."""
+        ...
+
+
+@runtime_checkable
+class Boosting(Protocol):
+    """A learner of boosted trees whose next one can be grown from sums over rows (`slopes` in `can`)."""
+
+    def slopes(self, groups: Groups, rows: Rows) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return the rows as trees take them, and gradient and curvature of each row's loss `[rows]`."""
         ...
 
 

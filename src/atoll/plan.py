@@ -28,7 +28,7 @@ from atoll.training import Training
 _NAMED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 """The alphabet of a plan that names none."""
-MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax")
+MODEL_KINDS = ("logistic", "keras", "sklearn", "torch", "jax", "trees")
 
 
 class About(Section):
@@ -47,6 +47,7 @@ class Model(Section):
     sklearn: str | None = None
     torch: str | None = None
     jax: str | None = None
+    trees: str | None = None
     inputs: PositiveInt | None = None
     classes: tuple[int, ...] = (0, 1)
     loss: str | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.apfl import apfl
+from atoll.algorithms.bagging import bagging
 from atoll.algorithms.clipping import centered_clipping, norm_clipping
 from atoll.algorithms.ditto import ditto
 from atoll.algorithms.fedasync import fedasync
@@ -31,6 +32,7 @@ from atoll.algorithms.finetune import finetune
 from atoll.algorithms.fltrust import fltrust
 from atoll.algorithms.folds import mean
 from atoll.algorithms.geometric_median import geometric_median
+from atoll.algorithms.histograms import histograms
 from atoll.algorithms.ifca import ifca
 from atoll.algorithms.krum import bulyan, krum, multi_krum
 from atoll.algorithms.local import uniformly
@@ -85,6 +87,8 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedbn": fedbn,
     "ifca": ifca,
     "newton": newton,
+    "bagging": bagging,
+    "histograms": histograms,
     "median": median,
     "trimmed_mean": trimmed_mean,
     "krum": krum,
@@ -99,9 +103,12 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
 _GRADIENTS = "logistic, jax, keras and torch can, and sklearn's MLPs with options = { momentum = 0 }"
 _ABLE: Mapping[str, str] = {
     "curvature": "logistic = true can",
+    "boost": "trees = \"binary:logistic\" can, once XGBoost is installed: pip install 'atoll-fl[xgboost]'",
+    "slopes": 'trees = "binary:logistic" can',
     "represent": "neural ones can: keras on JAX, and jax functions with a `represent`",
 }
 """Who can what not all can."""
+_TREES = frozenset({"slopes", "boost"})
 
 
 def known() -> dict[str, Callable[..., Algorithm]]:
@@ -133,6 +140,8 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(
             f"aggregation.rule: '{rule}' needs a learner that can {said}; '{plan.model.kind}' as planned can't ({mend})"
         )
+    if learner.can & _TREES and not algorithm.needs & _TREES:
+        raise PlanError(f"aggregation.rule: '{rule}' takes a mean of models, and trees have none: take 'bagging' or 'histograms'")
     if plan.privacy.secure_aggregation and not adds(algorithm):
         raise PlanError(
             f"aggregation.rule: '{rule}' looks at single updates, and privacy.secure_aggregation hides them; take a rule that "

@@ -68,6 +68,7 @@ class Algorithm(NamedTuple):
         root: whether the server does the local half too, on rows of its own, for the fold to compare with.
         own: what a node makes of the model for itself, judges, and keeps at the end; None: it is the received one.
         fits: raises PlanError for a learner that can't do what the options ask of it; beyond `needs`.
+        verify: (the model's layouts, an update's groups): raises LayoutError where layouts and finite numbers are not enough.
         late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
         silent: whether nodes tell no metrics: what is said of their rows has to be protected too, and these aren't.
     """
@@ -83,5 +84,6 @@ class Algorithm(NamedTuple):
     root: bool = False
     own: Own | None = None
     fits: Callable[[Learner], None] | None = None
+    verify: Callable[[Layouts, Groups], None] | None = None
     late: Late | None = None
     silent: bool = False

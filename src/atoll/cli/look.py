@@ -182,7 +182,10 @@ def _show(found: dict[str, Any]) -> None:
 
 @app.command()
 def export(
-    to: Annotated[Path, typer.Option(help="The file: its ending says which kind, .safetensors or .keras.")],
+    to: Annotated[
+        Path,
+        typer.Option(help="The file: its ending says which kind, .safetensors, .keras or, for trees, .json as XGBoost has it."),
+    ],
     run: Run = None,
     store: Store = HERE,
     which: Annotated[str, typer.Option(help="best, last, or the number of a round.")] = "best",
@@ -202,11 +205,11 @@ def export(
             shutil.copyfile(path, to)
         except OSError as error:
             raise AtollError(f"{to}: can't be written ({error.strerror})") from error
-    elif to.suffix == ".keras":
-        with working("writing a Keras model"):
-            _export_keras(Plan.from_json(base.find(found["run"]).plan), path, to)
+    elif to.suffix in _KINDS:
+        with working(f"writing the {_KINDS[to.suffix][1]}"):
+            _export(Plan.from_json(base.find(found["run"]).plan), path, to)
     else:
-        raise AtollError(f"{to}: the ending says the kind, and '{to.suffix}' is none: use .safetensors or .keras")
+        raise AtollError(f"{to}: the ending says the kind, and '{to.suffix}' is none: use .safetensors, {' or '.join(_KINDS)}")
     print(f"{to}: model {digest[:12]} of run {found['run']}")
 
 
@@ -218,14 +221,30 @@ def _digest(found: dict[str, Any], which: str) -> str:
     return str(named[which])
 
 
-def _export_keras(plan: Plan, path: Path, to: Path) -> None:
-    if plan.model.kind != "keras":
-        raise AtollError(f"{to}: the run's model is no Keras model but {plan.model.kind}; export it as .safetensors")
-    from atoll import learners
-    from atoll.learners.keras import export as write
+_KINDS = {".keras": ("keras", "Keras model"), ".json": ("trees", "ensemble of trees")}
+"""Endings of what a framework reads: of which kind of model, and in words."""
+
+
+def _export(plan: Plan, path: Path, to: Path) -> None:
+    kind, said = _KINDS[to.suffix]
+    if plan.model.kind != kind:
+        raise AtollError(f"{to}: the run's model is no {said} but {plan.model.kind}; export it as .safetensors")
+    from atoll import learners, method
+    from atoll.vector import layouts_of
     from atoll.wire import unpack
 
-    write(plan, unpack(path.read_bytes(), learners.build(plan.with_(model={"metrics": plan.model.known_metrics})).layouts)[0], to)
+    learner = learners.build(plan.with_(model={"metrics": plan.model.known_metrics}))
+    algorithm = method.find(plan, learner)
+    sent = layouts_of(algorithm.brief(algorithm.init(learner.initial(0))))  # what a method has beside the model, too
+    groups = unpack(path.read_bytes(), sent)[0]
+    if kind == "keras":
+        from atoll.learners.keras import export as write_keras
+
+        write_keras(plan, groups, to)
+    else:
+        from atoll.learners.trees import export as write_trees
+
+        write_trees(plan, groups, to)
 
 
 def open_store(store: Path) -> SqlStore:

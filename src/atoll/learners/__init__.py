@@ -26,7 +26,7 @@ from atoll.wire import unpack_any
 Start = str | Path | Groups
 """A model to start from: a `.safetensors` or `.keras` file, or groups."""
 
-_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "torch": "torch", "jax": "jax"}
+_FILES = {"logistic": "logistic", "keras": "keras", "sklearn": "sklearn", "torch": "torch", "jax": "jax", "trees": "trees"}
 _BYTES = 8
 """Of a weight, where a learner computes in float64."""
 _NAMED = ("torch", "jax")

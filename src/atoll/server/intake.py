@@ -18,7 +18,7 @@ from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.door import Door
 from atoll.server.state import State, admits
-from atoll.vector import Layouts, Update, check, check_layouts
+from atoll.vector import Groups, Layouts, Update, check, check_layouts
 from atoll.wire import Envelope, decode
 
 _LOG = logging.getLogger("atoll.server")
@@ -37,6 +37,7 @@ class Intake:
         aside: where refused updates are kept: a directory, and what makes room there.
         tell: told of each thing that a person would like to see.
         closed: so many rounds another server closed.
+        verify: the method's own look at an update's groups, where it has one.
     """
 
     def __init__(  # noqa: PLR0913  parts of a server, by their names
@@ -53,10 +54,11 @@ class Intake:
         aside: tuple[Path, Callable[[int], str | None]],
         tell: Callable[..., None],
         closed: int,
+        verify: Callable[[Groups], None] | None = None,
     ) -> None:
         self._plan, self._layouts, self._press, self._log, self._drive = plan, layouts, press, log, drive
         self._book, self._channel, self._door = book, channel, door
-        self._aside, self._tell, self._closed = aside, tell, closed
+        self._aside, self._tell, self._closed, self._further = aside, tell, closed, verify
 
     async def take(self, record: Record) -> None:
         """Verify an update and hand it to the machine."""
@@ -95,7 +97,10 @@ class Intake:
         if self._plan.privacy.secure_aggregation:  # whatever words they are: they look random
             check_layouts(update.groups, self._layouts)
             return update, None
-        norm = check(self._press.decode(update.groups, self._layouts, record.envelope.address.round), self._layouts)
+        groups = self._press.decode(update.groups, self._layouts, record.envelope.address.round)
+        norm = check(groups, self._layouts)
+        if self._further:
+            self._further(groups)
         # Under noise no update's length is told, nor does it say which others count: that would be no part of any ε.
         return update, None if self._plan.privacy.noise else norm
 

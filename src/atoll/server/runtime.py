@@ -159,6 +159,7 @@ class Server:
             aside=(self.directory, self.quota.room),
             tell=self._tell,
             closed=self._left.past.closed if self._left else 0,
+            verify=self.algorithm.verify and partial(self.algorithm.verify, self.learner.layouts),
         )
         acts |= {
             events.Train: self._train,

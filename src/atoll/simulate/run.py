@@ -171,6 +171,8 @@ class _Run:
         self.updates[name] = update = replace(update, groups=self.press.decode(small, layouts, address.round))
         try:
             norm = check(update.groups, layouts)
+            if self.work.algorithm.verify:
+                self.work.algorithm.verify(self.work.learner.layouts, update.groups)
             norm = None if self.work.plan.privacy.noise else norm  # as the server does it
             return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
         except LayoutError as error:
