@@ -53,8 +53,10 @@ class Noise(Section):
         return self.epsilon or self.budget
 
 
+SUMS = ("secure_aggregation", "encryption")
+"""The keys of `[privacy]` that each hide single updates from the server."""
 _OF_SUMS = ("bits", "dropout", "corrupt", "roster")
-"""The keys that only mean something in a secure sum."""
+"""The keys that only mean something in a secure sum; the first one where numbers are words under masks."""
 
 
 class Privacy(Section):
@@ -62,9 +64,11 @@ class Privacy(Section):
 
     `secure_aggregation`: the server learns sums over nodes and no update. A sum bears that `dropout` of its cohort drops out
     and `corrupt` nodes work for the server; `roster` are the only nodes that may be in one. Numbers are written in `bits`.
+    `encryption`: the same by ciphertexts that the server adds up and nodes open.
     """
 
     secure_aggregation: bool = False
+    encryption: bool = False
     bits: Literal[32, 64] = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     corrupt: NonNegativeInt = 0
@@ -72,6 +76,11 @@ class Privacy(Section):
     clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
     largest_weight: PositiveFloat | None = None
     central_noise: Noise | None = None
+
+    @property
+    def sums(self) -> str:
+        """The key of what hides single updates from the server, or an empty text."""
+        return next((name for name in SUMS if getattr(self, name)), "")
 
     @property
     def noise(self) -> Noise | None:
@@ -87,16 +96,20 @@ class Privacy(Section):
     def _sums(self) -> Self:
         fields = type(self).model_fields
         lone = next((name for name in _OF_SUMS if getattr(self, name) != fields[name].default), None)
-        if lone and not self.secure_aggregation:
+        if lone and not self.sums:
             raise ValueError(f"{lone} is of secure sums: add secure_aggregation = true, or leave it out")
+        if self.secure_aggregation and self.encryption:
+            raise ValueError("secure_aggregation and encryption hide the same from the same: leave one of them out")
+        if self.encryption and self.bits != fields["bits"].default:
+            raise ValueError("bits is of secure_aggregation; encrypted numbers have a width of their own: leave it out")
         if self.secure_aggregation and self.bits == 32 and not (self.clip and self.largest_weight):
             raise ValueError(
                 "bits = 32 has room for numbers and weights of known size only: give clip and largest_weight, or leave bits out"
             )
         if self.roster is not None and len(set(self.roster)) < len(self.roster):
             raise ValueError("roster names a node twice")
-        if self.secure_aggregation and self.noise:
-            raise ValueError(f"{self.mechanism} and secure_aggregation don't go together yet: leave one of them out")
+        if self.sums and self.noise:
+            raise ValueError(f"{self.mechanism} and {self.sums} don't go together yet: leave one of them out")
         return self
 
     @model_validator(mode="after")

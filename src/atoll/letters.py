@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from atoll.errors import WireError
 from atoll.messages import PART, PARTS, Letter
 
+DIGEST = 32
+"""Where nodes are shown the sum, a letter begins with its SHA-256; it is fetched as models are."""
 Key = tuple[str, int, int, str]
 """Which letter it is: run, round, attempt, phase."""
 

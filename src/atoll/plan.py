@@ -283,29 +283,29 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _sums_securely(self) -> Self:
-        if not self.privacy.secure_aggregation:
+        if not (guard := self.privacy.sums):
             return self
         if self.cohort.cycle or self.cohort.buffer:
             key = "cycle" if self.cohort.cycle else "buffer"
-            raise ValueError(f"privacy.secure_aggregation adds up the updates of one cohort: leave cohort.{key} out")
+            raise ValueError(f"privacy.{guard} adds up the updates of one cohort: leave cohort.{key} out")
         if self.cohort.minimum < 3:
             raise ValueError(
-                "privacy.secure_aggregation: of a sum of two, each node knows the other's part; raise cohort.minimum "
+                f"privacy.{guard}: of a sum of two, each node knows the other's part; raise cohort.minimum "
                 f"to 3 or more (it is {self.cohort.minimum})"
             )
         if self.cohort.draw == "poisson":
             raise ValueError(
-                'cohort.draw = "poisson" may draw fewer nodes than privacy.secure_aggregation adds up, and a new draw would be '
+                f'cohort.draw = "poisson" may draw fewer nodes than privacy.{guard} adds up, and a new draw would be '
                 "no secret: leave one of them out"
             )
         if self.compression.up:
             raise ValueError(
-                "compression.up makes updates small that privacy.secure_aggregation adds up as words of one width; leave it out "
-                "(privacy.bits = 32 halves the traffic)"
+                f"compression.up makes updates small that privacy.{guard} adds up as words of one width; leave it out "
+                "(privacy.bits = 32 halves the traffic of masks)"
             )
         if self.checks.norm not in (0, Checks().norm):
             raise ValueError(
-                "checks.norm looks at the length of each update, and privacy.secure_aggregation hides them; leave it out "
+                f"checks.norm looks at the length of each update, and privacy.{guard} hides them; leave it out "
                 "(nodes shorten their own: privacy.clip)"
             )
         return self

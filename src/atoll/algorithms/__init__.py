@@ -142,9 +142,9 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         )
     if learner.can & _TREES and not algorithm.needs & _TREES:
         raise PlanError(f"aggregation.rule: '{rule}' takes a mean of models, and trees have none: take 'bagging' or 'histograms'")
-    if plan.privacy.secure_aggregation and not adds(algorithm):
+    if plan.privacy.sums and not adds(algorithm):
         raise PlanError(
-            f"aggregation.rule: '{rule}' looks at single updates, and privacy.secure_aggregation hides them; take a rule that "
+            f"aggregation.rule: '{rule}' looks at single updates, and privacy.{plan.privacy.sums} hides them; take a rule that "
             "only adds them up, such as fedavg"
         )
     algorithm.updates(learner.layouts)  # a method that can't have this model says so

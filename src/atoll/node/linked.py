@@ -10,13 +10,13 @@ import time
 
 from atoll.errors import PrivacyError
 from atoll.keys import Identity
-from atoll.letters import Desk
+from atoll.letters import DIGEST, Desk
 from atoll.messages import Letter, StartTraining
 from atoll.plan import Plan
 from atoll.privacy.choose import terms
 from atoll.privacy.link import Link, Own
 from atoll.store.ledger import Ledger
-from atoll.vector import Update
+from atoll.vector import Groups, Layouts, Update
 
 _Try = tuple[str, int, int]
 
@@ -29,9 +29,11 @@ class Linked:
         plan: what everyone agreed to.
         identity: the node's.
         ledger: where it stands that a round's sum was given away.
+        layouts: of a protected update's groups.
     """
 
-    def __init__(self, link: Link, plan: Plan, identity: Identity, ledger: Ledger) -> None:
+    def __init__(self, link: Link, plan: Plan, identity: Identity, ledger: Ledger, layouts: Layouts) -> None:
+        self.layouts = layouts
         self.first = link.before[0] if link.before else None
         self._link, self._plan, self._identity, self._ledger = link, plan, identity, ledger
         self._desk, self._turn = Desk(), threading.Lock()
@@ -39,13 +41,19 @@ class Linked:
         self._own: Own = None
         self._answered: dict[str, tuple[bytes, bytes]] = {}
 
+    def shown(self, phase: str, body: bytes) -> tuple[str, bytes]:
+        """Return the digest of the total that a node is shown in a phase, or an empty text; and what else is said."""
+        return (body[:DIGEST].hex(), body[DIGEST:]) if phase == self._link.opens else ("", body)
+
     def take(self, part: Letter) -> tuple[_Try, str, bytes] | None:
         """Take a part of what the server says; return which try and phase it is for, and all of it, with the last part."""
         body = self._desk.take(part)
         return None if body is None else ((part.run, part.round, part.attempt), part.phase, body)
 
-    def answer(self, task: StartTraining, phase: str, body: bytes) -> bytes:
+    def answer(self, task: StartTraining, phase: str, body: bytes, sums: Groups | None = None) -> bytes:
         """Return the answer to what the server says in a phase; to the very same again the same.
+
+        `sums` are the groups of the total, in the phase in which nodes see it.
 
         Raises:
             PrivacyError: it is refused, or the node has no part in this try, or none any more.
@@ -59,8 +67,10 @@ class Linked:
                 if said != body:
                     raise PrivacyError(f"the server says in phase '{phase}' something else than before")
                 return answer
-            if self._link.after[-1:] == (phase,):
+            if phase == self._link.gives:
                 self._ledger.gives(task.run, task.round, task.attempt, time.time())
+            if sums is not None:
+                self._own = self._link.see(self._own, sums)
             self._own, answer = self._link.answer(self._own, phase, body)
             self._answered[phase] = body, answer
             return answer

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import socketio
@@ -51,8 +51,8 @@ from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
 from atoll.store.ledger import Ledger, Spent
 from atoll.tls import Trust
-from atoll.vector import Metrics, Update, layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer
+from atoll.vector import Groups, Metrics, Update, layouts_of
+from atoll.wire import HEADER_LIMIT, Address, Buffer, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -108,6 +108,7 @@ class Node:
         self.gate = Gate(policy, self.ledger)
         self.memories = Memories(self.directory / "memory")
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
+        self.sums = Downloads(self.url, self.directory / "sum")
         self.run: str | None = None
         self.metrics: dict[str, float] = {}
         self.kept = False
@@ -215,7 +216,8 @@ class Node:
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
         self.account = await asyncio.to_thread(account, self.plan)
         link = privacy.link(self.plan, updates)
-        self.linked = Linked(link, self.plan, self.identity, self.ledger) if link else None
+        await asyncio.to_thread(privacy.prepare, self.plan)
+        self.linked = Linked(link, self.plan, self.identity, self.ledger, link.updates(updates)) if link else None
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
@@ -352,12 +354,27 @@ class Node:
             return
         try:
             self.gate.check(task)
-            answer = await asyncio.to_thread(self.linked.answer, task, phase, command.body)
+            digest, body = self.linked.shown(phase, command.body)
+            sums = await self._sums(task, digest) if digest else None
+            answer = await asyncio.to_thread(self.linked.answer, task, phase, body, sums)
         except AtollError as error:
             await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
             return
         for part in written(task.run, task.round, task.attempt, phase, answer):
             await self._emit(part)
+
+    async def _sums(self, task: StartTraining, digest: str) -> Groups:
+        """Fetch the sum that a node is shown; a server that is away is asked again, until it asks for something else."""
+        layouts = cast("Linked", self.linked).layouts
+        limit = sum(layout.nbytes for layout in layouts.values()) + HEADER_LIMIT
+        while True:
+            try:
+                return unpack(await self.sums.get(self.session, digest, limit), layouts)[0]
+            except UnreachableError as error:
+                if self.drive.state.task is not task:
+                    raise
+                self._tell("waiting", reason=str(error))
+                await asyncio.sleep(machine.SHORTEST)
 
     async def _protect(self, command: machine.Protect) -> None:
         self.drive.spawn(self._protecting(command))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from atoll.plan import Plan
+from atoll.privacy import ckks
+from atoll.privacy.encryption.link import encryption
+from atoll.privacy.encryption.update import RING
 from atoll.privacy.graph import graph
 from atoll.privacy.link import Link
 from atoll.privacy.secagg.link import secagg
@@ -15,6 +18,8 @@ _JUDGED = (
 )
 _RANGE, _WEIGHT = 1024.0, 1e6
 """What 64 bits have room for, far beyond what a number of an update and a number of rows are, where a plan names no bounds."""
+_ENCRYPTED, _ROWS = 64.0, 1e5
+"""The same for real numbers under encryption, which are the less exact the larger they may be."""
 
 
 def link(plan: Plan, layouts: Layouts) -> Link | None:
@@ -24,18 +29,30 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
         PlanError: the plan's smallest cohort can't bear what the plan has it bear.
     """
     guard = plan.privacy
-    if not guard.secure_aggregation:
+    if not guard.sums:
         return None
     graph(plan.cohort.minimum, guard.dropout, guard.corrupt)
     names = (*_JUDGED, *(f"fit.{name}" for name in ("samples", "loss")))
-    clip = guard.clip if isinstance(guard.clip, float) else _RANGE  # it is longer than any of an update's numbers
-    return secagg(layouts, names, clip, guard.largest_weight or _WEIGHT, guard.bits)
+    clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
+    if guard.encryption:
+        return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
+    return secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
 
 
 def protected(plan: Plan, layouts: Layouts) -> tuple[Link | None, Layouts]:
     """Return the plan's link, and the layouts of updates as they leave a node; see `link`."""
     found = link(plan, layouts)
     return found, found.updates(layouts) if found else layouts
+
+
+def prepare(plan: Plan) -> None:
+    """Load what a node of a plan needs for its part in the link.
+
+    Raises:
+        PlanError: it isn't installed.
+    """
+    if plan.privacy.encryption:
+        ckks.room_for(RING, 1)
 
 
 def terms(plan: Plan, run: str, round_: int, attempt: int) -> Terms:

@@ -71,3 +71,11 @@ class Link(NamedTuple):
     undo: Callable[[Own, Letters, Total], Undone]
     opens: str = ""
     see: Callable[[Own, Groups], Own] = lambda own, _: own
+
+    @property
+    def gives(self) -> str:
+        """The phase in which a node helps to reveal a sum, and so may help with no other of the same round; or none.
+
+        Where some nodes open the sum for all, that is as soon as any of them says whose it is.
+        """
+        return self.after[0 if self.opens else -1] if self.after else ""

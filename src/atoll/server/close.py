@@ -106,6 +106,17 @@ def close(  # noqa: PLR0913  what is rare by its name
     return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo)
 
 
+def opened(layouts: Layouts, model: str, accepted: Sequence[Accepted]) -> dict[str, Update]:
+    """Return protected updates of one round as they are, in fold order; the arguments are those of `close`."""
+    return {one.node: decode(one.body(), layouts, model) for one in accepted}
+
+
+def folded(guard: Guard, updates: Mapping[str, Update], registered: int) -> Total:
+    """Add up protected updates, which stay hidden; the arguments are those of `step`."""
+    bodies = _Bodies(list(updates), list(updates.values()), guard.layouts)
+    return guard.fold(bodies, [update.weight for update in updates.values()], registered)
+
+
 def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     algorithm: Algorithm,
     state: State,

@@ -94,7 +94,7 @@ class Intake:
         if record.envelope.plan != self._plan.digest:
             raise WireError(f"the update is for plan {record.envelope.plan[:12]}, this run's is {self._plan.digest[:12]}")
         update = decode(self._log.body(record.envelope), self._press.layouts(self._layouts), model)
-        if self._plan.privacy.secure_aggregation:  # whatever words they are: they look random
+        if self._plan.privacy.sums:  # whatever words they are: they look random
             check_layouts(update.groups, self._layouts)
             return update, None
         groups = self._press.decode(update.groups, self._layouts, record.envelope.address.round)

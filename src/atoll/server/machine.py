@@ -315,9 +315,13 @@ def _close(state: State, now: float) -> Result:
 
 
 def _fold(state: State) -> Result:
+    return replace(state, phase=Phase.CLOSING, relay=None), (closing(state),)
+
+
+def closing(state: State) -> Close:
+    """Return what a round is made of, once that is known."""
     late = {node: state.tasks[node] for node in state.closing if node not in state.asked}
-    command = Close(state.round, state.attempt, state.closing, len(state.cohort), len(state.names), late)
-    return replace(state, phase=Phase.CLOSING, relay=None), (command,)
+    return Close(state.round, state.attempt, state.closing, len(state.cohort), len(state.names), late)
 
 
 def _again(state: State, now: float, why: str = "") -> Result:

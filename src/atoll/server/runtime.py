@@ -33,6 +33,7 @@ from atoll.server import acting, events, http, machine, page, uploads, web
 from atoll.server.aggregate import Aggregator
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
+from atoll.server.close import Guard, folded, opened
 from atoll.server.door import Door
 from atoll.server.intake import Intake
 from atoll.server.linked import Linked
@@ -50,7 +51,7 @@ from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.store.viewers import Viewers
 from atoll.tls import authority, required
-from atoll.vector import Metrics
+from atoll.vector import Metrics, Total
 from atoll.wire import Address, Envelope
 
 log = logging.getLogger("atoll.server")
@@ -146,7 +147,9 @@ class Server:
         """Return the machine, not yet in motion, and what hands it the log's updates."""
         acts = dict[type, Callable[[Any], Awaitable[None]]]()
         drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
-        self.linked = self._link and Linked(self._link, self.plan, self.layouts, self.run, drive, self.channel)
+        self.linked = self._link and Linked(
+            self._link, self.plan, self.layouts, self.run, drive, self.channel, self._add, self.models
+        )
         intake = Intake(
             self.plan,
             self.layouts,
@@ -388,6 +391,12 @@ class Server:
         undo = method.noised(self.plan, self.layouts, noise) if noise else None
         made = self.aggregator.aggregate(command, accepted, model, self.linked.guard() if self.linked else None, undo)
         return made._replace(noise=noise, epsilon=self.account.spent(command.round) if self.account else None)
+
+    def _add(self, guard: Guard) -> Total:
+        """Add up the updates that are in while nobody can read them."""
+        command = machine.closing(self.drive.state)
+        accepted = self.book.accepted(command, self.log.body)
+        return folded(guard, opened(guard.layouts, self.drive.state.model, accepted), command.registered)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atoll import algorithms
 from atoll.algorithms import Algorithm
+from atoll.algorithms.algorithm import Bodies
 from atoll.algorithms.folds import mean
 from atoll.errors import LayoutError, PrivacyError
 from atoll.keys import Identity
@@ -15,7 +16,7 @@ from atoll.plan import Plan
 from atoll.privacy.choose import terms
 from atoll.privacy.link import Letters, Link, Own, Undone
 from atoll.server import events
-from atoll.server.close import Guard
+from atoll.server.close import Guard, folded
 from atoll.vector import Layouts, Total, Update
 from atoll.wire import Address
 
@@ -34,7 +35,8 @@ class Linked:
 
     def __init__(self, link: Link, plan: Plan, algorithm: Algorithm, layouts: Layouts) -> None:
         self.steps = events.Steps(link.before, link.after)
-        self.guard = Guard(layouts, mean, self._undo)
+        self.guard = Guard(layouts, self._fold, self._undo)
+        self._total: Total | None = None
         self._link, self._plan, self._algorithm = link, plan, algorithm
         self._who: dict[str, Identity] = {}
         self._names: dict[str, str] = {}
@@ -49,6 +51,7 @@ class Linked:
         """Begin a try: clients join, keep their updates, and answer the first phase."""
         of = terms(self._plan, "simulated", command.round, command.attempt)
         self.tried, self._updates, self._inbox = (command.round, command.attempt), dict(updates), {}
+        self._total = None
         self._server = self._link.begin(of)
         for name in updates:
             if name not in self._who:
@@ -65,6 +68,8 @@ class Linked:
         for name in command.nodes:
             address, node = Address("simulated", *self.tried, name), self._who[name].node
             try:
+                if self._total and command.phase == self._link.opens:
+                    self._own[name] = self._link.see(self._own[name], self._total.groups)
                 self._own[name], self._inbox[node] = self._link.answer(self._own[name], command.phase, self._outbox[node])
             except PrivacyError as error:
                 happened.append(events.Declined(0.0, address, str(error)))
@@ -82,12 +87,14 @@ class Linked:
             return str(error)
         return protected
 
-    def collect(self, command: events.Collect) -> list[events.Event]:
-        """Let the link make the next phase's messages."""
+    def collect(self, command: events.Collect, updates: Mapping[str, Update], registered: int) -> list[events.Event]:
+        """Let the link make the next phase's messages; `updates` are the protected ones."""
         nodes = [self._who[name].node for name in command.nodes]
         try:
             if command.phase == UPDATE:
                 self._server, self._outbox = self._link.close(self._server, nodes)
+                if self._link.opens:
+                    self._total = folded(self.guard, {name: updates[name] for name in command.nodes}, registered)
             else:
                 inbox = {node: self._inbox[node] for node in nodes}
                 self._server, self._outbox = self._link.collect(self._server, command.phase, inbox)
@@ -95,6 +102,9 @@ class Linked:
             return [events.Abandoned(0.0, str(error))]
         self._inbox = {}
         return [events.Collected(0.0, command.phase, frozenset(self._names[node] for node in self._outbox))]
+
+    def _fold(self, bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
+        return self._total or mean(bodies, weights, registered)
 
     def _undo(self, total: Total) -> Total:
         self.undone = self._link.undo(self._server, self._inbox, total)

@@ -145,7 +145,7 @@ class _Run:
 
     def collect(self, command: events.Collect) -> list[events.Event]:
         """Let the plan's link go on to its next phase."""
-        return cast("Linked", self.linked).collect(command)
+        return cast("Linked", self.linked).collect(command, self.updates, len(self.clients))
 
     def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
         """Let a client's word on a task come when it is done."""
@@ -407,6 +407,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
         run.model = digest_of(pack(work.algorithm.brief(state)))
+        privacy.prepare(plan)
         link, layouts = privacy.protected(plan, work.algorithm.updates(built.layouts))
         run.linked = Linked(link, plan, work.algorithm, layouts) if link else None
         return _driven(run, run.kept_in(store, resume=resume))

@@ -17,7 +17,7 @@ from atoll.errors import PrivacyError
 from atoll.keys import SEALED, SECRET, Exchange, Identity, decrypt, derive, encrypt, new_secret
 from atoll.privacy import ckks
 from atoll.privacy.encryption.tag import Fingerprint, hidden, matches
-from atoll.privacy.encryption.update import CIPHERTEXTS, FLOOD, RING, TAG, Code
+from atoll.privacy.encryption.update import CIPHERTEXTS, FLOOD, LARGEST, RING, TAG, Code
 from atoll.privacy.secagg.packing import pack_set, pack_table, set_bytes, unpack_set, unpack_table
 from atoll.privacy.secagg.terms import (
     SIGNATURE,
@@ -96,6 +96,8 @@ def give(state: Advertised, message: bytes) -> tuple[Given, bytes]:
     cohort = read_cohort(state.terms, message)
     if state.record not in cohort.records:
         raise PrivacyError("a cohort without this node's own keys")
+    if len(cohort.records) > LARGEST:
+        raise PrivacyError(f"a cohort of {len(cohort.records)} nodes: at most {LARGEST} nodes' ciphertexts can be added up")
     place, private = cohort.places[state.record.node], Exchange(derive(state.root, _SHARES))
     secret, sealed = derive(state.root, _SECRET), {}
     for other in set(range(len(cohort.records))) - {place}:
@@ -192,7 +194,7 @@ def _encrypted(state: Encrypted, update: Update, code: Code) -> Update:
         CIPHERTEXTS: Group(layouts[CIPHERTEXTS], words.reshape(-1)),
         TAG: Group(layouts[TAG], hidden(fingerprint.value, state.secret, state.place)),
     }
-    return Update(groups, 1.0)
+    return Update(groups, 1.0, dict.fromkeys(update.metrics, 0.0))  # who adds up knows by the names which sums mean something
 
 
 def _ciphertexts(state: Encrypted, update: Update, code: Code) -> Iterator[ckks.Ciphertext]:
