@@ -29,8 +29,8 @@ FLOOD = 2.0**60
 """The standard deviation of what covers a decryption's noise, in a coefficient. A sum's own is at most DEVIATION · √LARGEST
 there; what is decrypted with one and the other is within ‖noise‖ / 2 FLOOD of each other in statistical distance: 2⁻³⁹ for
 1,024 nodes and 10⁹ numbers."""
-STEP = 2.0**-30
-"""What an opened sum is rounded to, in parts of clip times weight. The flood in it is below 2⁻²⁹ for 1,024 nodes."""
+STEP = 2.0**-36
+"""What an opened sum is rounded to, in parts of clip times weight; the flood in it is 2⁻²⁹ for 1,024 nodes, and 2⁻³⁷ for 4."""
 CIPHERTEXTS, TAG = "ciphertexts", "tag"
 _QUARTER = 1 << 16
 _ROUNDED = 2.0**-20
