@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from atoll.errors import PlanError
+from atoll.messages import PART, PARTS
 from atoll.plan import Plan
 from atoll.privacy import ckks
 from atoll.privacy.encryption.link import encryption
@@ -20,6 +22,8 @@ _RANGE, _WEIGHT = 1024.0, 1e6
 """What 64 bits have room for, far beyond what a number of an update and a number of rows are, where a plan names no bounds."""
 _ENCRYPTED, _ROWS = 64.0, 1e5
 """The same for real numbers under encryption, which are the less exact the larger they may be."""
+_OPENED = PARTS * PART // 4 - 4096
+"""Numbers of an opened sum that one letter has room for."""
 
 
 def link(plan: Plan, layouts: Layouts) -> Link | None:
@@ -35,6 +39,11 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
     names = (*_JUDGED, *(f"fit.{name}" for name in ("samples", "loss")))
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
     if guard.encryption:
+        if (numbers := sum(layout.size for layout in layouts.values())) > _OPENED:
+            raise PlanError(
+                f"privacy.encryption: an update of {numbers:,} numbers; up to {_OPENED:,} can be opened by nodes and sent back; "
+                "take secure_aggregation"
+            )
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
     return secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
 
