@@ -75,7 +75,7 @@ def test_the_digest_is_of_what_is_agreed_not_of_how_it_is_written(tmp_path):
         ("rounds = 3", 'rounds = "3"', "plan.rounds: Input should be a valid integer (it is '3')"),
         ("rounds = 3", "rounds = 0", "plan.rounds: Input should be greater than or equal to 1 (it is 0)"),
         ('name = "heart"', 'name = "../x"', "plan.name: String should match pattern"),
-        ("logistic = true", "", "model: exactly one of logistic, keras, sklearn, torch, jax names the model; none is given"),
+        ("logistic = true", "", "exactly one of logistic, keras, sklearn, torch, jax, trees names the model; none is given"),
         ("logistic = true", 'logistic = true\nsklearn = "SGDClassifier"', "logistic and sklearn are given"),
         ("logistic = true", "logistic = true\nclasses = [1, 0]", "classes are at least two different labels in rising order"),
         ('target = "y"', "", "features and target go together"),
