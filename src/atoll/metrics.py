@@ -305,6 +305,33 @@ def reliability(sums: Metrics) -> list[dict[str, float]]:
     return [dict(zip(("chance", "seen", "rows"), one, strict=True)) for one in shares]
 
 
+def spread(by_node: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return how far apart nodes' own figures lie: whether a model that is good on the whole is good for everybody.
+
+    Args:
+        by_node: node → its figures.
+
+    Returns:
+        Of each well-known figure: `worst` and the `node` that has it; `tenth`, which the worst tenth of nodes doesn't do better
+        than; the standard `deviation` over nodes, each counting the same; how many `nodes` have it.
+
+    Source: Li et al. 2020, "Fair Resource Allocation in Federated Learning", section 4.1.
+
+    >>> spread({"a": {"accuracy": 1.0}, "b": {"accuracy": 0.5}})
+    {'accuracy': {'worst': 0.5, 'node': 'b', 'tenth': 0.55, 'deviation': 0.25, 'nodes': 2}}
+    """
+    found = {}
+    for name, metric in KNOWN.items():
+        values = {node: one[name] for node, one in by_node.items() if math.isfinite(one.get(name, math.nan))}
+        if values:
+            falls = metric.better == "lower"
+            worst = (max if falls else min)(values, key=values.__getitem__)
+            numbers = np.array(list(values.values()))
+            tenth, deviation = float(np.percentile(numbers, 90 if falls else 10)), float(numbers.std())
+            found[name] = {"worst": values[worst], "node": worst, "tenth": tenth, "deviation": deviation, "nodes": len(values)}
+    return found
+
+
 _FINISH: Mapping[str, Callable[[Mapping[str, float]], dict[str, float]]] = {
     "auc": _ranked, "class": _macro, "chance": _calibrated,
 }  # fmt: skip

@@ -167,7 +167,7 @@ UNTOLD = {
 }
 """What the record doesn't tell: when a run and its nodes were seen, and what is the store's own."""
 
-ONLY_ACCEPTED = {"seconds", "weight", "position", "place", "metrics", "folded"}
+ONLY_ACCEPTED = {"seconds", "weight", "position", "place", "metrics", "folded", "cosine"}
 """What a refused update has no facts of."""
 
 

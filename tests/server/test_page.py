@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import math
 import re
 import time
@@ -72,6 +73,27 @@ def closed(number: int, evaluations: list[EvaluationRow]) -> tuple[RoundRow, lis
     return row, [UpdateRow("r1", number, 1, "n1", "accepted", "u", 80, 0.1, 7.0)], evaluations
 
 
+def test_the_page_says_how_nodes_differ_or_why_that_is_not_seen(tmp_path: Path):
+    apart = {"accuracy": {"worst": 0.25, "node": "n1", "tenth": 0.3, "deviation": 0.125, "nodes": 2}}
+    site = Stored(tmp_path)
+    site.begin()
+    site.store.saw_node(NodeRow("r1", "n1", "north", "k", 1.0, 1.0))
+    row, updates, _ = closed(1, [])
+    judged = [EvaluationRow("r1", 0, "nodes", sums(0.5)), EvaluationRow("r1", 0, "spread", apart)]
+    site.store.close_round(replace(row, dissimilarity=1.75), [replace(updates[0], cosine=-0.5)], judged)
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", site.page()))
+    assert "cosine -0.50 to the mean" in page
+    assert "accuracy 0.5000 0.2500 0.3000 0.1250 worst: north, of 2 nodes" in page
+    assert "dissimilarity 1.7500" in page
+    (history,) = site.store.history("r1")["rounds"]
+    assert history["dissimilarity"] == 1.75
+    assert history["drift"] == {"north": {"norm": None, "cosine": -0.5}}
+    assert site.store.history("r1")["initial_evaluation"].keys() == {"nodes"}
+    hidden = json.dumps({**json.loads(plan().to_json()), "privacy": {"secure_aggregation": True}})
+    site.store.begin_run(RunRow("r2", "heart", "d" * 64, hidden, 200.0, "m0"))
+    assert "Not visible: the plan&#39;s secure aggregation hides single updates and figures." in site.page("r2")
+
+
 def test_a_live_run_shows_its_rounds_its_nodes_and_its_models(tmp_path: Path):
     async def together() -> tuple[dict[str, Any], list[str], bytes, Any]:
         pages: list[str] = []
@@ -125,7 +147,9 @@ def test_a_live_run_shows_its_rounds_its_nodes_and_its_models(tmp_path: Path):
     assert len(re.findall(r'class="answered"', page)) == 2
     facts = re.findall(r'<b>node-0</b>.*?class="facts">([^<]+)<', page, re.DOTALL)[0]
     accuracy = history["rounds"][0]["by_node"]["node-0"]["accuracy"]
-    assert re.fullmatch(rf"round 2: \d+ Bytes in [\d.]+ s; accuracy {accuracy:.4f} on its own rows", facts)
+    assert re.fullmatch(
+        rf"round 2: \d+ Bytes in [\d.]+ s, cosine 0\.\d\d to the mean; accuracy {accuracy:.4f} on its own rows", facts
+    )
     assert hashlib.sha256(model).hexdigest() == history["rounds"][1]["model"]
     assert "immutable" in headers["Cache-Control"]
 

@@ -214,7 +214,15 @@ def test_its_structure_is_one_that_a_screen_reader_can_tell(tab: Tab, tmp_path: 
         tab.open(url)
         assert tab.run("document.documentElement.lang") == "en"
         headings = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(one => one.tagName + ' ' + one.innerText)")
-        assert headings == ["H1 heart", "H2 Nodes", "H2 Curves", "H2 Models", "H2 Rounds", "H2 Runs in this store"]
+        assert headings == [
+            "H1 heart",
+            "H2 Nodes",
+            "H2 Curves",
+            "H2 How nodes differ",
+            "H2 Models",
+            "H2 Rounds",
+            "H2 Runs in this store",
+        ]
         found: dict[str, list[str]] = {}
         for node in tab.call("Accessibility.getFullAXTree")["nodes"]:
             if not node["ignored"]:

@@ -42,7 +42,7 @@ def test_a_newer_schema_is_not_touched(tmp_path):
     base.execute("UPDATE schema SET version = 99")
     base.commit()
     base.close()
-    with pytest.raises(StoreError, match=r"made by a newer Atoll \(schema 99, this one knows 6\); upgrade Atoll"):
+    with pytest.raises(StoreError, match=r"made by a newer Atoll \(schema 99, this one knows 8\); upgrade Atoll"):
         SqlStore(tmp_path)
 
 

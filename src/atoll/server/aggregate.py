@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from atoll import algorithms
 from atoll.algorithms import Algorithm, State
+from atoll.algorithms.drift import Drift, drift
 from atoll.compression import Press
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
@@ -65,9 +66,12 @@ class Aggregator:
         layouts = self._learner.layouts
         if own:  # from its file, where it costs no memory
             own = self._models.get(reference, self._algorithm.updates(layouts))
+        seen: list[Drift | None] = []
+        # A guard hides what they are; and beside noise, whatever else is told of them would say more than the noise allows.
+        see = None if guard or undo else lambda bodies, weights: seen.append(drift(bodies, weights))
         whole = self._algorithm, self.state, layouts, model, accepted, command.registered, own
-        state = close(*whole, guard=guard, undo=undo, press=self._press)
-        return Made(*self.keep(state), reference)
+        state = close(*whole, guard=guard, undo=undo, press=self._press, see=see)
+        return Made(*self.keep(state), reference, drift=seen[0] if seen else None)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,17 +13,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from atoll.algorithms.drift import Drift
 from atoll.chain import Chain
 from atoll.errors import StoreError
 from atoll.learner import named, pooled, summary
 from atoll.logs import Record
 from atoll.messages import Head, Verdict
+from atoll.metrics import spread
 from atoll.server import entries
 from atoll.server.close import Accepted
 from atoll.server.events import Close, Judge, Task
 from atoll.server.patience import Patience
 from atoll.server.resume import Unfinished, address_of
-from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
+from atoll.store import SPREAD, EvaluationRow, NodeRow, RoundRow, RunRow, Status, UpdateRow
 from atoll.store.sql import SqlStore
 from atoll.vector import Metrics
 from atoll.wire import Address, Buffer, Envelope
@@ -32,13 +35,17 @@ NOISE = 20
 
 
 class Made(NamedTuple):
-    """What a round gave: digests of the model, the state, and the server's own update, where there is one; its noise and ε."""
+    """What a round gave.
+
+    Digests of the model, the state, and the server's own update, where there is one; its noise and ε; how updates differed.
+    """
 
     model: str
     state: str
     reference: str
     noise: Mapping[str, Any] | None = None
     epsilon: float | None = None
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Book:
         self._arrivals: dict[Address, _Arrival] = {}
         self._verdicts: dict[tuple[Address, str], tuple[int, Verdict]] = {}
         self._farewells: dict[str, Metrics] = {}
+        self._summed, self._summing = set[str](), asyncio.Lock()
         self._closed, self._round = 0, left.past.closed if left else 0
         self._opened = 0.0
         self._asked: dict[tuple[int, int], float] = {}
@@ -275,25 +283,28 @@ class Book:
         With `hidden`, the sums of the updates' metrics, nothing is known of what each node's model does.
         """
         addresses = [command.address(self._run, node) for node in command.accepted]
+        cosines = made.drift.cosines if made.drift else [None] * len(addresses)
         rows = [
-            replace(self._arrivals[one].row, place=place, folded=command.round if one.node in command.late else None)
-            for place, one in enumerate(addresses)
-        ]
+            replace(
+                self._arrivals[one].row, place=place, folded=command.round if one.node in command.late else None,
+                cosine=_number(cosine),
+            )
+            for place, (one, cosine) in enumerate(zip(addresses, cosines, strict=True))
+        ]  # fmt: skip
         row = RoundRow(
             self._run, command.round, command.attempt, self._opened, now - self._asked[command.round, command.attempt],
             made.model, made.state,
             command.cohort, len(rows), sum(one.bytes for one in rows), command.registered, made.reference,
-            made.noise, made.epsilon,
+            made.noise, made.epsilon, _number(made.drift.dissimilarity) if made.drift else None,
         )  # fmt: skip
         # Nodes judge the model they receive: the one that the round before theirs made.
-        everywhere = (
-            pooled(one.metrics for one in rows if not one.folded)
-            if hidden is None
-            else pooled([named(hidden, [one.metrics for one in rows])])
-        )
-        evaluations = [EvaluationRow(self._run, command.round - 1, "nodes", everywhere)]
         if hidden is None:
+            everywhere, apart = await asyncio.to_thread(_judged, {one.node: one.metrics for one in rows if not one.folded})
+            evaluations = [EvaluationRow(self._run, command.round - 1, SPREAD, apart)]
             evaluations += [EvaluationRow(self._run, one.round - 1, one.node, pooled([one.metrics])) for one in rows]
+        else:
+            everywhere, evaluations = pooled([named(hidden, [one.metrics for one in rows])]), []
+        evaluations.append(EvaluationRow(self._run, command.round - 1, "nodes", everywhere))
         if holdout is not None:
             evaluations.append(EvaluationRow(self._run, command.round, "holdout", holdout))
         await self._write(self._store.close_round, row, rows, evaluations, tell=entries.closed(row, rows))
@@ -323,13 +334,16 @@ class Book:
         if not metrics:  # how a node's model does is its own affair
             return
         self._farewells[node] = metrics
-        everywhere = pooled(self._farewells[one] for one in sorted(self._farewells, key=self.names.__getitem__))
-        rows: Sequence[EvaluationRow] = (
-            EvaluationRow(self._run, self._closed, node, dict(metrics)),
-            EvaluationRow(self._run, self._closed, "nodes", everywhere),
-        )
-        for row in rows:
-            await self._write(self._store.record_evaluation, row)
+        self._summed.discard(node)
+        await self._write(self._store.record_evaluation, EvaluationRow(self._run, self._closed, node, dict(metrics)))
+        async with self._summing:  # thousands may go at once: whoever comes while others are added up is in the next sum
+            if node in self._summed:
+                return
+            said = {one: self._farewells[one] for one in sorted(self._farewells, key=self.names.__getitem__)}
+            everywhere, apart = await asyncio.to_thread(_judged, said)
+            for place, found in (("nodes", everywhere), (SPREAD, apart)):
+                await self._write(self._store.record_evaluation, EvaluationRow(self._run, self._closed, place, found))
+            self._summed |= said.keys()
 
     async def ends(self, outcome: str, reason: str) -> None:
         """Tell the record how the run ends, so that the goodbye to nodes carries it; a store that fails mutes no goodbye."""
@@ -347,6 +361,15 @@ class Book:
     def close(self) -> None:
         """Wait for the last write."""
         self._worker.shutdown()
+
+
+def _judged(by_node: Mapping[str, Metrics]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The sums of all nodes' rows, and how far apart the nodes' own figures lie."""
+    return pooled(by_node.values()), spread({node: summary(sums) for node, sums in by_node.items()})
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _settle(done: asyncio.Future[None], fault: Exception | None) -> None:

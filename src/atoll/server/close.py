@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from atoll.algorithms import Algorithm, Fold, State
+from atoll.algorithms import Algorithm, Bodies, Fold, State
 from atoll.compression import OPEN, Press, Read
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 from atoll.wire import Buffer, decode
@@ -28,6 +28,10 @@ class Guard(NamedTuple):
     layouts: Layouts
     fold: Fold
     undo: Callable[[Total], Total]
+
+
+See = Callable[[Bodies, Sequence[float]], None]
+"""Is shown the updates and their weights before they are folded; what it makes of them is no part of the state."""
 
 
 class Accepted(NamedTuple):
@@ -80,6 +84,7 @@ def close(  # noqa: PLR0913  what is rare by its name
     guard: Guard | None = None,
     undo: Undo | None = None,
     press: Press = OPEN,
+    see: See | None = None,
 ) -> State:
     """Return the next state.
 
@@ -94,6 +99,7 @@ def close(  # noqa: PLR0913  what is rare by its name
         guard: what hid the updates, if something did.
         undo: what becomes of the total before the step, such as noise.
         press: what made the updates small; nothing where a guard hid them.
+        see: who looks at the updates on the way.
 
     Raises:
         WireError, LayoutError: a body is not what was verified when it arrived: the disk altered it.
@@ -103,7 +109,7 @@ def close(  # noqa: PLR0913  what is rare by its name
     updates = {one.node: decode(one.body(), small, one.started or model) for one in accepted}
     reads = [press.open(updates[one.node].groups, layouts, one.round) for one in accepted]
     late = {one.node: one.late for one in accepted if one.late}
-    return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo)
+    return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo, see)
 
 
 def opened(layouts: Layouts, model: str, accepted: Sequence[Accepted]) -> dict[str, Update]:
@@ -128,6 +134,7 @@ def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     guard: Guard | None = None,
     reads: Sequence[Mapping[str, Read]] | None = None,
     undo: Undo | None = None,
+    see: See | None = None,
 ) -> State:
     """Return the next state from updates as they are once read: node → update, in fold order; see `close`.
 
@@ -135,6 +142,9 @@ def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     """
     scales = {node: algorithm.late(rounds) for node, rounds in late.items()} if algorithm.late else {}
     bodies = _Bodies(list(updates), list(updates.values()), layouts, reference, scales, reads)
-    total = (guard.fold if guard else algorithm.fold)(bodies, [update.weight for update in updates.values()], registered)
+    weights = [update.weight for update in updates.values()]
+    if see:
+        see(bodies, weights)
+    total = (guard.fold if guard else algorithm.fold)(bodies, weights, registered)
     total = guard.undo(total) if guard else total
     return algorithm.step(state, undo(total) if undo else total)

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Memory, State
+from atoll.algorithms.drift import Drift, drift, told
 from atoll.compression import Press, parted
 from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
 from atoll.keys import new_secret
 from atoll.learner import Data, Learner, Rows, named, pooled, summary
 from atoll.messages import UPDATE
+from atoll.metrics import spread
 from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.privacy import choose as privacy
@@ -49,7 +51,7 @@ class Simulated:
 
     Args:
         rounds: a mapping for each round: `round`, `answered`, `late` (by how many rounds), `model`, `holdout` and `nodes`
-            (figures), `bytes`.
+            (figures), `bytes`, `drift` (norm and cosine of each client's update), `dissimilarity` and `spread`.
         model: the final model's groups.
         digest: the SHA-256 of its file.
         holdout: how the final model does on the holdout, as figures; empty without one.
@@ -91,6 +93,7 @@ class _Run:
     drafts: dict[str, Memory] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float | None] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
@@ -173,7 +176,7 @@ class _Run:
             norm = check(update.groups, layouts)
             if self.work.algorithm.verify:
                 self.work.algorithm.verify(self.work.learner.layouts, update.groups)
-            norm = None if self.work.plan.privacy.noise else norm  # as the server does it
+            norm = self.norms[name] = None if self.work.plan.privacy.noise else norm  # as the server does it
             return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
         except LayoutError as error:
             return events.Refused(0.0, *what, str(error))
@@ -191,7 +194,10 @@ class _Run:
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
         noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
         undo = method.noised(self.work.plan, layouts, noise) if noise else None
-        self.state = step(self.work.algorithm, self.state, layouts, accepted, len(self.clients), own, late, guard, undo=undo)
+        seen: list[Drift | None] = []
+        see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
+        who = len(self.clients)
+        self.state = step(self.work.algorithm, self.state, layouts, accepted, who, own, late, guard, undo=undo, see=see)
         sums = [one.metrics for name, one in accepted.items() if name not in late]
         if self.linked:
             sums = [named(self.linked.undone.metrics, sums)]
@@ -204,6 +210,10 @@ class _Run:
             "late": late,
             "bytes": sum(self.sizes[name] for name in accepted),
             "nodes": summary(pooled(sums)) if due else {},
+            "spread": spread({one: summary(update.metrics) for one, update in accepted.items() if one not in late})
+            if due and not guard
+            else {},
+            **told(seen[0] if seen else None, {name: self.norms.get(name) for name in accepted}),
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         if self.account and due:

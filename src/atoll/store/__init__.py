@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from atoll.vector import Metrics
 
+SPREAD = "spread"
+"""The place of an evaluation that says how far apart the nodes' figures lie."""
 Status = Literal["accepted", "rejected", "declined", "late"]
 
 
@@ -56,6 +58,7 @@ class RoundRow:
     `reference` is the digest of the server's own update, where the method had it train too. Under central noise, `noise` says
     what it was made of, for a replay: `key` (hex), its `digest`, `multiplier` and `voices`; who has key and model has the sum
     without noise, so no history tells it, and pruning forgets the key. `epsilon` is what the run has spent by now.
+    `dissimilarity` and the updates' `cosine` are as `algorithms.drift` has them, None where a guard hides the updates.
     """
 
     run: str
@@ -72,6 +75,7 @@ class RoundRow:
     reference: str = ""
     noise: Mapping[str, Any] | None = None
     epsilon: float | None = None
+    dissimilarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class UpdateRow:
     norm: float | None = None
     offence: bool = False
     folded: int | None = None
+    cosine: float | None = None
 
     @property
     def counted(self) -> int:
@@ -107,12 +112,15 @@ class UpdateRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """How the model that a round made (0: the initial one) does: sums over rows of `holdout`, a node, or all `nodes`."""
+    """How the model that a round made (0: the initial one) does: sums over rows of `holdout`, a node, or all `nodes`.
+
+    At the place `SPREAD` it is how far apart the nodes' figures lie, as `metrics.spread` has it.
+    """
 
     run: str
     round: int
     place: str
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

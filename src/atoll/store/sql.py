@@ -34,7 +34,7 @@ from atoll.errors import StoreError
 from atoll.learner import summary
 from atoll.metrics import reliability
 from atoll.stopping import gain
-from atoll.store import EvaluationRow, NodeRow, RoundRow, RunRow, Tally, UpdateRow
+from atoll.store import SPREAD, EvaluationRow, NodeRow, RoundRow, RunRow, Tally, UpdateRow
 from atoll.store.database import MEMORY, Database
 
 R = TypeVar("R", UpdateRow, EvaluationRow)
@@ -65,12 +65,13 @@ _ROUNDS = _table(
     "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
     _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
     _fact("registered", Integer), _fact("reference"), _fact("noise", JSON(none_as_null=True)), _fact("epsilon", Float),
+    _fact("dissimilarity", Float),
 )  # fmt: skip
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
     _fact("node"), _fact("status"), _fact("digest"), _fact("bytes", Integer), _fact("seconds", Float), _fact("weight", Float),
     _fact("reason", Text), _fact("position"), _fact("place", Integer), _fact("metrics", JSON), _fact("norm", Float),
-    _fact("offence", Boolean), _fact("folded", Integer),
+    _fact("offence", Boolean), _fact("folded", Integer), _fact("cosine", Float),
 )  # fmt: skip
 Index("updates_by_round", _UPDATES.c.run, _UPDATES.c.round)
 Index("updates_by_fold", _UPDATES.c.run, _UPDATES.c.folded)
@@ -222,11 +223,13 @@ class SqlStore:
             return {row[0]: row[1] for row in found}
 
     def evaluations(self, run: str, first: int = 0, places: Collection[str] = (), last: int | None = None) -> list[EvaluationRow]:
-        """Return how the models of a run did, by round; or only in some rounds, or in some places."""
+        """Return how the models of a run did, by round; or only in some rounds, or in some places.
+
+        What lies at `SPREAD` is no place's sums, and comes only where it is named.
+        """
         c = _EVALUATIONS.c
         wanted = (c.run == run) & (c.round >= first)
-        if places:
-            wanted &= c.place.in_(places)
+        wanted &= c.place.in_(places) if places else c.place != SPREAD
         if last is not None:
             wanted &= c.round <= last
         query = select(c.run, c.round, c.place, c.metrics).where(wanted).order_by(c.round, c.place)
@@ -273,7 +276,10 @@ class SqlStore:
         names = {row.node: row.name for row in self.nodes(found.run)}
         evaluations = self.evaluations(found.run)
         came, judged = _by(self.updates(found.run), "counted"), _by(evaluations, "round")
-        rounds = [_told(row, names, came[row.round], judged[row.round]) for row in self.rounds(found.run)]
+        apart = {row.round: row.metrics for row in self.evaluations(found.run, places=(SPREAD,))}
+        rounds = [
+            _told(row, names, came[row.round], judged[row.round], apart.get(row.round, {})) for row in self.rounds(found.run)
+        ]
         facts = {key: value for key, value in asdict(found).items() if key != "plan"}
         start = {row.place: summary(row.metrics) for row in evaluations if row.round == 0}
         plan = json.loads(found.plan)  # as it was agreed to, maybe under an older version: so not checked again
@@ -320,7 +326,11 @@ def _by(rows: Iterable[R], number: str) -> defaultdict[int, list[R]]:
 
 
 def _told(
-    row: RoundRow, names: dict[str, str], mine: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow]
+    row: RoundRow,
+    names: dict[str, str],
+    mine: Sequence[UpdateRow],
+    evaluations: Sequence[EvaluationRow],
+    apart: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A round in plain values, from what came in it and how its model does."""
     judged = {one.place: one.metrics for one in evaluations}
@@ -335,6 +345,10 @@ def _told(
         ],
         "holdout": summary(judged.get("holdout", {})),
         "nodes": summary(judged.get("nodes", {})),
+        "spread": {name: {**one, "node": names.get(one["node"], one["node"])} for name, one in apart.items()},
+        "drift": {
+            names.get(one.node, one.node): {"norm": one.norm, "cosine": one.cosine} for one in mine if one.cosine is not None
+        },
         "by_node": {names[place]: summary(sums) for place, sums in judged.items() if place in names},
     }
 

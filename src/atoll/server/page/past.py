@@ -9,12 +9,14 @@ from typing import Any
 
 from atoll.learner import summary
 from atoll.stopping import gain
-from atoll.store import RunRow, Tally
+from atoll.store import SPREAD, RunRow, Tally
 from atoll.store.sql import SqlStore
 
 POINTS = 120
 """A curve has at most this many points, and the newest."""
 PLACES = ("holdout", "nodes")
+WORST, TENTH, UPDATES = "worst node", "worst tenth", "updates"
+"""Places of figures that tell nodes from each other."""
 Figures = Mapping[str, float]
 
 
@@ -52,9 +54,18 @@ class Past:
         """Read what is new. Figures of the newest two rounds may still change: they are read again the next time."""
         self.tally = self._store.tally(self.run, self.tally)
         self._open = {}
-        for row in self._store.evaluations(self.run, self._settled + 1, PLACES):
-            if row.round <= self.tally.last_round:
-                self._open.setdefault(row.round, {})[row.place] = summary(row.metrics)
+        for row in self._store.evaluations(self.run, self._settled + 1, (*PLACES, SPREAD)):
+            if row.round > self.tally.last_round:
+                continue
+            found = self._open.setdefault(row.round, {})
+            if row.place == SPREAD:
+                found[WORST] = {name: apart["worst"] for name, apart in row.metrics.items()}
+                found[TENTH] = {name: apart["tenth"] for name, apart in row.metrics.items()}
+            else:
+                found[row.place] = summary(row.metrics)
+        for closed in self._store.rounds(self.run, self._settled + 1, self.tally.last_round):
+            if closed.dissimilarity is not None:
+                self._open.setdefault(closed.round, {})[UPDATES] = {"dissimilarity": closed.dissimilarity}
         for round_ in [one for one in self._open if one < self.tally.last_round - 1]:
             self._settle(round_, self._open.pop(round_))
 
@@ -79,6 +90,12 @@ class Past:
         """The better of the best so far and a round's model; the initial model takes no part."""
         gained = gain(self.metric, figures.get("holdout") or figures.get("nodes") or {}, self._turned)
         return (gained, round_) if round_ and gained > best[0] else best
+
+    @property
+    def main(self) -> str:
+        """The figure that says most in one number: what the plan judges by, or else accuracy, R² or loss."""
+        there = self.newest.get("nodes", {})
+        return next((name for name in (self.metric if self.metric != "loss" else "", "accuracy", "r2") if name in there), "loss")
 
     @property
     def newest(self) -> Mapping[str, Figures]:

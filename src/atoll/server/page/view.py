@@ -12,8 +12,8 @@ from atoll.learner import summary
 from atoll.metrics import ASIDE
 from atoll.plan import Aggregation
 from atoll.server.page.curve import chart
-from atoll.server.page.past import PLACES, Past
-from atoll.store import RunRow
+from atoll.server.page.past import PLACES, TENTH, UPDATES, WORST, Past
+from atoll.store import SPREAD, RunRow
 from atoll.store.sql import SqlStore
 
 ROWS = 20
@@ -23,6 +23,10 @@ NODES = 60
 CHARTS = 4
 _REFUSED = 60
 _ORDER = ("lost", "held_out", "declined", "sending", "training", "idle", "answered")
+_HIDDEN = {
+    "secure_aggregation": "the plan's secure aggregation hides single updates and figures",
+    "encryption": "the plan's encryption hides single updates and figures",
+}
 _LABELS = {"holdout": "server's holdout", "nodes": "nodes' own rows"}
 
 
@@ -62,6 +66,7 @@ def view(
         "last": _last(store, past, [one["node"] for one in listed]),
         "counts": _counts(nodes),
         "charts": _charts(past),
+        "differences": _differences(store, past, {one["node"]: one["name"] for one in nodes}),
         "models": _models(store, past),
         "rounds": _rounds(store, past, {one["node"]: one["name"] for one in nodes}, which.rounds),
         "runs": _runs(store, current, which.runs),
@@ -76,10 +81,35 @@ def _counts(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 def _charts(past: Past) -> list[dict[str, Any]]:
     """Loss, accuracy or R², what the plan judges models by, and its metrics: as many as there is room for."""
-    measured = {name for figures in past.newest.values() for name in figures}
+    measured = {name for place in PLACES for name in past.newest.get(place, {})}
     names = dict.fromkeys(("loss", "accuracy", "r2", past.metric, *past.asked, *sorted(measured - ASIDE)))
     found = (chart(name, {_LABELS[place]: past.curve(place, name) for place in PLACES}) for name in names)
     return list(itertools.islice(filter(None, found), CHARTS))
+
+
+def _differences(store: SqlStore, past: Past, names: Mapping[str, str]) -> dict[str, Any]:
+    """How nodes differ: each figure's spread over them, and how their updates lie to each other; or why that isn't seen."""
+    hidden = next((said for guard, said in _HIDDEN.items() if past.plan.get("privacy", {}).get(guard)), "")
+    last = past.tally.last_round
+    judged = store.evaluations(past.run, max(0, last - 1), (SPREAD,), last)
+    apart = judged[-1].metrics if judged else {}
+    order = [name for name in dict.fromkeys((past.main, "loss", *past.asked)) if name in apart]
+    whole = store.evaluations(past.run, judged[-1].round, ("nodes",), judged[-1].round) if judged else []
+    everywhere = summary(whole[0].metrics) if whole else {}
+    shown = (
+        chart(f"{past.main} of nodes", {place: past.curve(place, past.main) for place in (WORST, TENTH)}),
+        chart("dissimilarity of updates", {UPDATES: past.curve(UPDATES, "dissimilarity")}),
+    )
+    return {
+        "hidden": hidden,
+        "noisy": any(name.endswith("_noise") for name in past.plan.get("privacy", {})),
+        "rows": [
+            {**apart[name], "name": name, "all": everywhere, "node": names.get(apart[name]["node"], apart[name]["node"])}
+            for name in order
+        ],
+        "charts": list(filter(None, shown)),
+        "dissimilarity": past.newest.get(UPDATES, {}),
+    }
 
 
 def _models(store: SqlStore, past: Past) -> list[dict[str, Any]]:
