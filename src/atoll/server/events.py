@@ -25,6 +25,11 @@ class Steps(NamedTuple):
         order = ("", *self.before, UPDATE, *self.after)
         return order[order.index(phase) + 1]
 
+    @property
+    def last(self) -> str:
+        """The last phase."""
+        return (UPDATE, *self.after)[-1]
+
 
 NO_STEPS = Steps()
 """Those of a run without a link."""
@@ -262,6 +267,7 @@ class Past(NamedTuple):
         course: how models have done.
         answered: the nodes whose updates made that model.
         conduct: how long updates were, and who sent what can't count.
+        summed: with a link, the nodes whose sum was about to be revealed when the other server died.
     """
 
     closed: int
@@ -272,3 +278,4 @@ class Past(NamedTuple):
     course: Course
     answered: tuple[str, ...]
     conduct: Conduct = Conduct()
+    summed: tuple[str, ...] = ()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from atoll.algorithms.algorithm import Bodies
 from atoll.algorithms.folds import mean
@@ -15,10 +18,13 @@ from atoll.messages import UPDATE, Letter
 from atoll.plan import Plan
 from atoll.privacy.choose import terms
 from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.server import transcript
 from atoll.server.channel import Channel
 from atoll.server.close import Guard
-from atoll.server.events import Abandoned, Answered, Collect, Collected, Say, Steps
+from atoll.server.events import Abandoned, Answered, Collect, Collected, Past, Say, Steps
+from atoll.server.patience import Patience
 from atoll.server.state import State
+from atoll.server.transcript import Said, Transcript
 from atoll.store.models import Models
 from atoll.vector import Layouts, Total
 from atoll.wire import Address
@@ -36,6 +42,9 @@ class Linked:
         channel: how to reach nodes.
         add: adds up the updates that are in, as `guard` says, where nodes are to see the total before it is made out.
         models: where such a total is kept for them to fetch.
+        directory: of the store.
+        patience: how a store that fails is waited for.
+        tell: told of each phase.
 
     Attributes:
         steps: the link's phases.
@@ -44,7 +53,7 @@ class Linked:
 
     undone: Undone
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  parts of a server
         self,
         link: Link,
         plan: Plan,
@@ -54,10 +63,16 @@ class Linked:
         channel: Channel,
         add: Callable[[Guard], Total],
         models: Models,
+        directory: Path,
+        patience: Patience,
+        tell: Callable[..., None],
     ) -> None:
         self.steps = Steps(link.before, link.after)
         self._link, self._plan, self._layouts, self._run = link, plan, layouts, run
         self._drive, self._channel, self._add, self._models = drive, channel, add, models
+        self._directory, self._patience, self._tell = directory, patience, tell
+        self._kept: Transcript | None = None
+        self._said: tuple[Said, ...] = ()
         self._try = (0, 0)
         self._own: Own = None
         self._inbox: dict[str, bytes] = {}
@@ -70,7 +85,25 @@ class Linked:
         """Begin a try of a round."""
         self._try, self._inbox, self._outbox, self._desks = (round_, attempt), {}, {}, {}
         self._total = None
-        self._own = self._link.begin(terms(self._plan, self._run, round_, attempt))
+        self._own, self._kept, self._said = self._link.begin(terms(self._plan, self._run, round_, attempt)), None, ()
+
+    def takes_up(self, past: Past) -> Past:
+        """Go on with a round that another server left when nodes may have given what reveals its sum; else it is tried again.
+
+        Raises:
+            StoreError: what nodes said can't be read.
+        """
+        round_ = past.closed + 1
+        kept = transcript.read(self._path(round_))
+        if kept is None or kept.attempt != past.attempt or not kept.summed:
+            return past
+        self.opens(round_, kept.attempt)
+        self._kept, self._said = kept, tuple(itertools.takewhile(lambda said: said[0] != UPDATE, kept.said))
+        self._own, self._outbox = transcript.after(self._link, self._own, self._said)
+        return past._replace(summed=kept.summed)
+
+    def _path(self, round_: int) -> Path:
+        return transcript.path_of(self._directory, self._run, round_)
 
     async def hear(self, node: str, message: Letter) -> None:
         """Take a part of a node's answer; a letter that comes again before its phase is over takes the first one's place."""
@@ -92,27 +125,36 @@ class Linked:
     async def _collect(self, command: Collect, of: tuple[int, int]) -> None:
         inbox = {node: self._inbox[node] for node in command.nodes if node in self._inbox}
         try:
-            own, said = await asyncio.to_thread(self._next, command, inbox)
+            own, out, said = await self._patience.until_stored(partial(asyncio.to_thread, self._next, command, inbox))
         except PrivacyError as error:
             if self._try == of:
                 await self._drive.happen(Abandoned(self._drive.now(), str(error)))
             return
         if self._try == of:
-            self._own, self._outbox, self._inbox, self._desks = own, said, {}, {}
-            await self._drive.happen(Collected(self._drive.now(), command.phase, frozenset(said)))
+            self._own, self._outbox, self._said, self._inbox, self._desks = own, out, said, {}, {}
+            await self._drive.happen(Collected(self._drive.now(), command.phase, frozenset(out)))
 
-    def _next(self, command: Collect, inbox: Mapping[str, bytes]) -> tuple[Own, Letters]:
-        if command.phase == UPDATE:
-            closed = self._link.close(self._own, command.nodes)
-            if self._link.opens:
-                total = self._add(Guard(self._layouts, mean, self._undo))
-                self._shown = self._models.put(total.groups)
-                self._total = replace(total, groups=self._models.get(self._shown, self._layouts))  # from its file
-            return closed
-        return self._link.collect(self._own, command.phase, inbox)
+    def _next(self, command: Collect, inbox: Letters) -> tuple[Own, Letters, tuple[Said, ...]]:
+        phase = command.phase
+        letters = dict.fromkeys(command.nodes, b"") if phase == UPDATE else inbox
+        if self._kept and (before := self._kept.of(phase)) is not None:  # another server asked the next phase of just these
+            if phase == UPDATE and before.keys() != letters.keys():
+                raise PrivacyError("another server has begun to reveal a sum of other nodes")
+            letters = before
+        own, out = transcript.after(self._link, self._own, [(phase, letters)])
+        if phase == UPDATE and self._link.opens:
+            total = self._add(Guard(self._layouts, mean, self._undo))
+            self._shown = self._models.put(total.groups)
+            self._total = replace(total, groups=self._models.get(self._shown, self._layouts))  # from its file
+        said = (*self._said, (phase, letters))
+        after = self.steps.after
+        if self._link.gives in (*after[: after.index(phase) + 1 if phase in after else 0], self.steps.next(phase)):
+            transcript.write(self._path(self._try[0]), Transcript(self._try[1], said))
+        return own, out, said
 
     async def say(self, command: Say) -> None:
         """Tell nodes what is for them."""
+        self._tell("phase", round=self._try[0], attempt=self._try[1], phase=command.phase, nodes=command.nodes)
         shown = bytes.fromhex(self._shown) if command.phase == self._link.opens else b""
         for node in command.nodes:
             for part in written(self._run, *self._try, command.phase, shown + self._outbox[node]):
@@ -127,4 +169,6 @@ class Linked:
 
     def _undo(self, total: Total) -> Total:
         self.undone = self._link.undo(self._own, self._inbox, total)
+        said = (*self._said, (self.steps.last, self._inbox))
+        transcript.write(self._path(self._try[0]), Transcript(self._try[1], said))
         return self.undone.total

@@ -89,7 +89,8 @@ def resume(run: str, plan: Plan, past: Past, now: float, *, spent: str = "", **r
     """Return the state of a run that another server left, and its first commands; `rules` as for `begin`.
 
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
-    With a link it is tried again, since what the nodes had agreed on went with that server. `spent` as `Closed.over`.
+    With a link it is tried again, since what the nodes had agreed on went with that server; unless a sum was about to be
+    revealed: nodes do that once in a round, so of just these updates it has to be. `spent` as `Closed.over`.
     """
     state, commands = begin(run, plan, past.model, now, **rules)
     late, steps = state.late, state.steps
@@ -99,11 +100,13 @@ def resume(run: str, plan: Plan, past: Past, now: float, *, spent: str = "", **r
     if over:
         return _farewell(done, "completed", over, now, past.answered)
     asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
-    if steps != NO_STEPS:
+    if steps != NO_STEPS and not past.summed:
         attempt = past.attempt + bool(asked)
         return replace(done, attempt=attempt, first=attempt), commands
+    if past.summed:
+        asked &= set(past.summed)
     tasks = {node: task._replace(until=state.until) for node, task in past.tasks.items() if late or node in asked}
-    done = replace(done, attempt=past.attempt, tasks=tasks)
+    done = replace(done, attempt=past.attempt, first=past.attempt, tasks=tasks, enough=now if past.summed else None)
     return replace(done, phase=Phase.TRAINING, cohort=by_name(done, tasks), asked=asked) if asked else done, commands
 
 
@@ -240,7 +243,7 @@ def _advance(state: State, now: float) -> Result:
         return _grace(state, now) if len(relay.said) >= state.quorum(len(relay.asked)) else (state, ())
     if len(relay.said) < state.rules.minimum:
         return _again(state, now, f"{len(relay.said)} of at least {state.rules.minimum} nodes answered in phase '{relay.phase}'")
-    if (relay.phase,) == state.steps.after[-1:]:
+    if relay.phase == state.steps.last:
         return _fold(state)
     return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, tuple(sorted(relay.said))),)
 

@@ -18,6 +18,8 @@ from atoll.logs import Reader, Record
 from atoll.logs.access import PLAIN, Access
 from atoll.logs.embedded import Stored
 from atoll.plan import Plan
+from atoll.privacy import choose as privacy
+from atoll.server import transcript
 from atoll.server.close import Accepted, Undo, close
 from atoll.server.resume import address_of
 from atoll.store import RoundRow, RunRow
@@ -71,7 +73,8 @@ async def replay(
     algorithm = method.find(plan, learner)
     press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
-    size = sum(one.nbytes for one in algorithm.updates(learner.layouts).values())
+    link, protected = privacy.protected(plan, algorithm.updates(learner.layouts))
+    size = sum(one.nbytes for one in protected.values())
     log = _open(directory / "log", run, plan, size, access)
     for one in store.nodes(run.run):
         await asyncio.to_thread(log.follow, one.node)
@@ -92,9 +95,11 @@ async def replay(
                 for one, key in zip(mine, wanted, strict=True)
             ]
             own = _trained(directory, row, algorithm.updates(learner.layouts))
+            place = transcript.path_of(directory, run.run, row.round)
+            guard = transcript.replayed(link, plan, protected, place, run.run, row.round) if link else None
             undo = _noised(plan, algorithm.updates(learner.layouts), row)
             about = algorithm, state, learner.layouts, model, accepted, row.registered, own
-            state = await asyncio.to_thread(partial(close, undo=undo, press=press), *about)
+            state = await asyncio.to_thread(partial(close, guard=guard, undo=undo, press=press), *about)
             model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)

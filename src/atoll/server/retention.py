@@ -18,7 +18,7 @@ from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 
-_PLACES = ("log", PLACE)
+_PLACES = ("log", "sums", PLACE)
 """Where runs keep updates: those in the log, and those that were refused, each run in a directory of its name."""
 _SETTLED = 3600.0
 """Seconds after which a file that no run names is nobody's: before, it may be one that is just being made."""

@@ -148,7 +148,17 @@ class Server:
         acts = dict[type, Callable[[Any], Awaitable[None]]]()
         drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
         self.linked = self._link and Linked(
-            self._link, self.plan, self.layouts, self.run, drive, self.channel, self._add, self.models
+            self._link,
+            self.plan,
+            self.layouts,
+            self.run,
+            drive,
+            self.channel,
+            self._add,
+            self.models,
+            self.directory,
+            self.patience,
+            self._tell,
         )
         intake = Intake(
             self.plan,
@@ -202,7 +212,8 @@ class Server:
         rules["steps"] = self.linked.steps if self.linked else events.NO_STEPS
         if self._left:
             spent = self.account.over(self._left.past.closed) if self.account else ""
-            self.drive.state, commands = machine.resume(self.run, self.plan, self._left.past, now, spent=spent, **rules)
+            past = self.linked.takes_up(self._left.past) if self.linked else self._left.past
+            self.drive.state, commands = machine.resume(self.run, self.plan, past, now, spent=spent, **rules)
             self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
         else:
             self.drive.state, commands = machine.begin(self.run, self.plan, model, now, **rules)
