@@ -28,6 +28,7 @@ from atoll.cli import (  # noqa: F401  each adds its commands
     nodes,
     owner,
     partition,
+    privacy,
     run,
     simulate,
     start,

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, mode
 
 from atoll.sections import Section
 
-NOISES = ("central_noise",)
+NOISES = ("central_noise", "local_noise", "example_noise")
 """The keys of `[privacy]` that each name a mechanism of differential privacy."""
 
 
@@ -59,6 +59,12 @@ _OF_SUMS = ("bits", "dropout", "corrupt", "roster")
 """The keys that only mean something in a secure sum; the first one where numbers are words under masks."""
 
 
+class ExampleNoise(Noise):
+    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`."""
+
+    clip: PositiveFloat
+
+
 class Privacy(Section):
     """`[privacy]`: the guards of a plan; none by default.
 
@@ -76,6 +82,8 @@ class Privacy(Section):
     clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
     largest_weight: PositiveFloat | None = None
     central_noise: Noise | None = None
+    local_noise: Noise | None = None
+    example_noise: ExampleNoise | None = None
 
     @property
     def sums(self) -> str:
@@ -114,8 +122,13 @@ class Privacy(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        given = [name for name in NOISES if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: each promises something of its own, and one ε is told; keep one")
         if self.central_noise and self.clip is None:
             raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
+        if self.local_noise and self.clip is None:
+            raise ValueError("local_noise hides an update of bounded length: give clip, a number")
         if self.clip == "adaptive" and not self.central_noise:
             raise ValueError('clip = "adaptive" follows what central_noise tells of lengths: give central_noise, or a number')
         return self

@@ -170,6 +170,18 @@ class Representing(Protocol):
         ...
 
 
+@runtime_checkable
+class PerExample(Protocol):
+    """A learner that gives many rows' gradients in one call (`per_example` in `can`)."""
+
+    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """Return the sum of the rows' gradients at the parameters `vector`, each made no longer than the bound, `[p]`.
+
+        In whole steps of bound/steps: each number of each row is cut towards zero. A gradient that isn't finite adds nothing.
+        """
+        ...
+
+
 class Pure(NamedTuple):
     """A learner's fitting and judging as pure functions on JAX arrays: what strategies compile whole cohorts from.
 

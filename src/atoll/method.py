@@ -24,8 +24,10 @@ from atoll.keys import new_secret
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
 from atoll.privacy.dp import central
-from atoll.privacy.dp.account import Account
+from atoll.privacy.dp.account import Account, account
 from atoll.privacy.dp.clip import clipped
+from atoll.privacy.dp.example import Private
+from atoll.privacy.dp.local import noisy
 from atoll.training import Pace
 from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update
 
@@ -43,20 +45,69 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         PlanError: as `algorithms.find`; or the method and the guards don't go together.
     """
     algorithm, guards = algorithms.find(plan, learner), plan.privacy
-    layouts = algorithm.updates(learner.layouts)
-    if guards.clip is None:
-        return algorithm
+    clip, largest = guards.clip, guards.largest_weight
     if guards.noise:
-        _check(plan, algorithm, learner.layouts, layouts)
-    algorithm = _adaptive(algorithm) if guards.clip == "adaptive" else _clipping(algorithm, guards.clip)
-    if not guards.central_noise:
-        return algorithm
-    bound = 1.0 if guards.clip == "adaptive" else guards.clip
-    late = None if plan.cohort.draw == "poisson" else algorithm.late  # a late update would be in a round that didn't draw it
-    largest = guards.largest_weight
-    return algorithm._replace(
-        fold=central.summed(bound, largest), local=partial(_voice, algorithm.local, largest), silent=True, late=late
-    )
+        _check(plan, algorithm, learner.layouts, algorithm.updates(learner.layouts))
+    if clip == "adaptive":
+        algorithm = _adaptive(algorithm)
+    elif clip is not None and not guards.local_noise:
+        algorithm = _after(algorithm, partial(_clipped, clip))
+    if guards.example_noise:
+        algorithm = _by_rows(plan, algorithm, learner)
+    if guards.central_noise and clip is not None:
+        bound = 1.0 if clip == "adaptive" else clip
+        late = None if plan.cohort.draw == "poisson" else algorithm.late  # a late update would be in a round that didn't draw it
+        algorithm = algorithm._replace(fold=central.summed(bound, largest), late=late)
+    if guards.local_noise and isinstance(clip, float) and (own := account(plan)):
+        algorithm = _after(algorithm, partial(_noisy, clip, own.multiplier))
+    return _after(algorithm, partial(_quiet, largest))._replace(silent=True) if guards.noise else algorithm
+
+
+def _by_rows(plan: Plan, algorithm: Algorithm, learner: Learner) -> Algorithm:
+    """Let a node train by clipped gradients of single rows, with noise.
+
+    Raises:
+        PlanError: the learner can't.
+    """
+    if not {"correct", "sgd"} <= learner.can:
+        raise PlanError(
+            f"privacy.example_noise: takes plain steps, each row's gradient by itself; '{plan.model.kind}' as planned can't "
+            "(training.optimizer = 'sgd', without options)"
+        )
+    if more := next((name for name in learner.layouts if name != "parameters"), None):
+        raise PlanError(f"privacy.example_noise: the model's '{more}' (batch norm?) hold what no noise hides; leave them out")
+
+    def local(
+        learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
+    ) -> tuple[Memory, Update]:
+        return algorithm.local(Private(learner, plan), brief, memory, rows, pace, rng)
+
+    return algorithm._replace(local=local)
+
+
+def _after(algorithm: Algorithm, act: Callable[[Update], Update]) -> Algorithm:
+    """Let a node do something to its update before that leaves."""
+
+    def local(
+        learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
+    ) -> tuple[Memory, Update]:
+        memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
+        return memory, act(update)
+
+    return algorithm._replace(local=local)
+
+
+def _clipped(bound: float, update: Update) -> Update:
+    return replace(update, groups=clipped(update.groups, bound)[0])
+
+
+def _noisy(bound: float, multiplier: float, update: Update) -> Update:
+    return replace(update, groups=noisy(update.groups, bound, multiplier, new_secret()))
+
+
+def _quiet(largest: float | None, update: Update) -> Update:
+    """Tell neither rows nor metrics, which no noise hides: one voice each, or a weight up to the largest."""
+    return Update(update.groups, 1.0 if largest is None else min(update.weight, largest))
 
 
 def noise(plan: Plan, account: Account | None, cohort: int, registered: int) -> dict[str, Any] | None:
@@ -99,51 +150,25 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
         PlanError: it.
     """
     rule, guards, key = plan.aggregation.rule, plan.privacy, f"privacy.{plan.privacy.mechanism}"
+    for name, layout in layouts.items():
+        if layout.total != "weighted" or not layout.dtype.startswith("float"):
+            raise PlanError(f"{key}: the group '{name}' is added up whole, without a bound; take another rule or model")
+        if name not in model and layout.size != model["parameters"].size:
+            raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
+    if not guards.central_noise:
+        return
     if algorithm.fold not in (mean, uniformly):
-        raise PlanError(
-            f"{key}: '{rule}' makes no mean of updates, so no bound is known on what one of them changes; take fedavg"
-        )
+        raise PlanError(f"{key}: '{rule}' makes no mean of updates, so one of them changes who knows how much; take fedavg")
     if algorithm.fold is mean and guards.largest_weight is None:
         raise PlanError(
             f"{key}: '{rule}' weighs nodes by their rows, which noise of one size can't hide: set aggregation.options.weighted = "
             "false, or privacy.largest_weight = the rows that count at most"
         )
-    size = model["parameters"].size
-    for name, layout in layouts.items():
-        if layout.total != "weighted" or not layout.dtype.startswith("float"):
-            raise PlanError(f"{key}: the group '{name}' is added up whole, without a bound; take another rule or model")
-        if name not in model and layout.size != size:
-            raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
-    if guards.noise and guards.noise.delta >= 1 / plan.cohort.minimum:
+    if guards.central_noise.delta >= 1 / plan.cohort.minimum:
         raise PlanError(
-            f"{key}.delta: {guards.noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): with such "
-            "a chance a node may be given away whole; take one far below 1 / nodes"
+            f"{key}.delta: {guards.central_noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): "
+            "so likely a node may be given away whole; take one far below 1 / nodes"
         )
-
-
-def _voice(
-    local: Callable[..., tuple[Memory, Update]],
-    largest: float | None,
-    learner: Learner,
-    brief: Groups,
-    memory: Memory,
-    rows: Rows,
-    pace: Pace,
-    rng: np.random.Generator,
-) -> tuple[Memory, Update]:
-    """Tell neither rows nor metrics: one voice each, or a weight up to the largest."""
-    memory, update = local(learner, brief, memory, rows, pace, rng)
-    return memory, Update(update.groups, 1.0 if largest is None else min(update.weight, largest))
-
-
-def _clipping(algorithm: Algorithm, bound: float) -> Algorithm:
-    def local(
-        learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
-    ) -> tuple[Memory, Update]:
-        memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
-        return memory, replace(update, groups=clipped(update.groups, bound)[0])
-
-    return algorithm._replace(local=local)
 
 
 def _adaptive(algorithm: Algorithm) -> Algorithm:

@@ -87,6 +87,7 @@ def main() -> None:
         nodes,
         owner,
         partition,
+        privacy,
         run,
         simulate,
         start,

@@ -17,6 +17,7 @@ import optax
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
+from atoll.keys import new_secret
 from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
 from atoll.learners import named
 from atoll.metrics import Count, Task
@@ -34,6 +35,10 @@ LOSSES: Mapping[str, tuple[Task, Callable[[Any, Any], Any]]] = {
     "log_cosh": ("numbers", optax.log_cosh),
 }
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "lamb", "lion", "nadam", "radam", "rmsprop")
+_TOGETHER, _NUMBERS = 256, 1 << 25
+"""Rows, and numbers, of which gradients are taken side by side."""
+_ROOM = 1 - 1e-4
+"""Of a bound on lengths, what is used: lengths are computed in float32."""
 _ROWS = 4096
 """Rows judged at a time."""
 
@@ -118,7 +123,7 @@ class Jax:
         *,
         plain: bool = False,
     ) -> None:
-        self.can = frozenset({"correct", "vmap", "sgd"} if plain else {"correct", "vmap"})
+        self.can = frozenset({"correct", "vmap", "per_example", *(["sgd"] if plain else [])})
         if model.represent is not None:
             self.can |= {"represent"}
         self._model, self.task, self._loss = model, task, loss
@@ -300,6 +305,33 @@ class Jax:
             return outputs, jnp.sum(self._losses(outputs, y))
 
         return jax.jit(judge)
+
+    @cached_property
+    def _clipped(self) -> Any:
+        def one(parameters: Tree, state: Tree, x: Any, y: Any, key: Any) -> Any:
+            _, gradient = self._gradient(parameters, state, x[None], y[None], key, 0)
+            return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+
+        def summed(parameters: Tree, state: Tree, x: Any, y: Any, mask: Any, keys: Any, bound: Any, steps: Any) -> Any:
+            gradients = jax.vmap(one, (None, None, 0, 0, 0))(parameters, state, x, y, keys)
+            lengths = jnp.sqrt(jnp.sum(gradients**2, axis=1))
+            short = jnp.minimum(1.0, bound * _ROOM / jnp.maximum(lengths, 1e-30)) * steps / bound
+            counts = (mask & jnp.isfinite(lengths))[:, None]
+            return jnp.sum(jnp.where(counts, jnp.trunc(gradients * short[:, None]), 0).astype(jnp.int32), axis=0)
+
+        return jax.jit(summed)
+
+    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """See `PerExample.clipped`; by vmap over rows, as many at a time as fit into memory."""
+        total, size = np.zeros(vector.size), max(1, min(_TOGETHER, _NUMBERS // vector.size))
+        parameters, state = self._trees({"parameters": vector})
+        seed = int(np.frombuffer(new_secret()[:4], np.uint32)[0])
+        for lo in range(0, len(rows), size):
+            which = np.minimum(np.arange(lo, lo + size), len(rows) - 1)
+            keys = jax.random.split(jax.random.key(seed + lo), size)
+            mask = np.arange(lo, lo + size) < len(rows)
+            total += np.asarray(self._clipped(parameters, state, *self._arrays(rows, which), mask, keys, bound, float(steps)))
+        return total
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; always in float32. Without a known task the sums are `samples`, `loss` and the plan's own."""

@@ -12,6 +12,8 @@ from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics, Tensor
 
 _OPTIMIZER = "sgd"
+_ROOM = 1 - 2.0**-30
+"""Of a bound on lengths, what is used: a length is rounded."""
 
 
 def build(plan: Plan) -> Logistic:
@@ -35,7 +37,7 @@ class Logistic:
         learning_rate: the step along a mini-batch's mean gradient.
     """
 
-    can = frozenset({"correct", "sgd", "curvature"})
+    can = frozenset({"correct", "sgd", "curvature", "per_example"})
     task: Task = "binary"
     chances = True
     measure: Measure = staticmethod(nothing)
@@ -93,6 +95,16 @@ class Logistic:
             gradient += x.T @ (chance - y)
             hessian += (x.T * (chance * (1 - chance))) @ x
         return gradient, hessian
+
+    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """See `PerExample.clipped`; a row's gradient is (σ − y)·x, and |σ − y|·‖x‖ long."""
+        total = np.zeros(vector.size)
+        for x, y in map(self._table, blocks(rows)):
+            residual = _sigmoid(x @ vector) - y
+            lengths = np.abs(residual) * np.sqrt(np.square(x).sum(axis=1))
+            short = np.minimum(1.0, bound * _ROOM / np.maximum(lengths, np.finfo(np.float64).tiny))
+            total += np.trunc(x * (residual * short * steps / bound)[:, None]).sum(axis=0)
+        return total
 
     def _table(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         x, y = np.asarray(rows.x, np.float64), np.asarray(rows.y, np.float64).reshape(-1)

@@ -9,7 +9,8 @@ from atoll.errors import PolicyError
 from atoll.messages import StartTraining
 from atoll.node.policy import Asked, Policy, guards_of, refuses
 from atoll.plan import Plan
-from atoll.store.ledger import Ledger
+from atoll.privacy.dp.account import Account
+from atoll.store.ledger import Ledger, Spent
 from atoll.vector import Metrics
 
 _READ = "plans: its owner is asked about each plan, and nobody sits at a terminal here; read it with `atoll plan show`, "
@@ -25,6 +26,7 @@ class Gate:
     Attributes:
         plan: whose run it is about.
         rows: how many the node would train on.
+        account: what the plan's noise costs, where this node knows it.
         shut: why nothing of this plan will ever be done here; None where some of it may.
 
     Raises:
@@ -36,6 +38,7 @@ class Gate:
         self._where = f"{policy}: " if isinstance(policy, (str, Path)) else "the owner's policy: "
         self._ledger = ledger
         self.rows = 0
+        self.account: Account | None = None
         self.shut: str | None = None
 
     def meets(self, plan: Plan) -> str | None:
@@ -55,9 +58,23 @@ class Gate:
         """
         if self.shut:
             raise PolicyError(self.shut)
-        asked = Asked(task.round, self.rows, self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt)))
+        left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
+        if self.account and (over := self.account.over(self.released(task, left))):
+            raise PolicyError(over)
+        asked = Asked(task.round, self.rows, left)
         if why := refuses(self.policy, self.plan, asked, time.time()):
             raise PolicyError(self._where + why)
+
+    def released(self, task: StartTraining, left: int) -> int:
+        """Return how many releases there were before a task: each closed round's model; of a node's own noise each update."""
+        return task.round - 1 if self.plan.privacy.central_noise else left
+
+    def spent(self, task: StartTraining) -> Spent | None:
+        """Return what the run has cost with a task's update; None where no noise bounds it."""
+        if self.account is None:
+            return None
+        left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
+        return Spent(self.account.spent(self.released(task, left) + 1), self.account.delta)
 
     def tells(self, figures: Metrics) -> Metrics:
         """Return what may be told of how the final model does on this node's rows: no guard hides these sums, nor any noise."""

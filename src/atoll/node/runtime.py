@@ -49,7 +49,7 @@ from atoll.plan import Plan
 from atoll.preprocess import Given
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
-from atoll.store.ledger import Ledger, Spent
+from atoll.store.ledger import Ledger
 from atoll.tls import Trust
 from atoll.vector import Groups, Metrics, Update, layouts_of
 from atoll.wire import HEADER_LIMIT, Address, Buffer, unpack
@@ -214,7 +214,6 @@ class Node:
         self.algorithm = method.find(self.plan, self.learner)
         updates = self.algorithm.updates(self.learner.layouts)
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
-        self.account = await asyncio.to_thread(account, self.plan)
         link = privacy.link(self.plan, updates)
         await asyncio.to_thread(privacy.prepare, self.plan)
         self.linked = Linked(link, self.plan, self.identity, self.ledger, link.updates(updates)) if link else None
@@ -225,6 +224,7 @@ class Node:
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self.gate.rows = train
+        self.gate.account = await asyncio.to_thread(account, self.plan, train)
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 
     # What the server says.
@@ -417,8 +417,7 @@ class Node:
     async def _send(self, task: StartTraining) -> None:
         try:
             envelope, path = self.outbox.take(self._address(task))
-            spent = Spent(self.account.spent(task.round), self.account.delta) if self.account else None
-            self.ledger.leaving(envelope, time.time(), guard_said(self.plan), spent)
+            self.ledger.leaving(envelope, time.time(), guard_said(self.plan), self.gate.spent(task))
             await self.appender.append(envelope, path)
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))

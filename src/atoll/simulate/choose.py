@@ -100,6 +100,10 @@ def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> St
         from atoll.simulate.pool import Pool
 
         return Pool(work, workers, hands.allow)
+    if work.plan.privacy.example_noise:
+        raise AtollError(
+            f"--strategy {how}: example_noise takes each row's gradient for itself, one client at a time; take pool or map"
+        )
     if "vmap" not in work.learner.can:
         kind = work.plan.model.kind
         raise AtollError(f"--strategy {how}: a '{kind}' learner can't be compiled together; take pool or map")
@@ -116,7 +120,8 @@ def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hand
     simple = Map(work)
     _seconds(simple, brief, clients, some[:1])
     taken = {"map": _seconds(simple, brief, clients, some[:2])}
-    others = ("scan", "vmap") if "vmap" in work.learner.can else ("pool",) if hands.allow is not None else ()
+    together = "vmap" in work.learner.can and not work.plan.privacy.example_noise
+    others = ("scan", "vmap") if together else ("pool",) if hands.allow is not None else ()
     if not others or taken["map"] * cohort * work.plan.plan.rounds < _SOON:
         return simple
     for how in others:

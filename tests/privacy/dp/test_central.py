@@ -220,7 +220,8 @@ def test_a_sampled_run_costs_less_and_divides_by_what_was_expected(tmp_path):
     agreed = private({"clip": 1.0, "central_noise": NOISE}, cohort={"draw": "poisson", "fraction": 0.3, "minimum": 3})
     history = run(agreed, clients(4), tmp_path, holdout=atoll.learner.Rows(*rows(9)))
     assert len(history["rounds"]) == 3
-    assert history["rounds"][-1]["epsilon"] == epsilon(0.5, 3, 1e-5, 0.3) < epsilon(0.5, 3, 1e-5)
+    assert history["rounds"][-1]["epsilon"] == pytest.approx(epsilon(0.5, 3, 1e-5, 0.3), rel=1e-2)
+    assert history["rounds"][-1]["epsilon"] < epsilon(0.5, 3, 1e-5)
     store = SqlStore(tmp_path / "store")
     for row in store.rounds(store.find().run):
         assert row.noise["voices"] == pytest.approx(0.3 * row.registered)
@@ -256,7 +257,7 @@ def test_noise_is_solved_for_the_planned_rounds():
         ({"clip": 1.0, "central_noise": {"multiplier": 1.0, "delta": 1e-5, "budget": 0.1}}, {}, "one round takes ε"),
         ({"clip": 1.0, "central_noise": NOISE}, {"aggregation": {"options": {"weighted": True}}}, "weighted = false"),
         ({"clip": 1.0, "central_noise": NOISE}, {"aggregation": {"rule": "median", "options": {}}}, "no mean of updates"),
-        ({"clip": 1.0, "central_noise": NOISE}, {"aggregation": {"rule": "newton", "options": {}}}, "privacy.largest_weight"),
+        ({"clip": 1.0, "central_noise": NOISE}, {"aggregation": {"rule": "newton", "options": {}}}, "whole"),
         (CAPPED, {"aggregation": {"rule": "newton", "options": {}}}, "whole"),
         (CAPPED, {"aggregation": {"rule": "fednova", "options": {}}}, "beside"),
         ({"clip": 1.0, "noise": NOISE}, {}, "central_noise"),

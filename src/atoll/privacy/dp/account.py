@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atoll.errors import PlanError, PrivacyError
+from atoll.guards import Noise
 from atoll.plan import Plan
-from atoll.privacy.dp.accountant import epsilon, multiplier_for, steps_within
+from atoll.privacy.dp.accountant import COARSE, epsilon, multiplier_for, steps_within
+
+RELATIONS = {
+    "central_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is "
+    "the same; who was asked is known",
+    "poisson": "two federations are neighbours where one node is not there in one of them, and all else is the same; who was "
+    "drawn stays secret",
+    "local_noise": "any two sets of rows of a node are neighbours: its own noise hides them from the server too",
+    "example_noise": "two nodes' rows are neighbours where one row is not there in one of them, and all else is the same; which "
+    "rows were drawn for a step stays secret",
+}
+"""What can't be told apart, by mechanism."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """The privacy of a run, by its releases: each round's model is one.
+    """The privacy of a run, by its releases: a round's model, or a round's update of a node.
 
     Args:
         multiplier: the noise's standard deviation over the sensitivity.
         delta: δ.
-        rate: with which chance a unit's part is in a release, drawn for itself and in secret; else 1.
+        rate: with which chance a unit's part is in a mechanism, drawn for itself and in secret; else 1.
         steps: mechanisms in one release: more than one where each local step is one.
         most: releases that the budget allows; None where there is none.
         promise: the budget.
         unit: what is protected, in words.
+        relation: of `RELATIONS`.
     """
 
     multiplier: float
@@ -30,10 +43,11 @@ class Account:
     most: int | None = None
     promise: float | None = None
     unit: str = "a node"
+    relation: str = RELATIONS["central_noise"]
 
     def spent(self, releases: int) -> float:
         """Return ε after so many releases."""
-        return epsilon(self.multiplier, self.steps * releases, self.delta, self.rate)
+        return epsilon(self.multiplier, self.steps * releases, self.delta, self.rate, COARSE)
 
     def over(self, releases: int) -> str:
         """Say why there can be no release after so many, or nothing where there can."""
@@ -43,27 +57,49 @@ class Account:
         return f"the privacy budget is spent: {spent}"
 
 
-def account(plan: Plan) -> Account | None:
-    """Return the account of a plan's mechanism; None without one.
+def account(plan: Plan, rows: int | None = None) -> Account | None:
+    """Return the account of a plan's mechanism; None without one, or where it is a node's own and its rows aren't known.
+
+    Args:
+        plan: the plan.
+        rows: how many a node trains on: by them follows how often a row is drawn.
 
     Raises:
-        PlanError: no noise is enough for what the plan promises, or its budget doesn't allow for one round.
+        PlanError: no noise is enough for what the plan promises, its budget doesn't allow for one round, or δ is no less than
+            one in so many rows.
     """
-    noise, rounds = plan.privacy.noise, plan.plan.rounds
-    if noise is None:
+    noise, key = plan.privacy.noise, f"privacy.{plan.privacy.mechanism}"
+    if noise is None or (plan.privacy.example_noise and not rows):
         return None
-    rate = plan.cohort.fraction if plan.cohort.draw == "poisson" else 1.0
-    where = f"privacy.{plan.privacy.mechanism}"
+    about = Account(0.0, noise.delta, promise=noise.promise, relation=RELATIONS[plan.privacy.mechanism])
+    if plan.privacy.example_noise and rows:
+        if noise.delta >= 1 / rows:
+            raise PlanError(f"{key}.delta: {noise.delta:g} is no less than one in {rows} rows; take one far below 1 / rows")
+        pace = plan.training.pace(rows, 1, plan.plan.rounds)
+        about = replace(about, rate=min(1.0, pace.batch_size / rows), steps=pace.steps, unit="a row")
+    elif plan.privacy.central_noise and plan.cohort.draw == "poisson":
+        about = replace(about, rate=plan.cohort.fraction, relation=RELATIONS["poisson"])
+    return _settled(about, noise, plan.plan.rounds, key)
+
+
+def _settled(about: Account, noise: Noise, rounds: int, key: str) -> Account:
+    """Return an account with its multiplier, and how many releases it allows.
+
+    Raises:
+        PlanError: as `account`.
+    """
+    rate, steps = about.rate, about.steps
     try:
         if noise.multiplier is None:
             assert noise.epsilon is not None  # noqa: S101  one of both is given
-            return Account(
-                multiplier_for(noise.epsilon, rounds, noise.delta, rate), noise.delta, rate, most=rounds, promise=noise.epsilon
-            )
-        most = steps_within(noise.budget, noise.multiplier, noise.delta, rate) if noise.budget else None
+            needed = multiplier_for(noise.epsilon, steps * rounds, noise.delta, rate)
+            return replace(about, multiplier=needed, most=rounds)
+        about = replace(about, multiplier=noise.multiplier)
+        if noise.budget is None:
+            return about
+        most = steps_within(noise.budget, noise.multiplier, noise.delta, rate) // steps
     except PrivacyError as error:
-        raise PlanError(f"{where}: {error}") from error
+        raise PlanError(f"{key}: {error}") from error
     if most == 0:
-        least = epsilon(noise.multiplier, 1, noise.delta, rate)
-        raise PlanError(f"{where}.budget: one round takes ε {least:.4g}, and the budget is {noise.budget}; raise multiplier")
-    return Account(noise.multiplier, noise.delta, rate, most=most, promise=noise.budget)
+        raise PlanError(f"{key}.budget: one round takes ε {about.spent(1):.4g}, the budget is {noise.budget}; raise multiplier")
+    return replace(about, most=most)

@@ -15,8 +15,8 @@ from atoll.errors import PrivacyError
 
 _INTERVAL = 1e-4
 """The width of a cell of a privacy loss distribution; its losses are rounded up, so ε is no smaller than it is."""
-_COARSE = 1e-3
-"""The same where ε is computed many times, to solve for something."""
+COARSE = 1e-3
+"""The same where ε is computed many times: to solve for something, or in every round."""
 _NEAR = 1e-4
 """How near a solved noise comes to the least that suffices, relatively; it lies above."""
 MOST = 1e7
@@ -62,7 +62,7 @@ def multiplier_for(target: float, steps: int, delta: float, rate: float = 1.0) -
         PrivacyError: as `epsilon`; or the target is not above 0, or so small that no noise is enough.
     """
     _positive(target)
-    return _least(lambda noise: epsilon(noise, steps, delta, rate, _COARSE) <= target, "a noise multiplier")
+    return _least(lambda noise: epsilon(noise, steps, delta, rate, COARSE) <= target, "a noise multiplier")
 
 
 def steps_within(target: float, multiplier: float, delta: float, rate: float = 1.0) -> int:
@@ -70,7 +70,7 @@ def steps_within(target: float, multiplier: float, delta: float, rate: float = 1
     _positive(target)
 
     def within(steps: int) -> bool:
-        return epsilon(multiplier, steps, delta, rate, _COARSE) <= target
+        return epsilon(multiplier, steps, delta, rate, COARSE) <= target
 
     if not within(1):
         return 0
@@ -91,11 +91,11 @@ def rate_within(target: float, multiplier: float, steps: int, delta: float) -> f
     if epsilon(multiplier, steps, delta) <= target:
         return 1.0
     low, high = 1e-9, 1.0
-    if epsilon(multiplier, steps, delta, low, _COARSE) > target:
+    if epsilon(multiplier, steps, delta, low, COARSE) > target:
         return 0.0
     while high / low > 1 + _NEAR:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if epsilon(multiplier, steps, delta, middle, _COARSE) <= target else (low, middle)
+        low, high = (middle, high) if epsilon(multiplier, steps, delta, middle, COARSE) <= target else (low, middle)
     return low
 
 

@@ -1,0 +1,224 @@
+"""What a node does for itself: its own noise, answers by chance, and steps by noisy sums of clipped gradients."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tests.federation import clients, plan, rows, run
+from typer.testing import CliRunner
+
+import atoll
+from atoll import learners
+from atoll.cli import app
+from atoll.cli import privacy as command  # noqa: F401  it adds itself
+from atoll.errors import AtollError, PlanError, PrivacyError
+from atoll.keys import new_secret
+from atoll.learner import PerExample, Rows
+from atoll.privacy.dp.account import account
+from atoll.privacy.dp.accountant import epsilon
+from atoll.privacy.dp.clip import STEPS
+from atoll.privacy.dp.example import Private
+from atoll.privacy.dp.local import estimated, noisy, randomised
+from atoll.store.ledger import Ledger
+from atoll.vector import Group, Layout, Tensor
+
+LOCAL = {"clip": 1.0, "local_noise": {"multiplier": 0.5, "delta": 1e-5}}
+EXAMPLE = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0}}
+
+
+def test_local_noise_has_twice_the_bound_s_size_and_lies_on_the_grid():
+    layout = Layout((Tensor("w", (100_000,)),), "float64")
+    update = {"parameters": Group(layout, np.full(100_000, 5.0))}
+    values = noisy(update, 0.2, 1.5, new_secret())["parameters"].values
+    assert abs(values.std() / (2 * 1.5 * 0.2) - 1) < 5 / math.sqrt(2 * values.size)
+    assert np.abs(values * (STEPS / 0.2) - np.rint(values * (STEPS / 0.2))).max() < 1e-6
+
+
+def test_a_node_adds_its_own_noise_writes_what_it_costs_and_stops_by_itself(tmp_path):
+    privacy = {"clip": 1.0, "local_noise": {"multiplier": 5.0, "delta": 1e-5, "budget": 1.5}}
+    agreed = plan(privacy=privacy, plan={"rounds": 6}, cohort={"deadline": 5})
+    most = account(agreed).most
+    assert 1 < most < 6
+    history = run(agreed, clients(), tmp_path)
+    assert "privacy budget is spent" in history["reason"]
+    assert len(history["rounds"]) == most
+    for name in clients():
+        ledger = Ledger(tmp_path / name)
+        entries = ledger.entries()
+        ledger.close()
+        assert len(entries) == most
+        assert [one["guard"] for one in entries] == ["local noise"] * most
+        assert [one["epsilon"] for one in entries] == [epsilon(5.0, k + 1, 1e-5) for k in range(most)]
+
+
+def test_a_node_declines_what_its_budget_doesn_t_allow_whatever_the_server_asks(tmp_path):
+    from atoll.messages import StartTraining
+    from atoll.node.gate import Gate
+    from atoll.wire import Address, Envelope
+
+    privacy = {"clip": 1.0, "local_noise": {"multiplier": 5.0, "delta": 1e-5, "budget": 1.5}}
+    agreed = plan(privacy=privacy, plan={"rounds": 6})
+    ledger, mine = Ledger(tmp_path), account(agreed)
+    gate = Gate(None, ledger)
+    assert gate.meets(agreed) is None
+    gate.account = mine
+    for attempt in range(1, mine.most + 1):  # tries of one round: each let an update out
+        task = StartTraining(run="r", round=1, attempt=attempt, model="0" * 64, deadline=9.0)
+        gate.check(task)
+        assert gate.spent(task).epsilon == mine.spent(attempt)
+        envelope = Envelope(Address("r", 1, attempt, "ab"), agreed.digest, f"{attempt:064x}", 1, b"", b"")
+        ledger.leaving(envelope, 1.0, "local noise", gate.spent(task))
+    with pytest.raises(AtollError, match="privacy budget is spent"):
+        gate.check(task.model_copy(update={"attempt": mine.most + 1}))
+    gate.check(task)  # what left already may be sent again
+    ledger.close()
+
+
+def test_simulated_nodes_add_noise_too():
+    agreed = plan(privacy=LOCAL)
+    assert atoll.simulate(agreed, clients()).digest != atoll.simulate(agreed, clients()).digest
+    robust = agreed.with_(aggregation={"rule": "median"})  # what is noisy already may be looked at
+    assert atoll.simulate(robust, clients()).rounds
+
+
+@pytest.mark.parametrize(("choices", "eps"), [(2, 1.0), (5, 0.5), (3, 3.0)])
+def test_randomised_answers_have_their_chances_and_add_up_on_average(choices, eps):
+    count = 100_000
+    truth = np.arange(count) % choices
+    found = randomised(truth, choices, eps, new_secret())
+    true = math.exp(eps) / (math.exp(eps) + choices - 1)
+    assert abs((found == truth).mean() - true) < 5 * math.sqrt(true * (1 - true) / count)
+    lies = (found - truth) % choices
+    counts = np.bincount(lies, minlength=choices)[1:]
+    assert counts.max() - counts.min() < 10 * math.sqrt(count)
+    guessed = estimated(randomised(np.zeros(count, np.int64), choices, eps, new_secret()), choices, eps)
+    assert abs(guessed[0] / count - 1) < 0.1
+    assert guessed.sum() == pytest.approx(count)
+
+
+def test_bad_answers_are_refused():
+    for answers, choices, eps in (([2], 2, 1.0), ([-1], 2, 1.0), ([0], 1, 1.0), ([0], 2, 0.0)):
+        with pytest.raises(PrivacyError):
+            randomised(np.array(answers), choices, eps, new_secret())
+
+
+def test_a_row_s_gradient_is_clipped_exactly_as_one_by_one():
+    agreed = plan(privacy=EXAMPLE)
+    learner = learners.build(agreed)
+    assert isinstance(learner, PerExample)
+    x, y = rows(3)
+    data, vector = Rows(x * 20, y), np.array([0.3, -0.2, 0.1, 0.4, 0.0])
+    together = learner.clipped(vector, data, 0.5, STEPS)
+    private = Private(learner, agreed)
+    private._inner = type("Slow", (), {"fit": learner.fit})()  # without the quick way
+    groups = learner.initial(0)
+    slowly = private._summed(groups, vector, data, 0.5, np.random.default_rng(0))
+    assert np.abs(together - slowly).max() <= len(data)  # a step each
+    for k in range(len(data)):
+        one = learner.clipped(vector, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
+        assert sum(int(v) ** 2 for v in one) <= STEPS**2
+
+
+def test_example_noise_learns_and_tells_nothing_else(tmp_path):
+    privacy = {"example_noise": {"multiplier": 0.6, "delta": 1e-3, "clip": 1.0}}
+    agreed = plan(privacy=privacy, plan={"rounds": 2}, training={"epochs": 3, "batch_size": 20})
+    data = {f"node-{k}": rows(k, 200) for k in range(3)}
+    history = run(agreed, data, tmp_path, holdout=Rows(*rows(9, 200)))
+    assert history["rounds"][-1]["holdout"]["accuracy"] > 0.75
+    mine = account(agreed, 200)
+    assert (mine.rate, mine.steps) == (0.1, 30)
+    ledger = Ledger(tmp_path / "node-0")
+    assert [one["epsilon"] for one in ledger.entries()] == [mine.spent(k + 1) for k in range(2)]
+    assert mine.spent(2) == pytest.approx(epsilon(0.6, 60, 1e-3, 0.1), rel=1e-2)
+    ledger.close()
+    assert all(one["epsilon"] is None for one in history["rounds"])  # each node's own
+
+
+def test_noise_of_single_rows_is_what_was_planned(monkeypatch):
+    """With one step and no rows drawn, the whole move is noise: learning rate · clip · multiplier / (rate · rows)."""
+    from atoll.privacy.dp import example
+
+    monkeypatch.setattr(example, "_drawn", lambda rows, rate, stream: np.empty(0, np.intp))
+    agreed = plan(
+        privacy=EXAMPLE, training={"steps": 1, "epochs": None, "learning_rate": 0.5, "batch_size": 10}, model={"inputs": 4}
+    )
+    learner, moves = learners.build(agreed), []
+    for _ in range(300):
+        fit = Private(learner, agreed).fit(learner.initial(0), Rows(*rows(0, 40)), 1, 10, np.random.default_rng(0))
+        moves.extend(fit.groups["parameters"].values)
+    sigma = 0.5 * 1.0 * 1.0 / 10
+    assert abs(np.std(moves) / sigma - 1) < 5 / math.sqrt(2 * len(moves))
+
+
+def test_rows_are_drawn_each_for_itself():
+    from atoll.keys import Keystream
+    from atoll.privacy.dp.example import _drawn
+
+    sizes = [len(_drawn(50, 0.2, Keystream(new_secret()))) for _ in range(400)]
+    assert abs(np.mean(sizes) - 10) < 5 * math.sqrt(8 / 400)
+    assert 4 < np.var(sizes) < 14
+    assert len(_drawn(50, 1.0, Keystream(new_secret()))) == 50
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"privacy": {**LOCAL, **EXAMPLE}}, "keep one"),
+        ({"privacy": {"local_noise": LOCAL["local_noise"]}}, "give clip"),
+        ({"privacy": {**LOCAL, "clip": "adaptive"}}, "central_noise"),
+        ({"privacy": {"example_noise": {"multiplier": 1.0, "delta": 1e-3}}}, "clip: is missing"),
+        ({"privacy": {"example_noise": {"multiplier": 1.0, "delta": 0.5, "clip": 1.0}}}, "one in 40 rows"),
+        ({"privacy": EXAMPLE, "aggregation": {"rule": "scaffold", "options": {"option": "I"}}}, "more often"),
+        ({"privacy": EXAMPLE, "aggregation": {"rule": "ifca"}}, "whole"),
+    ],
+)
+def test_what_noise_can_t_cover_is_refused(sections, said):
+    with pytest.raises(AtollError, match=said):
+        atoll.simulate(plan(**sections), clients())
+
+
+def test_example_noise_is_for_plain_steps_and_models_without_buffers():
+    with pytest.raises(PlanError, match="plain steps"):
+        atoll.simulate(plan(privacy=EXAMPLE, model={"logistic": False, "sklearn": "MLPClassifier"}), clients())
+    with pytest.raises(AtollError, match="one client at a time"):
+        atoll.simulate(plan(privacy=EXAMPLE), clients(), strategy="vmap")
+
+
+def atoll_privacy(tmp_path, *words, **sections):
+    agreed = plan(aggregation={"options": {"weighted": False}}, **sections)
+    path = tmp_path / "plan.json"
+    path.write_text(agreed.to_json())
+    return CliRunner().invoke(app, ["privacy", str(path), *words])
+
+
+def test_the_command_says_what_a_plan_promises_and_what_another_promise_takes(tmp_path):
+    central = {"clip": 1.0, "central_noise": {"multiplier": 2.0, "delta": 1e-5}}
+    done = atoll_privacy(tmp_path, "--json", "--epsilon", "2", "--solve", "noise", privacy=central, plan={"rounds": 10})
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["epsilon"] == epsilon(2.0, 10, 1e-5)
+    assert found["by_round"][-1] == {"round": 10, "epsilon": found["epsilon"]}
+    assert "neighbours" in found["neighbours"]
+    assert epsilon(found["solved"]["multiplier"], 10, 1e-5) == found["solved"]["epsilon"] <= 2.0
+    done = atoll_privacy(tmp_path, "--epsilon", "9", "--solve", "rounds", privacy=central)
+    assert "for that: rounds" in done.stdout
+    assert "who was asked is known" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "privacy", "said"),
+    [
+        ((), {}, "adds no noise"),
+        ((), EXAMPLE, "--rows"),
+        (("--epsilon", "1"), LOCAL, "go together"),
+        (("--epsilon", "1", "--solve", "luck"), LOCAL, "noise, rounds, cohort"),
+        (("--epsilon", "1", "--solve", "cohort"), LOCAL, "a known draw hides nobody"),
+        (("--epsilon", "0.001", "--solve", "rounds"), LOCAL, "raise the noise"),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, words, privacy, said):
+    done = atoll_privacy(tmp_path, *words, privacy=privacy)
+    assert isinstance(done.exception, AtollError)
+    assert said in str(done.exception)
