@@ -260,7 +260,7 @@ def test_noise_is_solved_for_the_planned_rounds():
         ({"clip": 1.0, "central_noise": NOISE}, {"aggregation": {"rule": "newton", "options": {}}}, "whole"),
         (CAPPED, {"aggregation": {"rule": "newton", "options": {}}}, "whole"),
         (CAPPED, {"aggregation": {"rule": "fednova", "options": {}}}, "beside"),
-        ({"clip": 1.0, "noise": NOISE}, {}, "central_noise"),
+        ({"clip": 1.0, "central_nois": NOISE}, {}, "did you mean 'central_noise'"),
         ({"clip": 1.0}, {"cohort": {"draw": "poisson", "buffer": 3}}, "leave cycle and buffer out"),
     ],
 )  # fmt: skip
