@@ -19,7 +19,7 @@ TORCH := torch==2.15.0
 TORCH_BIN := .venv-torch/bin
 TORCH_STAMP := .venv-torch/.from-lock
 
-.PHONY: help demo test fuzz soak test-tensorflow test-torch lint format bench lock venv clean
+.PHONY: help demo test slow fuzz soak test-tensorflow test-torch lint format bench lock venv clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ test: $(STAMP) ## all tests (ARGS="tests/test_layers.py -x")
 
 soak: $(STAMP) ## 1,000 rounds with 20 nodes, and 200 rounds of chaos for each log (an hour)
 	@$(BIN)/python -m pytest -s -m soak $(ARGS)
+
+slow: $(STAMP) ## published results that take minutes each (an hour)
+	@$(BIN)/python -m pytest -s -m slow $(ARGS)
 
 fuzz: $(STAMP) ## a million spoilt inputs for every parser of what comes from outside (an hour and a half)
 	@ATOLL_FUZZ=$(or $(FUZZ),95000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3000 --durations=0 $(ARGS)

@@ -25,14 +25,9 @@ def perceptron(sizes: Sequence[int]) -> Model:
     """
 
     def init(key: Any) -> list[dict[str, Any]]:
-        deep = len(sizes) > 2
-        return [
-            {
-                "bias": jnp.zeros(outputs),
-                "kernel": jax.random.normal(jax.random.fold_in(key, at), (inputs, outputs)) * (2 / inputs) ** 0.5 * deep,
-            }
-            for at, (inputs, outputs) in enumerate(pairwise(sizes))
-        ]
+        if len(sizes) == 2:  # nothing is drawn, so nothing is compiled for it
+            return [{"bias": jnp.zeros(sizes[1]), "kernel": jnp.zeros((sizes[0], sizes[1]))}]
+        return [_dense(jax.random.fold_in(key, at), *pair) for at, pair in enumerate(pairwise(sizes))]
 
     def apply(parameters: list[dict[str, Any]], x: Any, key: Any, training: bool) -> Any:
         x = represent(parameters, x, key, training)
