@@ -55,19 +55,20 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
 
 def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | None]:
     """Return how large model and update are, or why that can't be known here."""
-    from atoll import learners, method
+    from atoll import algorithms, compression, learners, method
 
     try:
         learner = learners.build(plan, allow)
         algorithm = method.find(plan, learner)
         updates = algorithm.updates(learner.layouts)
+        small = compression.find(plan, updates, sums=algorithms.adds(algorithm)).layouts(updates)
     except AtollError as error:
         return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
     return {
         "numbers": sum(layout.size for layout in learner.layouts.values()),
         "bytes": sum(layout.nbytes for layout in learner.layouts.values()),
         "update": {name: layout.size for name, layout in updates.items()},
-        "update_bytes": sum(layout.nbytes for layout in updates.values()) + _OVERHEAD,
+        "update_bytes": sum(layout.nbytes for layout in small.values()) + _OVERHEAD,
     }, None
 
 

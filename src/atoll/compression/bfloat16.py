@@ -9,7 +9,7 @@ import numpy as np
 from atoll.compression.stage import Coded, Read, Seed, Shapes, Stage, plain
 from atoll.vector import Flat, Group, Groups, Layout
 
-_WORK = 1 << 16
+_WORK = 1 << 15
 
 
 def bfloat16() -> Stage:

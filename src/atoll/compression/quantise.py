@@ -13,7 +13,7 @@ from atoll.vector import Flat, Group, Groups, Layout
 
 BLOCK = 256
 """Numbers that share a scale, their largest: a huge one spoils only these."""
-_WORK = 1 << 16
+_WORK = 1 << 15
 """Numbers coded at a time: what is made on the way stays in a core's cache."""
 _LEAST = 1e-35
 """Blocks whose largest number is smaller are zero: its inverse would be no number."""

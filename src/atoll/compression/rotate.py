@@ -13,7 +13,7 @@ from atoll.vector import Flat, Group, Groups, Layout
 
 PIECE = 4096
 """Numbers that are rotated together; what is left at the end goes in pieces of the powers of two that add up to it."""
-_WORK = 16
+_WORK = 8
 """Pieces rotated at a time: they stay in a core's cache."""
 
 
@@ -79,7 +79,7 @@ def _pieces(lo: int, hi: int, size: int) -> Iterator[tuple[int, int, int]]:
 def hadamard(rows: NDArray[np.float32], *, back: bool = False) -> NDArray[np.float32]:
     """Return H x for each row `[rows, n]`, n a power of two; `back` undoes it. The rows given are used up.
 
-    H is split in two, A ⊗ B, and the rows are turned in between, so that every step goes along long stretches of memory; the
+    H is split in two, A ⊗ B, and tables are turned in between, so that every step goes along long stretches of memory; each row's
     result is left turned. Only sums of two: the same bits on every machine.
     """
     count, size = rows.shape
@@ -87,21 +87,19 @@ def hadamard(rows: NDArray[np.float32], *, back: bool = False) -> NDArray[np.flo
     b = size // a
     if back:
         a, b = b, a
-    first = _butterflies(rows.reshape(count, a, b))
-    second = _butterflies(np.ascontiguousarray(first.transpose(0, 2, 1)))
+    first = _butterflies(np.ascontiguousarray(rows.reshape(count, a, b).transpose(1, 0, 2)))
+    second = _butterflies(np.ascontiguousarray(first.transpose(2, 1, 0)))
     second *= np.float32(size**-0.5)
-    return second.reshape(count, size)
+    return np.ascontiguousarray(second.transpose(1, 0, 2)).reshape(count, size)
 
 
 def _butterflies(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return H along the middle axis of `[rows, n, columns]`, without its factor."""
-    count, size, columns = table.shape
-    spare = np.empty_like(table)
-    half = 1
+    """Return H along the first axis of `[n, rows, columns]`, without its factor."""
+    size, spare, half = len(table), np.empty_like(table), 1
     while half < size:
-        form = (count, size // (2 * half), 2, half * columns)
+        form = (size // (2 * half), 2, -1)
         x, y = table.reshape(form), spare.reshape(form)
-        np.add(x[:, :, 0], x[:, :, 1], out=y[:, :, 0])
-        np.subtract(x[:, :, 0], x[:, :, 1], out=y[:, :, 1])
+        np.add(x[:, 0], x[:, 1], out=y[:, 0])
+        np.subtract(x[:, 0], x[:, 1], out=y[:, 1])
         table, spare, half = spare, table, 2 * half
     return table

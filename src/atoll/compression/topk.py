@@ -28,7 +28,7 @@ def topk(fraction: float) -> Stage:
     def encode(vector: Group, memory: Groups, seed: Seed, rng: np.random.Generator) -> Coded:
         del seed, rng
         size, count = vector.values.size, kept(vector.values.size, fraction)
-        chosen = np.sort(np.argpartition(np.abs(vector.values), size - count)[size - count :])
+        chosen = _largest(np.abs(vector.values), count)
         return Coded(Group(plain(count), vector.values[chosen]), places.encode(chosen, size), memory)
 
     def opened(layout: Layout, beside: Mapping[str, Flat], read: Read, seed: Seed) -> Read:
@@ -45,6 +45,14 @@ def kept(size: int, fraction: float) -> int:
     (10, 1)
     """
     return min(size, max(1, math.ceil(fraction * size - 1e-9)))
+
+
+def _largest(sizes: Flat, count: int) -> places.Places:
+    """Return the places of the largest numbers, rising; of equal ones the first."""
+    least = np.partition(sizes, sizes.size - count)[sizes.size - count]
+    chosen = np.flatnonzero(sizes > least)
+    equal = np.flatnonzero(sizes == least)[: count - chosen.size]
+    return np.sort(np.concatenate([chosen, equal]))
 
 
 def scattered(chosen: places.Places, read: Read) -> Read:

@@ -52,6 +52,23 @@ def verify(
 
 
 @bench.command()
+def compress(
+    parameters: Annotated[int, typer.Option(min=4, help="float32 numbers in the update.")] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Time each stage of compression: GB of float32 a second in and out, and bytes a number, beside a plain copy."""
+    from atoll.cli.bench.compress import measure
+
+    with working("compressing", quiet=as_json):
+        rows = measure(parameters)
+    if as_json:
+        print(json.dumps({"rows": rows}), flush=True)
+        return
+    for row in rows:
+        _show(row, row["method"], as_json=False)
+
+
+@bench.command()
 def rounds(
     nodes: Annotated[int, typer.Option(help="How many node processes.")] = 10,
     parameters: Annotated[int, typer.Option(help="float32 numbers in the model.")] = 1_000_000,
