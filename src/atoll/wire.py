@@ -248,6 +248,31 @@ def unpack_whole(body: Buffer) -> dict[str, Group]:
     return unpack(body, layouts)[0]
 
 
+def layouts_said(layouts: Layouts) -> str:
+    """Return layouts as one JSON text."""
+    said = {
+        name: [[[one.name, *one.shape] for one in layout.tensors], layout.dtype, layout.total] for name, layout in layouts.items()
+    }
+    return json.dumps(said)
+
+
+def layouts_read(text: str) -> dict[str, Layout]:
+    """Return layouts from what `layouts_said` wrote, in a file of one's own."""
+    return {
+        name: Layout(tuple(Tensor(tensor, tuple(shape)) for tensor, *shape in tensors), dtype, total)
+        for name, (tensors, dtype, total) in json.loads(text).items()
+    }
+
+
+def words_of(body: Buffer) -> dict[str, str]:
+    """Return the words in a safetensors file's header.
+
+    Raises:
+        WireError: it is none.
+    """
+    return dict(_header(memoryview(body))[0].get("__metadata__", {}))
+
+
 def _array(view: memoryview, entry: Any, said: str, dtype: Dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         is_, (lo, hi) = (entry["dtype"], tuple(entry["shape"])), map(operator.index, entry["data_offsets"])

@@ -16,6 +16,15 @@ def bench(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_compress_has_a_row_for_each_chain():
+    rows = bench("compress", "--parameters", "20000")["rows"]
+    assert rows[0].keys() == {"method", "copy_gb_per_s"}
+    found = {row["method"]: row for row in rows[1:]}
+    assert {"bfloat16", "8bit", "4bit", "rotate", "topk:0.01", "randomk:0.01", "powersgd:4", "rotate+4bit"} < found.keys()
+    assert all(row["encode_gb_per_s"] > 0 < row["decode_gb_per_s"] for row in found.values())
+    assert found["4bit"]["bytes_per_float"] < 0.52
+
+
 def test_idle_nodes_are_connected_asked_and_heard():
     found = bench("connect", "--nodes", "50", "--idle", "1")
     assert found["kb_per_node"] < 400, "with 50 nodes, what they don't take is shared by few"

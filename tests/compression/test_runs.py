@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli.test_commands import atoll as command
 from tests.faults.test_bad_input import Rogue
 from tests.federation import clients, plan, run
 
 from atoll import simulate
 from atoll.errors import PlanError
+from atoll.learner import Rows
+from atoll.learners.logistic import Logistic
 from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan
@@ -22,8 +26,8 @@ from atoll.server import quarantine
 from atoll.server.replay import replay
 from atoll.server.runtime import Server
 from atoll.store.sql import SqlStore
-from atoll.vector import Group, Layout, Tensor, Update
-from atoll.wire import Address, Envelope, decode, encode
+from atoll.vector import Group, Layout, Tensor, Update, layouts_of
+from atoll.wire import Address, Envelope, decode, encode, unpack
 
 UPS = [["bfloat16"], ["8bit"], ["rotate", "4bit"], ["topk:0.3", "8bit"], ["randomk:0.5"], ["powersgd:1", "bfloat16"]]
 
@@ -66,6 +70,78 @@ def test_deployed_simulated_and_replayed_runs_have_the_same_bits(tmp_path, wide,
     assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
     assert [one["bytes"] for one in deployed["rounds"]] == [one["bytes"] for one in simulated.rounds]
     assert simulated.digest != plain.digest
+
+
+@pytest.mark.parametrize("down", [["bfloat16"], ["8bit"], ["rotate", "4bit"]], ids="+".join)
+def test_nodes_fetch_smaller_models_and_all_runs_have_the_same_bits(tmp_path, wide, down):
+    agreed = plan(compression={"down": down, "up": ["topk:0.5"]}, model={"inputs": 30}, plan={"rounds": 4})
+    start = {"parameters": Logistic(30, 0.5).initial(0)["parameters"].with_values(np.linspace(-1, 1, 31))}
+    holdout = Rows(*wider(9))
+    deployed = run(agreed, wide, tmp_path, start=start, holdout=holdout)
+    simulated = simulate(agreed, wide, start=start, holdout=holdout)
+    assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
+    assert deployed["rounds"][-1]["holdout"] == pytest.approx(simulated.holdout)
+    (final,) = {(tmp_path / name / "final.safetensors").read_bytes() for name in wide}
+    assert unpack(final, layouts_of(simulated.model))[0] == simulated.model, "nodes keep what they used"
+    sent = (tmp_path / "store" / "models" / f"{deployed['last']}.safetensors").read_bytes()
+    assert sum(np.prod(one["shape"]) for name, one in header(sent).items() if name.startswith("parameters/")) == (
+        16 if down[-1] == "4bit" else 31
+    )
+    out = command("export", "--to", tmp_path / "out.safetensors", "--which", "last", "--store", tmp_path / "store")
+    assert out.returncode == 0, out.stderr
+    assert (tmp_path / "out.safetensors").read_bytes() == final
+
+
+def header(body: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    del found["__metadata__"]
+    return found
+
+
+def test_what_a_small_model_leaves_out_stays_in_the_servers_own(wide):
+    """Steps far below a level of 4 bits still add up: error feedback at the server."""
+    sections: dict[str, Any] = {"model": {"inputs": 30}, "plan": {"rounds": 60}, "training": {"learning_rate": 0.02}}
+    start = {"parameters": Logistic(30, 0.5).initial(0)["parameters"].with_values(np.linspace(-3, 3, 31))}
+    found, plain = (simulate(plan(compression={"down": down}, **sections), wide, start=start) for down in (["4bit"], []))
+    first, exact = start["parameters"].values, plain.model["parameters"].values
+    step = 3 / 7
+    assert np.abs(exact - first).max() > 2 * step
+    assert np.abs(np.diff([one["nodes"]["loss"] for one in plain.rounds])).max() < 0.2
+    assert np.abs(found.model["parameters"].values - exact).max() < 2.5 * step
+    assert found.rounds[-1]["nodes"]["loss"] < 0.5 * found.rounds[0]["nodes"]["loss"]
+
+
+def test_a_server_that_is_stopped_goes_on_with_small_models(tmp_path, wide):
+    agreed = plan(
+        compression={"down": ["8bit"], "up": ["8bit"]}, model={"inputs": 30}, plan={"rounds": 5}, cohort={"quorum": 1.0}
+    )
+
+    async def stopped(at: int, *, resume: bool) -> dict[str, Any]:
+        def watch(said: Any) -> None:
+            if said["what"] == ("round" if at else "asked") and said["round"] == max(at, 1):
+                server.stop()
+
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=watch, resume=resume)
+        nodes = [Node(server.url, data, name=name, directory=tmp_path / name) for name, data in wide.items()]
+        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
+        return history
+
+    for at, resume in ((0, False), (2, True), (9, True)):
+        history = asyncio.run(asyncio.wait_for(stopped(at, resume=resume), 60))
+    assert history["outcome"] == "completed"
+    assert models(history) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
+
+
+def test_a_simulation_that_was_stopped_goes_on_with_small_models(tmp_path, wide):
+    agreed = plan(compression={"down": ["8bit"], "up": ["topk:0.3"]}, model={"inputs": 30}, plan={"rounds": 5})
+
+    def stop(said: Any) -> None:
+        if said["what"] == "round" and said["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(agreed, wide, store=tmp_path / "kept", watch=stop)
+    assert simulate(agreed, wide, store=tmp_path / "kept", resume=True).digest == simulate(agreed, wide).digest
 
 
 def test_over_kafka_a_compressed_run_has_the_bits_of_the_simulated_one(tmp_path, wide, kafka):
@@ -148,12 +224,22 @@ def test_strategies_train_compressed_cohorts_alike():
         ({"compression": {"up": ["8bit", "rotate"]}}, "nothing follows '8bit', which makes codes of numbers; put it last"),
         ({"compression": {"up": ["topk:0.1", "randomk:0.1"]}}, "'randomk' can't follow 'topk', which chooses already"),
         ({"compression": {"up": ["rotate", "topk:0.1"]}}, "which spreads each number over many"),
+        ({"compression": {"down": ["topk:0.1"]}}, "compression.down: 'topk:0.1' leaves numbers out of a model"),
+        ({"compression": {"down": ["8bit", "4bit"]}}, "nothing follows '8bit'"),
         ({"compression": {"ups": ["8bit"]}}, "unknown key; did you mean 'up'?"),
         (
             {"compression": {"up": ["topk:0.1"]}, "aggregation": {"rule": "median"}},
             "'median' compares updates with each other, and 'topk:0.1' leaves numbers out; take '8bit'",
         ),
         ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "qffl"}}, "'qffl' sends nothing that is averaged"),
+        (
+            {"compression": {"up": ["8bit"]}, "privacy": {"secure_aggregation": True}},
+            "what '8bit' makes of updates can't be added up",
+        ),
+        (
+            {"compression": {"up": ["topk:0.1"]}, "privacy": {"clip": 1.0}},
+            "which may then be longer than privacy.clip; take '8bit'",
+        ),
         ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "newton"}}, "'newton' sends nothing that is averaged"),
     ],
 )

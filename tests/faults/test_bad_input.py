@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from atoll.keys import Identity
 from atoll.learners.logistic import Logistic
 from atoll.messages import NAMESPACE, StartTraining
 from atoll.node import offer
+from atoll.node.machine import Event, Trained
 from atoll.node.offer import greeting
 from atoll.node.runtime import Node
 from atoll.plan import Plan
@@ -38,11 +40,14 @@ class Rogue(Node):
     spoil: Spoil
     heard: list[dict[str, Any]]
 
-    def _work(self, task: StartTraining, body: bytes) -> str:
-        super()._work(task, body)
+    async def _made(self, task: StartTraining) -> Event:
+        resent = self.outbox.kept(self._address(task)) is not None
+        event = await super()._made(task)
+        if not isinstance(event, Trained) or resent:
+            return event
         envelope, path = self.outbox.take(self._address(task))
         self.spoil(task, envelope, path)
-        return self.outbox.take(self._address(task))[0].digest
+        return replace(event, digest=self.outbox.take(self._address(task))[0].digest)
 
     def replace(self, task: StartTraining, parts: list[memoryview], address: Address | None = None, identity: Any = None) -> None:
         """Keep another body in place of the honest one, well sealed."""

@@ -199,15 +199,15 @@ def export(
     models = Models(store / "models")
     if not models.has(digest) and which not in ("best", "last"):
         raise AtollError(f"model {digest[:12]} of run {found['run']} was pruned; best and last are kept as long as the run is")
-    path = models.path(digest)
+    path, plan = models.path(digest), Plan.from_json(base.find(found["run"]).plan)
     if to.suffix == ".safetensors":
         try:
-            shutil.copyfile(path, to)
+            _copy(plan, path, to)
         except OSError as error:
             raise AtollError(f"{to}: can't be written ({error.strerror})") from error
     elif to.suffix in _KINDS:
         with working(f"writing the {_KINDS[to.suffix][1]}"):
-            _export(Plan.from_json(base.find(found["run"]).plan), path, to)
+            _export(plan, path, to)
     else:
         raise AtollError(f"{to}: the ending says the kind, and '{to.suffix}' is none: use .safetensors, {' or '.join(_KINDS)}")
     print(f"{to}: model {digest[:12]} of run {found['run']}")
@@ -219,6 +219,25 @@ def _digest(found: dict[str, Any], which: str) -> str:
     if which not in named:
         raise AtollError(f"--which: '{which}' is none of best, last and the rounds 1 to {len(rounds)}")
     return str(named[which])
+
+
+def _copy(plan: Plan, path: Path, to: Path) -> None:
+    if plan.compression.down:
+        to.write_bytes(_whole(plan, path))
+    else:
+        shutil.copyfile(path, to)
+
+
+def _whole(plan: Plan, path: Path) -> bytes:
+    """Return the bytes of a model's file, opened where the plan made it small."""
+    from atoll import compression
+    from atoll.wire import layouts_read, pack, unpack, words_of
+
+    body, down = path.read_bytes(), compression.down(plan)
+    if not down.stages:
+        return body
+    layouts = layouts_read(words_of(body)["whole"])
+    return b"".join(pack(down.received(unpack(body, down.layouts(layouts))[0], layouts)))
 
 
 _KINDS = {".keras": ("keras", "Keras model"), ".json": ("trees", "ensemble of trees")}
@@ -236,7 +255,7 @@ def _export(plan: Plan, path: Path, to: Path) -> None:
     learner = learners.build(plan.with_(model={"metrics": plan.model.known_metrics}))
     algorithm = method.find(plan, learner)
     sent = layouts_of(algorithm.brief(algorithm.init(learner.initial(0))))  # what a method has beside the model, too
-    groups = unpack(path.read_bytes(), sent)[0]
+    groups = unpack(_whole(plan, path), sent)[0]
     if kind == "keras":
         from atoll.learners.keras import export as write_keras
 

@@ -18,7 +18,8 @@ from atoll.compression.topk import topk
 from atoll.errors import LayoutError, PlanError
 from atoll.plan import Plan
 from atoll.stages import CHOICES, Said
-from atoll.vector import Flat, Group, Groups, Layout, Layouts, squared
+from atoll.vector import Flat, Group, Groups, Layout, Layouts, layouts_of, squared
+from atoll.wire import digest_of, layouts_said, pack
 
 MINE = "compression."
 """What the names of all that a node remembers for compression begin with."""
@@ -160,6 +161,20 @@ class Press(NamedTuple):
                 for name, read in self.open(groups, layouts, round_).items()
             }
 
+    def model(self, brief: Groups) -> tuple[Groups, Mapping[str, str] | None]:
+        """Return a model as nodes fetch it, and the words in its file; the same for the same model.
+
+        A model's file stands for itself, so nothing is remembered: what it leaves out stays in the server's own model,
+        which updates are added to, and so is a part of the next one (error feedback at the server).
+        """
+        if not self.stages:
+            return brief, None
+        return self.encode(brief, {}, 0, digest_of(pack(brief)))[0], {"whole": layouts_said(layouts_of(brief))}
+
+    def received(self, small: Groups, layouts: Layouts) -> Groups:
+        """Return a model as nodes have it, from how they fetched it; errors as for `open`."""
+        return self.decode(small, layouts, 0)
+
     def _common(self, round_: int, name: str, place: int = 0) -> Seed:
         return [self.seed, round_, place, *_words(f"compression {self.way} {name}")]
 
@@ -229,12 +244,27 @@ def find(plan: Plan, layouts: Layouts, *, sums: bool) -> Press:
         raise PlanError(
             f"compression.up: '{plan.aggregation.rule}' sends nothing that is averaged, and sums must stay exact; leave up out"
         )
-    if not sums and (wrong := next((one for one in said if Said.of(one).name in CHOICES), None)):
+    if said and plan.privacy.secure_aggregation:
+        raise PlanError(
+            f"compression.up: what '{said[0]}' makes of updates can't be added up under masks; leave up out, or secure_aggregation"
+        )
+    wrong = next((one for one in said if Said.of(one).name in CHOICES), None)
+    if wrong and plan.privacy.clip is not None:
+        raise PlanError(
+            f"compression.up: what '{wrong}' leaves out comes on top of a later update, which may then be longer than privacy.clip; "
+            "take '8bit', '4bit' or 'bfloat16'"
+        )
+    if wrong and not sums:
         raise PlanError(
             f"compression.up: '{plan.aggregation.rule}' compares updates with each other, and '{wrong}' leaves numbers out; "
             "take '8bit', '4bit' or 'bfloat16'"
         )
     return press
+
+
+def down(plan: Plan) -> Press:
+    """Return what makes a plan's models small."""
+    return Press(stages(plan.compression.down), plan.plan.seed, "down")
 
 
 def parted(memory: Groups) -> tuple[dict[str, Group], dict[str, Group]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 
+from atoll.compression import Press
 from atoll.errors import LayoutError, UnreachableError, UnwritableError, WireError
 from atoll.logs import Progress
 from atoll.logs.bodies import Incoming, mapped
@@ -90,13 +91,13 @@ class Downloads:
             raise WireError(f"{self._url}: the model that came is not {digest[:12]}: it was altered on the way")
 
 
-def received(body: Buffer, layouts: Layouts) -> Groups:
-    """Return the groups of a model that the server sent, as views into its bytes.
+def received(body: Buffer, layouts: Layouts, down: Press) -> Groups:
+    """Return the groups of a model that the server sent, as views into its bytes, or opened where they are small (`down`).
 
     Raises:
         WireError, LayoutError: it is no model of the plan, or holds NaN or infinity: nothing is to be done with it.
     """
-    groups = unpack(body, layouts)[0]
+    groups = down.received(unpack(body, down.layouts(layouts))[0], layouts)
     for name, group in groups.items():
         if not finite(group.values):
             raise LayoutError(f"the model that the server sent holds NaN or infinity (in group '{name}'): it isn't used here")

@@ -220,7 +220,7 @@ class Node:
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
-        self.work = Work(self.plan, self.algorithm, self.learner, press, self.layouts, *mine)
+        self.work = Work(self.plan, self.algorithm, self.learner, press, compression.down(self.plan), self.layouts, *mine)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self.gate.rows = train

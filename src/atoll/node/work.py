@@ -18,7 +18,7 @@ from atoll.node.memory import Memories
 from atoll.node.outbox import Outbox
 from atoll.plan import Plan
 from atoll.vector import Layouts, Update
-from atoll.wire import Address, Buffer, encode, seal
+from atoll.wire import Address, Buffer, encode, pack, seal
 
 log = logging.getLogger("atoll.node")
 
@@ -28,7 +28,7 @@ class Work:
     """What a node works with.
 
     Args:
-        plan, algorithm, learner, press: what everyone agreed to.
+        plan, algorithm, learner, press, down: what everyone agreed to.
         layouts: of what the server sends.
         data, name, identity, directory: the node's own.
         outbox, memories: where updates, and what goes with them, are kept.
@@ -38,6 +38,7 @@ class Work:
     algorithm: Algorithm
     learner: Learner
     press: Press
+    down: Press
     layouts: Layouts
     data: Data
     name: str
@@ -48,7 +49,7 @@ class Work:
 
     def train(self, task: StartTraining, body: Buffer) -> tuple[Memory, Update]:
         """Judge the received model and train it; return what the node remembers if the update counts, and that."""
-        brief = received(body, self.layouts)
+        brief = received(body, self.layouts, self.down)
         before, left = parted(self.memories.recall(task.run, task.counted))
         memory, update = algorithms.work(self.plan, self.algorithm, self.learner, brief, before, self.data, task.round, self.name)
         small, left_now = self.press.encode(update.groups, left, task.round, self.name)
@@ -67,8 +68,8 @@ class Work:
 
     def keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
         """Keep the final model, and what a personal method makes of it; return how that does on this node's rows."""
-        brief = received(body, self.layouts)
-        keep_final(self.directory, body)
+        brief = received(body, self.layouts, self.down)
+        keep_final(self.directory, b"".join(pack(brief)) if self.down.stages else body)
         memory, _ = parted(self.memories.recall(end.run, end.counted))
         about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
         mine = algorithms.own(*about)

@@ -8,13 +8,14 @@ from atoll import algorithms
 from atoll.algorithms import Algorithm, State
 from atoll.algorithms.drift import Drift, drift
 from atoll.compression import Press
+from atoll.errors import StoreError
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
 from atoll.server.book import Made
 from atoll.server.close import Accepted, Guard, Undo, close
 from atoll.server.events import Close
 from atoll.store.models import Models
-from atoll.vector import Metrics, layouts_of
+from atoll.vector import Groups, Metrics, layouts_of
 
 
 class Aggregator:
@@ -22,7 +23,8 @@ class Aggregator:
 
     Args:
         plan: what everyone agreed to.
-        algorithm, learner, press: the plan's.
+        algorithm, learner: the plan's.
+        presses: what made updates small, and what makes models small.
         models: where states and models are kept.
         holdout: the server's own test rows.
 
@@ -35,27 +37,59 @@ class Aggregator:
     kept: tuple[str, str]
 
     def __init__(
-        self, plan: Plan, algorithm: Algorithm, learner: Learner, press: Press, models: Models, holdout: Rows | None
+        self,
+        plan: Plan,
+        algorithm: Algorithm,
+        learner: Learner,
+        presses: tuple[Press, Press],
+        models: Models,
+        holdout: Rows | None,
     ) -> None:
-        self._plan, self._algorithm, self._learner, self._press = plan, algorithm, learner, press
+        self._plan, self._algorithm, self._learner = plan, algorithm, learner
+        self._press, self._down = presses
         self._models, self._holdout = models, holdout
+
+    def begin(self, first: Groups) -> str:
+        """Store a run's first model, and return its digest; the first state is made of it as nodes receive it."""
+        state = self._algorithm.init(first)
+        if not self._down.stages:
+            return self.keep(state)[0]
+        model = self._models.put(*self._down.model(self._algorithm.brief(state)))
+        self.take_up(state, model, model)
+        return model
 
     def keep(self, state: State) -> tuple[str, str]:
         """Store a state and the model in it, and go on with it; return both digests."""
         brief = self._algorithm.brief(state)
-        model = self._models.put(brief)
-        kept = model if brief.keys() == state.keys() else self._models.put(state)
+        model = self._models.put(*self._down.model(brief))
+        kept = model if brief.keys() == state.keys() and not self._down.stages else self._models.put(state)
         self.state, self.kept = self._models.get(kept, layouts_of(state)), (model, kept)
         return self.kept
 
     def take_up(self, like: State, model: str, state: str) -> None:
         """Go on with a state that another server left, which is laid out like this one."""
-        self.state, self.kept = self._models.get(state, layouts_of(like)), (model, state)
+        self.state, self.kept = like, (model, state)
+        if self._down.stages and model == state:  # the run's first
+            received = self.received()
+            self.state = self._algorithm.init({name: received[name] for name in self._learner.layouts})
+        else:
+            self.state = self._models.get(state, layouts_of(like))
 
     def keep_again(self) -> None:
-        """Store the newest state once more, where it was pruned with the run that made it first."""
+        """Store the newest state once more, where it was pruned with the run that made it first.
+
+        Raises:
+            StoreError: it is a compressed run's first model, of which only what nodes make of it is left.
+        """
         if not self._models.has(*self.kept):
+            if self._down.stages and self.kept[0] == self.kept[1]:
+                raise StoreError(f"model {self.kept[0][:12]} was pruned while the run began with it; start the run again")
             self.keep(self.state)
+
+    def received(self) -> Groups:
+        """Return the present model as nodes have it."""
+        layouts = layouts_of(self._algorithm.brief(self.state))
+        return self._down.received(self._models.get(self.kept[0], self._down.layouts(layouts)), layouts)
 
     def aggregate(
         self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None = None, undo: Undo | None = None
@@ -75,5 +109,7 @@ class Aggregator:
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""
-        brief = self._algorithm.brief(self.state)
-        return self._holdout and self._learner.evaluate({name: brief[name] for name in self._learner.layouts}, self._holdout)
+        if not self._holdout:
+            return None
+        model = self.received()
+        return self._learner.evaluate({name: model[name] for name in self._learner.layouts}, self._holdout)

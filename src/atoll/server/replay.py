@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Algorithm, State
+from atoll.compression import Press
 from atoll.errors import LogError, StoreError
 from atoll.learner import Learner
 from atoll.logs import Reader, Record
@@ -72,7 +73,8 @@ async def replay(
     learner = learner or learners.build(plan, allow)
     algorithm = method.find(plan, learner)
     press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
-    state = _initial(algorithm, learner, Models(directory / "models"), run, plan.plan.seed)
+    down = compression.down(plan)
+    state = _initial(algorithm, learner, down, Models(directory / "models"), run, plan.plan.seed)
     link, protected = privacy.protected(plan, algorithm.updates(learner.layouts))
     size = sum(one.nbytes for one in protected.values())
     log = _open(directory / "log", run, plan, size, access)
@@ -100,7 +102,7 @@ async def replay(
             undo = _noised(plan, algorithm.updates(learner.layouts), row)
             about = algorithm, state, learner.layouts, model, accepted, row.registered, own
             state = await asyncio.to_thread(partial(close, guard=guard, undo=undo, press=press), *about)
-            model = models[row.round + 1] = digest_of(pack(algorithm.brief(state)))
+            model = models[row.round + 1] = digest_of(pack(*down.model(algorithm.brief(state))))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)
             yield Replayed(row.round, len(accepted), row.model, model)
@@ -111,11 +113,11 @@ async def replay(
         shutil.rmtree(directory / "log" / _COPIES, ignore_errors=True)
 
 
-def _initial(algorithm: Algorithm, learner: Learner, models: Models, run: RunRow, seed: int) -> State:
-    brief = algorithm.brief(algorithm.init(learner.initial(seed)))
-    found = models.get(run.initial, layouts_of(brief))
+def _initial(algorithm: Algorithm, learner: Learner, down: Press, models: Models, run: RunRow, seed: int) -> State:
+    layouts = layouts_of(algorithm.brief(algorithm.init(learner.initial(seed))))
+    found = down.received(models.get(run.initial, down.layouts(layouts)), layouts)
     state = algorithm.init({name: found[name] for name in learner.layouts})
-    if digest_of(pack(algorithm.brief(state))) != run.initial:
+    if digest_of([models.path(run.initial).read_bytes()]) != run.initial:
         raise StoreError(f"{models.path(run.initial)}: the initial model isn't what it was: the file is damaged")
     return state
 

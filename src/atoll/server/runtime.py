@@ -17,7 +17,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from atoll import algorithms, compression, learners, method
-from atoll.algorithms import State
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PlanError, PrivacyError, RefusedError, StoreError
@@ -51,7 +50,7 @@ from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.store.viewers import Viewers
 from atoll.tls import authority, required
-from atoll.vector import Metrics, Total
+from atoll.vector import Groups, Metrics, Total
 from atoll.wire import Address, Envelope
 
 log = logging.getLogger("atoll.server")
@@ -137,8 +136,10 @@ class Server:
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
         self.patience = Patience(plan.cohort.deadline, lambda why: self._tell("waiting", reason=why))
         self.book = Book(self.store, chain, self.run, self.patience, self._left)
-        self.aggregator = Aggregator(plan, self.algorithm, self.learner, self.press, self.models, holdout)
-        self._begin(self.algorithm.init(first))
+        self.aggregator = Aggregator(
+            plan, self.algorithm, self.learner, (self.press, compression.down(plan)), self.models, holdout
+        )
+        self._begin(first)
         self._make_room(plan.cohort.minimum)
         self._ended, self._opening, self._coming = asyncio.Event(), asyncio.Lock(), dict[str, str]()
         self.drive, self.intake = self._driving()
@@ -186,13 +187,13 @@ class Server:
             acts |= {events.Collect: self.linked.collect, events.Say: self.linked.say}
         return drive, intake
 
-    def _begin(self, state: State) -> None:
+    def _begin(self, first: Groups) -> None:
         """Store the run and its first state; or take up the last one that another server left."""
         if self._left:
             self.book.goes_on(self._left)
-            self.aggregator.take_up(state, self._left.past.model, self._left.state)
+            self.aggregator.take_up(self.algorithm.init(first), self._left.past.model, self._left.state)
             return
-        model, _ = self.aggregator.keep(state)
+        model = self.aggregator.begin(first)
         about = self.plan.plan.name, self.plan.digest, self.plan.to_json()
         self.book.begins(RunRow(self.run, *about, time.time(), model, log_start=self.log.positions))
 

@@ -5,7 +5,6 @@ A million clients are two arrays, of row numbers and of where each client's begi
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from atoll.learner import Data, Rows
 from atoll.plan import Plan
 from atoll.preprocess import prepare
 from atoll.simulate.partition import deviation, partition, shifted
-from atoll.vector import Group, Groups, Layout, Tensor
-from atoll.wire import pack, unpack
+from atoll.vector import Group, Groups, layouts_of
+from atoll.wire import layouts_read, layouts_said, pack, unpack, words_of
 
 _KEPT = 4096
 """Clients whose rows are kept at hand."""
@@ -172,22 +171,12 @@ class Memories:
 
 def dumped(groups: Groups) -> bytes:
     """Return groups as one safetensors file that knows its own layouts."""
-    layouts = {
-        name: [[[tensor.name, *tensor.shape] for tensor in group.layout.tensors], group.layout.dtype, group.layout.total]
-        for name, group in groups.items()
-    }
-    return b"".join(pack(groups, {"layouts": json.dumps(layouts)}))
+    return b"".join(pack(groups, {"layouts": layouts_said(layouts_of(groups))}))
 
 
 def loaded(content: bytes) -> dict[str, Group]:
     """Read back what `dumped` wrote."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    told = json.loads(header["__metadata__"]["layouts"])
-    layouts = {
-        name: Layout(tuple(Tensor(tensor, tuple(shape)) for tensor, *shape in tensors), dtype, total)
-        for name, (tensors, dtype, total) in told.items()
-    }
-    return unpack(content, layouts)[0]
+    return unpack(content, layouts_read(words_of(content)["layouts"]))[0]
 
 
 def _size(memory: Memory) -> int:

@@ -35,7 +35,7 @@ from atoll.simulate.clock import Clock
 from atoll.simulate.devices import Devices
 from atoll.simulate.linked import Linked
 from atoll.simulate.map import Job, Strategy, Work
-from atoll.vector import Groups, Update, check
+from atoll.vector import Groups, Update, check, layouts_of
 from atoll.wire import Address, digest_of, encode, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -77,6 +77,7 @@ class _Run:
 
     work: Work
     press: Press
+    down: Press
     clients: Mapping[str, Data]
     holdout: Rows | None
     watch: Watch
@@ -87,6 +88,7 @@ class _Run:
     there: Callable[[int], Collection[str]] | None = None
     here: frozenset[str] = frozenset()
     model: str = ""
+    brief: Groups = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     briefs: dict[str, Groups] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
@@ -105,7 +107,7 @@ class _Run:
         """Let the asked clients train."""
         task, devices = (command.round, command.attempt), self.clock.devices
         names = [name for name in command.nodes if not (devices and devices.drops(name, task))]
-        brief = self.briefs.setdefault(command.model, self.work.algorithm.brief(self.state))
+        brief = self.briefs.setdefault(command.model, self.brief)
         clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in names}
         judged = self.due(command.round) and not self.work.algorithm.silent
         answers = self.strategy.train(Job(brief, command.round, clients, judged))
@@ -139,7 +141,7 @@ class _Run:
             return linked.say(command)
         protected = {name: linked.protect(name) for name in command.nodes}
         updates = {name: one for name, one in protected.items() if isinstance(one, Update)}
-        self.send(*linked.tried, self.work.algorithm.brief(self.state), updates)
+        self.send(*linked.tried, self.brief, updates)
         return [
             events.Declined(0.0, Address("simulated", *linked.tried, name), one)
             for name, one in protected.items()
@@ -154,7 +156,7 @@ class _Run:
         """Let a client's word on a task come when it is done."""
         plan = self.work.plan
         steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
-        down = sum(group.values.nbytes for group in brief.values())
+        down = sum(layout.nbytes for layout in self.down.layouts(layouts_of(brief)).values())
         self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
 
     def arrive(self, address: Address, update: Update) -> events.Appended | events.Refused | events.Declined:
@@ -181,6 +183,18 @@ class _Run:
         except LayoutError as error:
             return events.Refused(0.0, *what, str(error))
 
+    def publish(self) -> None:
+        """Make of the present state what clients receive."""
+        brief = self.work.algorithm.brief(self.state)
+        small, words = self.down.model(brief)
+        self.model, self.brief = digest_of(pack(small, words)), self.down.received(small, layouts_of(brief))
+
+    def begin(self) -> None:
+        """Send the first model; the state is made anew of what clients make of it, where that is another one."""
+        self.publish()
+        if self.down.stages:
+            self.state = self.work.algorithm.init(self.groups())
+
     def due(self, round_: int) -> bool:
         """Say whether models are judged in a round."""
         return round_ % self.judge_every == 0 or round_ == self.work.plan.plan.rounds
@@ -201,7 +215,7 @@ class _Run:
         sums = [one.metrics for name, one in accepted.items() if name not in late]
         if self.linked:
             sums = [named(self.linked.undone.metrics, sums)]
-        self.model = digest_of(pack(self.work.algorithm.brief(self.state)))
+        self.publish()
         due = self.due(command.round)
         facts: dict[str, Any] = {
             "round": command.round,
@@ -295,15 +309,15 @@ class _Run:
             self.kept.begin()
             return None
         found = self.kept.find()
-        self.state, self.rounds, self.model = found.state, found.rounds, found.past.model
+        self.state, self.rounds = found.state, found.rounds
+        self.publish()
         for name, memory in found.memories.items():
             self.memories.put(name, memory)
         return found.past
 
     def groups(self) -> Groups:
         """Return the present model's own groups."""
-        brief = self.work.algorithm.brief(self.state)
-        return {name: brief[name] for name in self.work.learner.layouts}
+        return {name: self.brief[name] for name in self.work.learner.layouts}
 
     def judge(self, rows: Rows) -> dict[str, float]:
         """How the present model does on some rows, as figures."""
@@ -311,8 +325,8 @@ class _Run:
 
     def judge_own(self, name: str) -> dict[str, float]:
         """How the model that a client itself uses does on its rows, as figures."""
-        brief, (memory, _), data = self.work.algorithm.brief(self.state), parted(self.memories.get(name)), self.clients[name]
-        mine = algorithms.own(*self.work, brief, memory, data, self.work.plan.plan.rounds, name)
+        (memory, _), data = parted(self.memories.get(name)), self.clients[name]
+        mine = algorithms.own(*self.work, self.brief, memory, data, self.work.plan.plan.rounds, name)
         return summary(self.work.learner.evaluate(mine, data.judge))
 
     def judge_each(self) -> dict[str, dict[str, float]]:
@@ -411,12 +425,13 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
         opened.callback(chosen.close)
+        presses = press, compression.down(plan)
         run = _Run(
-            work, press, data, holdout, watch, state, chosen, judge_every, tamper, there, clock=clock, account=spending
+            work, *presses, data, holdout, watch, state, chosen, judge_every, tamper, there, clock=clock, account=spending
         )  # fmt: skip
         opened.callback(run.threads.shutdown)
         opened.callback(run.memories.close)
-        run.model = digest_of(pack(work.algorithm.brief(state)))
+        run.begin()
         privacy.prepare(plan)
         link, layouts = privacy.protected(plan, work.algorithm.updates(built.layouts))
         run.linked = Linked(link, plan, work.algorithm, layouts) if link else None

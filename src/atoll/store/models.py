@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 
 from atoll.durable import write_durably
@@ -28,9 +29,9 @@ class Models:
         except OSError as error:
             raise StoreError(f"{directory}: models can't be stored there ({error.strerror}); choose another --store") from error
 
-    def put(self, groups: Groups) -> str:
+    def put(self, groups: Groups, words: Mapping[str, str] | None = None) -> str:
         """Store a model, durably, and return its digest; one that is there already is not written again."""
-        parts = pack(groups)
+        parts = pack(groups, words)
         path = self._at(digest := digest_of(parts))
         if not path.exists():
             try:
