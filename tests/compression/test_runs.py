@@ -234,11 +234,11 @@ def test_strategies_train_compressed_cohorts_alike():
         ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "qffl"}}, "'qffl' sends nothing that is averaged"),
         (
             {"compression": {"up": ["8bit"]}, "privacy": {"secure_aggregation": True}},
-            "what '8bit' makes of updates can't be added up",
+            "compression.up makes updates small that privacy.secure_aggregation adds up",
         ),
         (
             {"compression": {"up": ["topk:0.1"]}, "privacy": {"clip": 1.0}},
-            "which may then be longer than privacy.clip; take '8bit'",
+            "which may be longer then than privacy.clip; take '8bit'",
         ),
         ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "newton"}}, "'newton' sends nothing that is averaged"),
     ],

@@ -244,15 +244,11 @@ def find(plan: Plan, layouts: Layouts, *, sums: bool) -> Press:
         raise PlanError(
             f"compression.up: '{plan.aggregation.rule}' sends nothing that is averaged, and sums must stay exact; leave up out"
         )
-    if said and plan.privacy.secure_aggregation:
-        raise PlanError(
-            f"compression.up: what '{said[0]}' makes of updates can't be added up under masks; leave up out, or secure_aggregation"
-        )
     wrong = next((one for one in said if Said.of(one).name in CHOICES), None)
     if wrong and plan.privacy.clip is not None:
         raise PlanError(
-            f"compression.up: what '{wrong}' leaves out comes on top of a later update, which may then be longer than privacy.clip; "
-            "take '8bit', '4bit' or 'bfloat16'"
+            f"compression.up: what '{wrong}' leaves out comes on top of a later update, which may be longer then than "
+            "privacy.clip; take '8bit', '4bit' or 'bfloat16'"
         )
     if wrong and not sums:
         raise PlanError(
