@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from tests.federation import clients, plan, run
+from tests.server.test_retention import replayed
 
+from atoll.errors import PlanError
+from atoll.messages import UPDATE
+from atoll.node.runtime import Node
+from atoll.privacy import ckks
+from atoll.server.runtime import Server
 from atoll.simulate import simulate
 
 ENCRYPTED = {"encryption": True}
@@ -26,3 +37,108 @@ def test_a_simulation_goes_through_the_same(tmp_path):
     for ours, theirs in zip(encrypted.rounds, plain.rounds, strict=True):
         assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-5)
         assert ours["answered"] == theirs["answered"]
+
+
+class Leaving(Node):
+    """A node that trains once all are here, and says nothing any more from one phase of the second round on."""
+
+    leaves = ""
+    all_here: asyncio.Event
+
+    async def start_training(self, task):
+        await self.all_here.wait()
+        await super().start_training(task)
+
+    async def _answer(self, command):
+        if (command.phase, command.task.round) != (self.leaves, 2):
+            await super()._answer(command)
+
+    async def _protect(self, command):
+        if (UPDATE, command.task.round) != (self.leaves, 2):
+            await super()._protect(command)
+
+
+def run_with_a_loss(agreed, place, phase: str, count: int = 4) -> dict[str, Any]:
+    async def together() -> dict[str, Any]:
+        here, all_here = set[str](), asyncio.Event()
+
+        def watch(event: Mapping[str, Any]) -> None:
+            if event["what"] == "joined":
+                here.add(event["name"])
+                if len(here) == count:
+                    all_here.set()
+
+        server = Server(agreed, store=place / "store", port=0, watch=watch)
+        nodes = [Leaving(server.url, one, name=name, directory=place / name) for name, one in clients(count).items()]
+        for node in nodes:
+            node.all_here = all_here
+        nodes[1].leaves = phase
+        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
+        return history
+
+    return asyncio.run(asyncio.wait_for(together(), 60))
+
+
+@pytest.mark.parametrize("phase", ["keys", "secrets", UPDATE, "survivors", "open"])
+def test_a_node_that_is_lost_in_any_phase_costs_its_part_at_most(tmp_path, phase):
+    cohort = {"minimum": 3, "quorum": 0.7, "grace": 0.3, "deadline": 20}
+    history = run_with_a_loss(plan(privacy=ENCRYPTED, cohort=cohort), tmp_path, phase)
+    assert history["outcome"] == "completed", history["reason"]
+    names = set(clients(4))
+    answered = set(history["rounds"][1]["answered"])
+    assert answered == (names if phase in ("survivors", "open") else names - {"node-1"})
+    assert [row["attempt"] for row in history["rounds"]] == [1, 1, 1], "a round was tried again"
+    assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
+
+
+def test_few_open_for_all(tmp_path):
+    cohort = {"minimum": 7, "quorum": 1.0, "grace": 0.3, "deadline": 20}  # more than open the sum
+    history = run_with_a_loss(plan(plan={"rounds": 2}, privacy=ENCRYPTED, cohort=cohort), tmp_path, "", 7)
+    assert history["outcome"] == "completed", history["reason"]
+    assert [len(row["answered"]) for row in history["rounds"]] == [7, 7]
+
+
+def test_by_kafka_as_well(tmp_path, kafka):
+    history = run(plan(privacy=ENCRYPTED, log={"kafka": kafka}), clients(), tmp_path)
+    assert history["outcome"] == "completed", history["reason"]
+    plain = simulate(plan(), clients())
+    assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
+    assert history["rounds"][-2]["nodes"] == pytest.approx(plain.rounds[-1]["nodes"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"privacy": {**ENCRYPTED, "secure_aggregation": True}}, "leave one of them out"),
+        ({"privacy": {**ENCRYPTED, "bits": 32}}, "bits is of secure_aggregation"),
+        ({"privacy": ENCRYPTED, "cohort": {"minimum": 2}}, "privacy.encryption: of a sum of two"),
+        ({"privacy": ENCRYPTED, "cohort": {"buffer": 3}}, "privacy.encryption adds up the updates of one cohort"),
+        ({"privacy": ENCRYPTED, "compression": {"up": ["8bit"]}}, "privacy.encryption adds up"),
+        ({"privacy": {**ENCRYPTED, "clip": 1.0, "central_noise": {"epsilon": 8, "delta": 1e-5}}}, "don't go together yet"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(changed, said):
+    with pytest.raises(PlanError, match=said):
+        plan(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"aggregation": {"rule": "median"}}, "'median' looks at single updates, and privacy.encryption hides them"),
+        ({"model": {"logistic": True, "inputs": 1_100_000}}, "an update of 1,100,001 numbers"),
+    ],
+)
+def test_a_plan_that_nobody_can_open_is_refused_before_it_begins(tmp_path, changed, said):
+    with pytest.raises(PlanError, match=said):
+        Server(plan(privacy=ENCRYPTED, **changed), store=tmp_path, port=0)
+
+
+def test_a_node_without_tenseal_says_so_when_it_joins(tmp_path, monkeypatch):
+    ckks._seal.cache_clear()
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    try:
+        with pytest.raises(PlanError, match=r"pip install 'atoll-fl\[tenseal\]'"):
+            simulate(plan(privacy=ENCRYPTED), clients())
+    finally:
+        ckks._seal.cache_clear()

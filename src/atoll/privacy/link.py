@@ -56,6 +56,7 @@ class Link(NamedTuple):
         undo: server: (state, answers of the last phase, total) → what the total really is.
         opens: the phase after, if any, in which nodes read the fold's total themselves: whoever relays shows it to those that
             are told something in this phase, by way of `see`, before they answer.
+        few: how many answers that phase takes: those that are told something in it answer for all.
         see: node: (state, the groups of the fold's total) → state.
     """
 
@@ -70,6 +71,7 @@ class Link(NamedTuple):
     close: Callable[[Own, Collection[str]], tuple[Own, Letters]]
     undo: Callable[[Own, Letters, Total], Undone]
     opens: str = ""
+    few: int = 0
     see: Callable[[Own, Groups], Own] = lambda own, _: own
 
     @property

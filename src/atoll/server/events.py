@@ -15,10 +15,15 @@ Outcome = Literal["completed", "gave_up", "stopped"]
 
 
 class Steps(NamedTuple):
-    """The phases of a link, by their names: before updates are protected, and after it is known which are in."""
+    """The phases of a link, by their names: before updates are protected, and after it is known which are in.
+
+    In the phase `opens` a few nodes answer for all, and `few` of them are enough.
+    """
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    opens: str = ""
+    few: int = 0
 
     def next(self, phase: str) -> str:
         """Return the phase that follows on one, which isn't the last; on none, an empty text, follows the first."""

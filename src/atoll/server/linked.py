@@ -67,7 +67,7 @@ class Linked:
         patience: Patience,
         tell: Callable[..., None],
     ) -> None:
-        self.steps = Steps(link.before, link.after)
+        self.steps = Steps(link.before, link.after, link.opens, link.few)
         self._link, self._plan, self._layouts, self._run = link, plan, layouts, run
         self._drive, self._channel, self._add, self._models = drive, channel, add, models
         self._directory, self._patience, self._tell = directory, patience, tell

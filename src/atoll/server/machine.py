@@ -221,10 +221,8 @@ def _answered(state: State, event: Answered) -> Result:
 def _collected(state: State, event: Collected) -> Result:
     if not (relay := state.relay) or not relay.collecting or relay.phase != event.phase:
         return state, ()
-    if len(event.nodes) < state.rules.minimum:
-        return _again(
-            state, event.now, f"{len(event.nodes)} of at least {state.rules.minimum} nodes are left after '{event.phase}'"
-        )
+    if len(event.nodes) < (fewest := state.fewest(state.steps.next(event.phase))):
+        return _again(state, event.now, f"{len(event.nodes)} of at least {fewest} nodes are left after '{event.phase}'")
     state, commands = phases.next_(state, event)
     settled, more = (_settle if state.phase is Phase.TRAINING else _advance)(state, event.now)
     return settled, (*commands, *more)
@@ -240,9 +238,9 @@ def _advance(state: State, now: float) -> Result:
     if relay is None or relay.collecting:
         return state, ()
     if relay.left and now < state.until:
-        return _grace(state, now) if len(relay.said) >= state.quorum(len(relay.asked)) else (state, ())
-    if len(relay.said) < state.rules.minimum:
-        return _again(state, now, f"{len(relay.said)} of at least {state.rules.minimum} nodes answered in phase '{relay.phase}'")
+        return _grace(state, now) if len(relay.said) >= state.quorum(len(relay.asked), relay.phase) else (state, ())
+    if len(relay.said) < (fewest := state.fewest(relay.phase)):
+        return _again(state, now, f"{len(relay.said)} of at least {fewest} nodes answered in phase '{relay.phase}'")
     if relay.phase == state.steps.last:
         return _fold(state)
     return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, tuple(sorted(relay.said))),)

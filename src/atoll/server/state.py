@@ -130,9 +130,13 @@ class State:
         """How many updates close the round: as many as the buffer holds, or else a quorum of the nodes at work."""
         return self.rules.buffer or self.quorum(len(self.cohort))
 
-    def quorum(self, nodes: int) -> int:
+    def quorum(self, nodes: int, phase: str = "") -> int:
         """How many of so many nodes are enough."""
-        return max(self.least, math.ceil(self.rules.quorum * nodes))
+        return max(self.fewest(phase) if phase else self.least, math.ceil(self.rules.quorum * nodes))
+
+    def fewest(self, phase: str) -> int:
+        """How many nodes there must be in a phase of the link."""
+        return self.steps.few if phase == self.steps.opens else self.rules.minimum
 
     @property
     def least(self) -> int:

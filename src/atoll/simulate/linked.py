@@ -34,7 +34,7 @@ class Linked:
     undone: Undone
 
     def __init__(self, link: Link, plan: Plan, algorithm: Algorithm, layouts: Layouts) -> None:
-        self.steps = events.Steps(link.before, link.after)
+        self.steps = events.Steps(link.before, link.after, link.opens, link.few)
         self.guard = Guard(layouts, self._fold, self._undo)
         self._total: Total | None = None
         self._link, self._plan, self._algorithm = link, plan, algorithm

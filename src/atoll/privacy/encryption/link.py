@@ -82,7 +82,9 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
         return Undone(*how.decode(total, opened), {**relayed.faults, **faults})
 
     code(1)
-    return Link(BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, opens="open", see=_see)
+    return Link(
+        BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, opens="open", few=server.OPENERS, see=_see
+    )
 
 
 def _join(terms: Terms, identity: Identity) -> _Node:
