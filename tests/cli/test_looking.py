@@ -105,3 +105,13 @@ def test_a_start_that_does_not_fit_is_one_line(tmp_path):
     (tmp_path / "start.safetensors").write_bytes(b"none")
     said = one_line(atoll("serve", path, "--port", "0", "--store", tmp_path / "store", "--start", tmp_path / "start.safetensors"))
     assert "start.safetensors: no model of this plan" in said
+
+
+def test_many_curves_are_explained_beside_the_panels(tmp_path):
+    def wide(count: int) -> int:
+        picture = tmp_path / f"{count}.png"
+        plot({f"run {k}": [(1, {"loss": 1.0 + k}), (2, {"loss": 0.5 + k})] for k in range(count)}, picture)
+        return int.from_bytes(picture.read_bytes()[16:20], "big")
+
+    assert wide(3) == 690
+    assert wide(12) == 990
