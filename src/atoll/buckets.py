@@ -63,7 +63,7 @@ def edges(sums: NDArray[np.float64], bins: int, fine: int) -> NDArray[np.float32
     A row belongs to the bin whose number is how many edges are not above its value.
     """
     found = np.zeros((len(sums), bins - 1), np.float32)
-    for k, counts in enumerate(np.maximum(sums, 0)):
+    for k, counts in enumerate(np.rint(np.maximum(sums, 0))):  # a masked sum is whole but for its rounding
         filled = np.flatnonzero(counts > 0)
         if len(filled) < 2:
             continue

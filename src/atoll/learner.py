@@ -6,6 +6,7 @@ Every framework stays behind an implementation in `learners/`; nothing else impo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll import metrics
+from atoll.errors import LearnerError
 from atoll.vector import Flat, Groups, Layouts, Metrics, add
 
 _VALUES = 1 << 19
@@ -248,6 +250,27 @@ def by_blocks(judge: Callable[[Rows], Metrics], rows: Rows) -> dict[str, float]:
     """Judge rows block by block: the sums of those names that every block gives."""
     parts = [judge(part) for part in blocks(rows)]
     return {name: value for name, value in add(parts).items() if all(name in part for part in parts)}
+
+
+def scores(learner: Learner, groups: Groups, rows: Rows) -> NDArray[np.float64]:
+    """Return a model's scores of rows, as `metrics.Count` has them: what the learner counts is all that it is asked for.
+
+    Raises:
+        LearnerError: the learner counts nothing by rows, as of rows with many targets.
+    """
+    seen: list[NDArray[Any]] = []
+
+    def see(scores: NDArray[Any], y: NDArray[Any]) -> Metrics:
+        del y
+        seen.append(np.asarray(scores, np.float64))
+        return {}
+
+    twin: Any = copy.copy(learner)  # others may judge with it meanwhile
+    twin.count = see
+    twin.evaluate(groups, rows)
+    if sum(map(len, seen)) != len(rows):
+        raise LearnerError("the model's outputs can't be had row by row, so they have no mean over an ensemble")
+    return np.concatenate(seen)
 
 
 def classified(loss: float, predicted: NDArray[Any], y: NDArray[Any], *, two: bool) -> dict[str, float]:

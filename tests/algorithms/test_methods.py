@@ -232,6 +232,8 @@ ADAM = {"learning_rate": 0.1, "beta_1": 0.8, "beta_2": 0.7, "tau": 0.01}
 TABLE = {
     "fedavg": Row("fedavg", fedavg),
     "fedavg, one voice each": Row("fedavg", lambda w: fedavg(w, False), {"weighted": False}),
+    "one_shot": Row("one_shot", fedavg, {"models": 3}),
+    "one_shot, one voice each": Row("one_shot", lambda w: fedavg(w, False), {"weighted": False, "share": False}),
     "fedsgd": Row("fedsgd", fedsgd),
     "fedavgm": Row("fedavgm", lambda w: fedavgm(w, 0.9, 0.5), {"momentum": 0.9, "learning_rate": 0.5}),
     "fedadam": Row("fedadam", lambda w: fedopt(w, 0.1, 0.8, 0.01, lambda v, d: 0.7 * v + 0.3 * d), ADAM),
@@ -376,6 +378,8 @@ def test_every_method_has_a_row():
         ("apfl", {"alpha": 2}, r"alpha: it lies in \[0, 1\]; it is 2"),
         ("ifca", {"clusters": 1}, "clusters: it is a whole number from 2 up; it is 1"),
         ("ifca", {"warmup": -1}, "warmup: it is a whole number from 0 up; it is -1"),
+        ("one_shot", {"models": 0}, "models: it is a whole number from 1 up; it is 0"),
+        ("one_shot", {"epochs": 1.5}, "epochs: it is a whole number from 1 up; it is 1.5"),
         ("fedper", {"personal": "bias"}, "personal: is a list of names of arrays"),
         ("fedper", {"personal": ["beta"]}, r"personal: \['beta'\] fits no array of the model; it has kernel, bias"),
         ("fedper", {"personal": ["*"]}, r"personal: \['\*'\] fits every array of the model"),

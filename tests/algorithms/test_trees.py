@@ -157,6 +157,23 @@ def test_a_deployed_run_has_the_bits_of_a_simulated_one(rule, tmp_path):
     assert simulated.rounds[-1]["nodes"]["loss"] < simulated.rounds[0]["nodes"]["loss"]
 
 
+def test_histograms_are_sums_that_nobody_sees_one_by_one():
+    """By one line of the plan the server learns nothing but what all nodes' rows say together."""
+    made = agreed("histograms", FIRST + 3 * DEPTH, bins=BINS)
+    hidden = made.with_(privacy={"secure_aggregation": True})
+    x, _ = pooled()
+    plain, masked = (build(one).predict(simulate(one, sites()).model, x) for one in (made, hidden))
+    np.testing.assert_allclose(masked, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("stages", [["8bit"], ["bfloat16"]])
+def test_compression_touches_no_splits(stages):
+    made = agreed("bagging", 4).with_(compression={"up": stages})
+    found, plain = simulate(made, sites()), simulate(agreed("bagging", 4), sites())
+    assert found.model["counts"].values[0] == 12
+    assert abs(found.rounds[-1]["nodes"]["loss"] - plain.rounds[-1]["nodes"]["loss"]) < 0.01
+
+
 class Broken(Trees):
     """A node whose trees lead out of the table."""
 
@@ -206,6 +223,11 @@ def test_the_simulator_refuses_it_too():
         (
             {"aggregation": {"rule": "histograms", "options": {"bins": 1}}},
             "options.bins: it is a whole number from 2 to 1024; it is 1",
+        ),
+        ({"privacy": {"clip": 1.0}}, "privacy.clip: it makes whole updates shorter, and of trees or sums nothing would be left"),
+        (
+            {"privacy": {"secure_aggregation": True}},
+            "'bagging' looks at single updates, and privacy.secure_aggregation hides them",
         ),
         ({"cohort": {"buffer": 3}, "aggregation": {"rule": "histograms", "options": {}}}, "'histograms' can fold no late update"),
         (

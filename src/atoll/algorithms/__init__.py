@@ -40,8 +40,9 @@ from atoll.algorithms.median import median, trimmed_mean
 from atoll.algorithms.mime import mime_lite
 from atoll.algorithms.moon import moon
 from atoll.algorithms.newton import newton
+from atoll.algorithms.one_shot import one_shot
 from atoll.algorithms.qffl import qffl
-from atoll.algorithms.rounds import own, reference, train, work
+from atoll.algorithms.rounds import own, reference, taught, train, work
 from atoll.algorithms.scaffold import scaffold
 from atoll.errors import PlanError
 from atoll.learner import CAN, Learner, Rows
@@ -60,6 +61,7 @@ __all__ = [
     "own",
     "reference",
     "rooted",
+    "taught",
     "train",
     "voiced",
     "work",
@@ -87,6 +89,7 @@ _OWN: Mapping[str, Callable[..., Algorithm]] = {
     "fedbn": fedbn,
     "ifca": ifca,
     "newton": newton,
+    "one_shot": one_shot,
     "bagging": bagging,
     "histograms": histograms,
     "median": median,
@@ -142,6 +145,8 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         )
     if learner.can & _TREES and not algorithm.needs & _TREES:
         raise PlanError(f"aggregation.rule: '{rule}' takes a mean of models, and trees have none: take 'bagging' or 'histograms'")
+    if learner.can & _TREES and plan.privacy.clip is not None:
+        raise PlanError("privacy.clip: it makes whole updates shorter, and of trees or sums nothing would be left: leave it out")
     if plan.privacy.sums and not adds(algorithm):
         raise PlanError(
             f"aggregation.rule: '{rule}' looks at single updates, and privacy.{plan.privacy.sums} hides them; take a rule that "
@@ -176,7 +181,7 @@ def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
     Raises:
         PlanError: it has none.
     """
-    if algorithm.root and not rows:
+    if (algorithm.root or algorithm.teach) and not rows:
         raise PlanError(
             f"aggregation.rule: '{plan.aggregation.rule}' trains on the server's own rows too: give it a holdout (--holdout FILE)"
         )

@@ -70,6 +70,8 @@ class Algorithm(NamedTuple):
         fits: raises PlanError for a learner that can't do what the options ask of it; beyond `needs`.
         verify: (the model's layouts, an update's groups): raises LayoutError where layouts and finite numbers are not enough.
         late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
+        teach: (learner, state before, state after, the server's rows, pace, rng) → an update's groups: what the server makes of
+            a round's outcome on rows of its own, for the fold to see in a second pass.
         silent: whether nodes tell no metrics: what is said of their rows has to be protected too, and these aren't.
     """
 
@@ -87,3 +89,4 @@ class Algorithm(NamedTuple):
     verify: Callable[[Layouts, Groups], None] | None = None
     late: Late | None = None
     silent: bool = False
+    teach: Callable[[Learner, State, State, Rows, Pace, np.random.Generator], Groups] | None = None

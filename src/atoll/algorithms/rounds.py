@@ -50,14 +50,29 @@ def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, 
     return train(plan, algorithm, learner, algorithm.brief(state), {}, rows, round_, "the server")[1].groups
 
 
+def taught(
+    plan: Plan, algorithm: Algorithm, learner: Learner, before: State, after: State, rows: Rows | None, round_: int
+) -> Groups | None:
+    """Do what the server makes of a round's outcome on its own rows, where the method asks for it.
+
+    Raises:
+        LayoutError: the result is not finite.
+    """
+    if algorithm.teach is None or rows is None:
+        return None
+    pace = plan.training.pace(len(rows), round_, plan.plan.rounds)
+    found = algorithm.teach(learner, before, after, rows, pace, _drawing(plan, round_, "the server"))
+    _check(found)
+    return found
+
+
 def train(
     plan: Plan, algorithm: Algorithm, learner: Learner, brief: Groups, memory: Memory, rows: Rows, round_: int, name: str
 ) -> tuple[Memory, Update]:
     """Do the algorithm's local half alone; see `work`."""
     rng, pace = _drawing(plan, round_, name), plan.training.pace(len(rows), round_, plan.plan.rounds)
     memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
-    if not all(finite(group.values) for group in update.groups.values()):
-        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")
+    _check(update.groups)
     if algorithm.silent:
         return memory, replace(update, metrics={})
     return memory, replace(update, metrics={f"fit.{key}": value for key, value in update.metrics.items()})
@@ -82,3 +97,8 @@ def own(
 
 def _drawing(plan: Plan, round_: int, name: str, *more: int) -> np.random.Generator:
     return np.random.default_rng([plan.plan.seed, round_, *hashlib.sha256(name.encode()).digest()[:8], *more])
+
+
+def _check(groups: Groups) -> None:
+    if not all(finite(group.values) for group in groups.values()):
+        raise LayoutError("training gave NaN or infinity; lower training.learning_rate, or look for huge values in the data")

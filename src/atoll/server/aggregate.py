@@ -105,6 +105,11 @@ class Aggregator:
         see = None if guard or undo else lambda bodies, weights: seen.append(drift(bodies, weights))
         whole = self._algorithm, self.state, layouts, model, accepted, command.registered, own
         state = close(*whole, guard=guard, undo=undo, press=self._press, see=see)
+        if taught := algorithms.taught(
+            self._plan, self._algorithm, self._learner, self.state, state, self._holdout, command.round
+        ):
+            reference = self._models.put(taught)
+            state = close(*whole[:-1], taught, guard=guard, undo=undo, press=self._press)
         return Made(*self.keep(state), reference, drift=seen[0] if seen else None)
 
     def evaluate(self) -> Metrics | None:

@@ -59,6 +59,7 @@ class Simulated:
         reason: why the run ended: all rounds are done, or it stopped early.
         strategy: how clients were trained: `map`, `scan`, `vmap` or `pool`.
         said: what is to be known of that, such as why another one was not taken; mostly empty.
+        state: what a server is left with: the model, and what the method has beside it, such as an ensemble.
     """
 
     rounds: list[dict[str, Any]]
@@ -69,6 +70,7 @@ class Simulated:
     reason: str = ""
     strategy: str = "map"
     said: str = ""
+    state: Groups = field(default_factory=dict)
 
 
 @dataclass
@@ -210,8 +212,11 @@ class _Run:
         undo = method.noised(self.work.plan, layouts, noise) if noise else None
         seen: list[Drift | None] = []
         see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
-        who = len(self.clients)
-        self.state = step(self.work.algorithm, self.state, layouts, accepted, who, own, late, guard, undo=undo, see=see)
+        whole = self.work.algorithm, self.state, layouts, accepted, len(self.clients)
+        after = step(*whole, own, late, guard, undo=undo, see=see)
+        if taught := algorithms.taught(*self.work, self.state, after, self.holdout, command.round):
+            after = step(*whole, taught, late, guard, undo=undo)
+        self.state = after
         sums = [one.metrics for name, one in accepted.items() if name not in late]
         if self.linked:
             sums = [named(self.linked.undone.metrics, sums)]
@@ -480,5 +485,5 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
             waiting.extend(_ACTS[type(command)](run, command))
     judged = run.rounds[-1]["holdout"] if run.holdout else {}
     return Simulated(
-        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, run.strategy.name, run.strategy.said
+        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, run.strategy.name, run.strategy.said, run.state
     )  # fmt: skip
