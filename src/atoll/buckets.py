@@ -65,7 +65,8 @@ def edges(sums: NDArray[np.float64], bins: int, fine: int) -> NDArray[np.float32
     found = np.zeros((len(sums), bins - 1), np.float32)
     for k, counts in enumerate(np.rint(np.maximum(sums, 0))):  # a masked sum is whole but for its rounding
         filled = np.flatnonzero(counts > 0)
-        if len(filled) < 2:
+        if len(filled) < 2:  # nothing to part: all in the last bin
+            found[k] = _lowest(filled, fine) if len(filled) else 0
             continue
         below = np.cumsum(counts[filled])  # rows up to and with each of these
         wanted = np.arange(1, bins) * below[-1] / bins

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xgboost
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.federation import plan, run
 
@@ -267,6 +267,7 @@ def test_without_xgboost_bagging_says_what_to_install(monkeypatch):
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2), st.integers(2, 40), st.integers(4, 8))
 @settings(max_examples=60, deadline=None)
+@example([0.0, -7.810626884857496e-38], 2, 4)
 def test_buckets_rise_with_values_and_edges_part_them(values, bins, fine):
     x = np.sort(np.array(values, np.float32))
     places = buckets.buckets(x, fine)
