@@ -79,13 +79,15 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], total: int, title: str, as
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("round", "who answered"):
         table.add_column(name, overflow="fold")
-    for name in (*figures, "bytes", "seconds"):
+    private = ["ε"] if any(row.get("epsilon") is not None for row in rounds) else []
+    for name in (*figures, *private, "bytes", "seconds"):
         table.add_column(name, justify="right")
     for row in rounds:
         judged = row["judged"]
         table.add_row(
             f"{row['round']}/{total}", f"{answered(row)}: {', '.join(row['answered'][:6])}",
-            *(figure(judged, name) for name in figures), size(row["bytes"]), f"{row['seconds']:.2f}",
+            *(figure(judged, name) for name in figures), *(figure(row, "epsilon", 3) for _ in private),
+            size(row["bytes"]), f"{row['seconds']:.2f}",
         )  # fmt: skip
     return table
 
@@ -104,7 +106,8 @@ def round_line(row: Mapping[str, Any], total: int, asked: Collection[str] = ()) 
     """Return a round as one line, for where no table can grow."""
     figures = ", ".join(f"{name} {figure(row['judged'], name)}" for name in told(row["judged"], asked))
     seen = f"{answered(row)} answered; {figures or 'not judged'}"
-    return f"round {row['round']}/{total}: {seen}; {size(row['bytes'])}, {row['seconds']:.2f} s"
+    spent = "" if row.get("epsilon") is None else f", ε {row['epsilon']:.3g}"
+    return f"round {row['round']}/{total}: {seen}{spent}; {size(row['bytes'])}, {row['seconds']:.2f} s"
 
 
 _UNREAD = 10_000

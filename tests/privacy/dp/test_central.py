@@ -12,6 +12,7 @@ from tests.federation import clients, plan, rows, run
 
 import atoll
 from atoll import method
+from atoll.cli.show import round_line
 from atoll.errors import PlanError
 from atoll.keys import new_secret
 from atoll.privacy.dp import central
@@ -21,6 +22,7 @@ from atoll.privacy.dp.clip import STEPS, clipped, length, whole
 from atoll.server import events
 from atoll.server.audit import verify
 from atoll.server.machine import begin, transition
+from atoll.server.page.past import Past
 from atoll.server.replay import replay
 from atoll.server.state import Phase
 from atoll.store.sql import SqlStore
@@ -123,7 +125,12 @@ def test_a_deployed_run_is_noised_stops_in_budget_and_is_replayed_to_the_same_bi
     assert spent[-1] == epsilon(2.0, done, 1e-5) <= 4.0 < epsilon(2.0, done + 1, 1e-5)
     assert "key" not in str(history["rounds"])
     store = SqlStore(tmp_path / "store")
+    past = Past(store, store.find())
+    past.refresh()
+    assert past.epsilon == spent[-1]
+    assert f"ε {spent[-1]:.3g}" in round_line(history["rounds"][-1] | {"judged": {}}, 30)
     updates = store.updates(store.find().run)
+    assert {one.cosine for one in updates} == {None}
     assert {(one.weight, one.norm) for one in updates} == {(1.0, None)}
     assert not any(one.metrics for one in updates)
 

@@ -19,6 +19,9 @@ from atoll.privacy.dp.clip import STEPS, shortened, whole
 from atoll.privacy.dp.noise import discrete_gaussian
 from atoll.vector import Flat, Groups, Metrics, squared
 
+_NUMBERS = 1 << 18
+"""Of noise, drawn at once."""
+
 
 class Private:
     """A learner for one round's training under `example_noise`; see `Learner`.
@@ -70,11 +73,15 @@ class Private:
             raise PlanError(self._more("trains more often than [training] says"))
         self._fitted = True
         stream, vector = Keystream(new_secret()), groups["parameters"].values.copy()
+        noises = np.empty((0, vector.size), np.int64)
         speed, mean = self._plan.training.learning_rate * rate, noise.clip / STEPS / (about.rate * len(rows))
-        for _ in range(steps):
+        at_once = max(1, min(steps, _NUMBERS // vector.size))  # one call draws for many steps of a small model
+        for step in range(steps):
+            if step % at_once == 0:
+                noises = discrete_gaussian(about.multiplier * STEPS, at_once * vector.size, stream).reshape(at_once, -1)
             drawn = _drawn(len(rows), about.rate, stream)
             total = self._summed(groups, vector, Rows(rows.x[drawn], rows.y[drawn]), noise.clip, rng)
-            total += discrete_gaussian(about.multiplier * STEPS, vector.size, stream)
+            total += noises[step % at_once]
             gradient = (total * mean).astype(vector.dtype)
             vector -= (speed * (gradient if correct is None else correct(gradient, vector))).astype(vector.dtype)
         return Fit({"parameters": groups["parameters"].with_values(vector)}, {})

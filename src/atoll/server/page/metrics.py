@@ -65,6 +65,8 @@ def _families(status: Mapping[str, Any], past: Past) -> Iterator[tuple[str, str,
         "Connected nodes that aren't asked because their updates were refused.",
         {"": sum(one["doing"] == "held_out" for one in nodes)},
     )
+    spent = {} if past.epsilon is None else {"": past.epsilon}
+    yield "atoll_epsilon", "gauge", "What the run's noise has let out by now, at the plan's delta.", spent
     yield "atoll_log_waiting", "gauge", "1 while the update log can't be read, else 0.", {"": bool(status["log_waiting"])}
     yield "atoll_store_waiting", "gauge", "1 while the store can't be written, else 0.", {"": bool(status["store_waiting"])}
     for figure, said in (("loss", "Mean loss of the newest judged model."), ("accuracy", "Accuracy of the newest judged model.")):

@@ -33,6 +33,7 @@ class Past:
         plan: the run's, as plain values.
         metric: what the plan judges models by.
         asked: the metrics that it names.
+        epsilon: what its models tell at most of those who made them, so far; None where no noise bounds it.
         best: the round whose model is the best by it, on the holdout where there is one, else on the nodes' rows; or None.
     """
 
@@ -40,6 +41,7 @@ class Past:
         self._store, self.run = store, row.run
         self.tally, self.stride = Tally(), 1
         self._settled = -1
+        self.epsilon: float | None = None
         self._kept: dict[int, dict[str, Figures]] = {}
         self._open: dict[int, dict[str, Figures]] = {}
         self._best: tuple[float, int | None] = -math.inf, None
@@ -64,6 +66,7 @@ class Past:
             else:
                 found[row.place] = summary(row.metrics)
         for closed in self._store.rounds(self.run, self._settled + 1, self.tally.last_round):
+            self.epsilon = closed.epsilon
             if closed.dissimilarity is not None:
                 self._open.setdefault(closed.round, {})[UPDATES] = {"dissimilarity": closed.dissimilarity}
         for round_ in [one for one in self._open if one < self.tally.last_round - 1]:
