@@ -51,15 +51,17 @@ def test_a_run_or_a_directory_that_is_not_there_is_one_line(place, tmp_path):
     )
 
 
-def test_epsilon_of_runs_adds_up_and_within_a_run_the_last_one_holds(tmp_path):
+@pytest.mark.parametrize(("guard", "epsilon", "delta"), [("central noise", 1.25, 2e-5), ("local noise", 0.75, 1e-5)])
+def test_epsilon_adds_up_over_runs_or_goes_on_over_them(tmp_path, guard, epsilon, delta):
+    """Noise of the node's own is counted over all updates of a plan already; another's by run."""
     ledger = Ledger(tmp_path)
-    for run_, round_, epsilon in (("a", 1, 0.5), ("a", 2, 0.75), ("b", 1, 0.5)):
+    for run_, round_, spent in (("a", 1, 0.5), ("a", 2, 0.75), ("b", 1, 0.5)):
         envelope = Envelope(Address(run_, round_, 1, "n"), "p" * 64, f"{run_}{round_}", 10, b"", b"")
-        ledger.leaving(envelope, 10.0, "local noise", Spent(epsilon, 1e-5))
-        ledger.leaving(envelope, 11.0, "local noise", Spent(epsilon, 1e-5))  # it was sent again, as it was
+        ledger.leaving(envelope, 10.0, guard, Spent(spent, 1e-5))
+        ledger.leaving(envelope, 11.0, guard, Spent(spent, 1e-5))  # it was sent again, as it was
     ledger.close()
     totals = json.loads(atoll("ledger", "--dir", tmp_path, "--json").stdout)["totals"]
-    assert totals == {"updates": 3, "runs": 2, "bytes": 30, "epsilon": 1.25, "delta": 2e-5}
+    assert totals == {"updates": 3, "runs": 2, "bytes": 30, "epsilon": epsilon, "delta": delta}
 
 
 def test_a_ledger_of_an_older_atoll_is_read_and_goes_on(tmp_path):
@@ -81,4 +83,4 @@ def test_a_ledger_of_an_older_atoll_is_read_and_goes_on(tmp_path):
     ledger.close()
     found = json.loads(atoll("ledger", "--dir", tmp_path, "--json").stdout)
     assert [(entry["bytes"], entry["epsilon"]) for entry in found["entries"]] == [(500, None), (10, 1.0)]
-    assert found["totals"]["epsilon"] == 1.0
+    assert found["totals"]["epsilon"] is None  # of the first one nothing is known

@@ -60,6 +60,19 @@ def test_what_is_unusual_is_said():
     assert sum(scaffold["model"]["update"].values()) == 10  # of a model of 5 numbers: twice as much as of fedavg
 
 
+def test_what_guards_change_is_said():
+    hidden = said(plan(privacy={"secure_aggregation": True}))
+    assert "the server learns the sum of at least 3 nodes' updates, and no single one" in hidden["Protected by"]
+    assert "Under the same guard how many rows you have" in hidden["What leaves"]
+    assert hidden["Who sees it"].startswith("The server's operator: that you take part, when, and the sums. Nobody: your update.")
+    local = said(plan(privacy={"clip": 1.0, "local_noise": {"epsilon": 8.0, "delta": 1e-5}}))
+    assert "noise that this node adds itself" in local["Protected by"]
+    assert "ε 8 at δ 1e-05, all 3 rounds together" in local["ε"]
+    assert "no figures" in local["What leaves"]
+    rows_ = said(plan(privacy={"example_noise": {"clip": 1.0, "multiplier": 1.0, "delta": 1e-5}}))
+    assert "ε follows from how many rows you have" in rows_["ε"]
+
+
 def test_a_function_that_is_not_allowed_is_named_and_not_run():
     model = {"logistic": False, "jax": "ours.models:huge", "metrics": ["ours.metrics:rows"]}
     found = said(plan(model=model))

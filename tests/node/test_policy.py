@@ -10,9 +10,11 @@ import pytest
 from tests.federation import clients, plan
 
 from atoll.errors import AtollError, PolicyError
+from atoll.keys import Identity
 from atoll.node.policy import Asked, Policy, refuses
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
+from atoll.store.ledger import Ledger
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()  # a Wednesday
 ROUND = Asked(round=1, rows=40, left=0)
@@ -47,6 +49,8 @@ def test_a_policy_that_says_nothing_agrees_to_everything():
         ("hours = '22:00-06:00'\ntime_zone = 'Europe/Bern'", "policy.toml: time_zone: no time zone that this machine knows"),
         ("time_zone = 'Europe/Berlin'", "policy.toml: policy: time_zone goes with hours or weekdays"),
         ("weekdays = ['monday']", "policy.toml: weekdays.0: Input should be 'mon'"),
+        ("epsilon = 8.0", "policy.toml: policy: epsilon, epsilon_round and delta go with noise"),
+        ("noise = ['local']", "policy.toml: noise.0: Input should be 'central_noise', 'local_noise' or 'example_noise'"),
         ("header = ['age']", "policy.toml: policy: header goes with columns"),
         ("roster = ['a', 'b', 'c']", "policy.toml: roster: 'a' is no node's id"),
         ("day = 2026-11-25", "policy.toml: Object of type date is not JSON serializable"),
@@ -68,6 +72,8 @@ def test_a_policy_that_is_not_there():
 
 
 AGREED = plan()
+LOCAL = plan(privacy={"clip": 1.0, "local_noise": {"multiplier": 5.0, "delta": 1e-5}})
+IDS = ["0" * 32, "1" * 32, "2" * 32]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,20 @@ AGREED = plan()
             "guards: the plan's updates leave without secure_aggregation or",
         ),
         ({"roster": ["0" * 32, "1" * 32, "2" * 32]}, AGREED, "roster: the plan's updates leave one by one"),
+        ({"guards": ["secure_aggregation"]}, plan(privacy={"secure_aggregation": True}), None),
+        ({"guards": ["secure_aggregation"]}, plan(privacy={"encryption": True}), "guards: the plan's updates leave without"),
+        ({"roster": IDS}, plan(privacy={"secure_aggregation": True}), None),
+        ({"roster": IDS}, plan(privacy={"secure_aggregation": True, "roster": IDS}), None),
+        (
+            {"roster": IDS},
+            plan(privacy={"secure_aggregation": True, "roster": [*IDS, "f" * 32]}),
+            f"roster: the plan's has nodes that its owner doesn't know: {'f' * 32}",
+        ),
+        ({"noise": ["local_noise"]}, LOCAL, None),
+        ({"noise": ["local_noise"]}, AGREED, "noise: the plan's updates leave without local_noise"),
+        ({"noise": ["central_noise"]}, LOCAL, "noise: the plan's updates leave without central_noise"),
+        ({"noise": ["local_noise"], "delta": 1e-6}, LOCAL, "delta: the plan's is 1e-05, at most 1e-06 is allowed"),
+        ({"noise": ["local_noise"], "epsilon": 9}, LOCAL, "epsilon: nothing bounds it with this round's update, at most 9 is"),
         ({"columns": ["age", "dose", "sex", "cp", "ill"]}, table(), None),
         ({"columns": ["age", "dose", "sex", "cp"]}, table(), "columns: the plan reads ill; allowed: age, dose, sex, cp"),
         ({"columns": ["age", "dose", "sex", "cp", "ill"]}, table(split="part"), "columns: the plan reads part"),
@@ -127,6 +147,16 @@ def test_a_round_that_the_plan_has_not_is_refused_without_any_policy(number):
 def test_updates_are_counted_over_all_runs():
     assert refused({"updates": 5}, plan(), Asked(1, 40, 4)) is None
     assert refused({"updates": 5}, plan(), Asked(1, 40, 5)) == "updates: 5 of this plan's left this node already, 5 may"
+
+
+def test_epsilon_of_a_round_and_of_all_that_ever_left():
+    policy = {"noise": ["local_noise"], "epsilon": 2.0, "epsilon_round": 1.0}
+    assert refused(policy, LOCAL, Asked(1, 40, 0, epsilon=2.0, epsilon_round=1.0)) is None
+    over = refused(policy, LOCAL, Asked(1, 40, 0, epsilon=2.01, epsilon_round=1.0))
+    assert over == "epsilon: it comes to 2.01 with this round's update, at most 2 is allowed"
+    assert (refused(policy, LOCAL, Asked(1, 40, 0, epsilon=1.5, epsilon_round=1.5)) or "").startswith(
+        "epsilon_round: it comes to 1.5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,3 +243,36 @@ def test_a_node_that_asks_its_owner_and_finds_nobody_says_what_to_write(tmp_path
     _, ends, _, _ = together(agreed, tmp_path, policies)
     assert isinstance(ends["node-2"], AtollError)
     assert f'plans = ["{agreed.digest}"]' in str(ends["node-2"])
+
+
+def test_the_owners_budget_ends_a_node_and_not_the_run_whatever_the_plan_allows(tmp_path):
+    """One release of this noise costs ε 0.72, three cost 1.33 and six 1.98: the owner's second run is cut off in its middle."""
+    mine = Policy.of({"noise": ["local_noise"], "epsilon": 1.75})
+    policies = {"node-0": None, "node-1": None, "node-2": mine}
+    agreed = LOCAL.with_(cohort={"minimum": 2})
+    first, *_ = together(agreed, tmp_path, policies)
+    second, _, told, _ = together(agreed, tmp_path, policies)
+    assert first["outcome"] == second["outcome"] == "completed"
+    declined = [event["reason"] for event in told["node-2"] if event["what"] == "declined"]
+    assert declined
+    assert all("epsilon: it comes to" in why for why in declined)
+    ledger = Ledger(tmp_path / "node-2")
+    spent = [entry["epsilon"] for entry in ledger.entries()]
+    ledger.close()
+    assert 3 < len(spent) < 6
+    assert spent == sorted(spent)
+    assert spent[-1] <= 1.75
+
+
+def test_a_policys_roster_keeps_strangers_out_of_a_secure_sum(tmp_path):
+    """The plan names no roster and the server lets everybody in: the node that knows two of the three others declines."""
+    known = [Identity.at(tmp_path / name / "node.key").node for name in ("node-0", "node-1", "node-3")]
+    stranger = Identity.at(tmp_path / "node-2" / "node.key").node
+    policies = {**dict.fromkeys(("node-0", "node-1", "node-2")), "node-3": Policy.of({"roster": known})}
+    agreed = plan(privacy={"secure_aggregation": True}, plan={"rounds": 1}, cohort={"minimum": 3})
+    history, _, told, _ = together(agreed, tmp_path, policies)
+    declined = [event["reason"] for event in told["node-3"] if event["what"] == "declined"]
+    asked = [event for event in told["node-3"] if event["what"] == "trained"]
+    assert not asked or any(f"node {stranger} is not in the roster" in why for why in declined)
+    assert history["outcome"] == "completed"
+    assert not any("node-3" in row["answered"] and "node-2" in row["answered"] for row in history["rounds"])

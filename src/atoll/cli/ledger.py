@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from atoll.cli.show import size
 from atoll.errors import AtollError
 from atoll.learner import summary
 
+if TYPE_CHECKING:
+    from atoll.store.ledger import Spent
+
 _SHOWN = ("at", "run", "round", "attempt", "digest", "bytes", "guard", "epsilon", "delta", "plan", "verdict", "reason")
 
 
@@ -29,7 +32,7 @@ def ledger(
     as_json: AsJson = False,
 ) -> None:
     """Show what left this node: when, in which round, how much, protected by what; written before it left."""
-    from atoll.store.ledger import Ledger
+    from atoll.store.ledger import Ledger, bounds
 
     if not (directory / "ledger.sqlite").exists():
         raise AtollError(f"{directory}: no ledger is there; name the node's directory with --dir")
@@ -38,23 +41,22 @@ def ledger(
         figures = [row for row in kept.figures() if row["run"].startswith(run or "")]
     if run and not entries and not figures:
         raise AtollError(f"--run: nothing left for a run '{run}'; without --run all runs are shown")
-    totals = _totals(entries)
+    totals = _totals(entries, bounds(entries).values())
     if as_json:
         print(json.dumps({"entries": entries, "figures": figures, "totals": totals}))
         return
     _show(entries, figures, totals)
 
 
-def _totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up: ε of runs adds up to a bound for all of them, within a run the last one is that of all its rounds."""
-    spent = {row["run"]: (row["epsilon"], row["delta"]) for row in entries}
-    bounded = bool(spent) and all(epsilon is not None for epsilon, _ in spent.values())
+def _totals(entries: Sequence[Mapping[str, Any]], bounds: Collection[Spent]) -> dict[str, Any]:
+    """Add up: what is told in several runs is bounded by the sum of their ε and δ, where each is bounded at all."""
+    bounded = bool(entries) and all(row["epsilon"] is not None for row in entries)
     return {
         "updates": len(entries),
-        "runs": len(spent),
+        "runs": len({row["run"] for row in entries}),
         "bytes": sum(row["bytes"] for row in entries),
-        "epsilon": sum(epsilon for epsilon, _ in spent.values()) if bounded else None,
-        "delta": sum(delta for _, delta in spent.values()) if bounded else None,
+        "epsilon": sum(one.epsilon for one in bounds) if bounded else None,
+        "delta": sum(one.delta for one in bounds) if bounded else None,
     }
 
 

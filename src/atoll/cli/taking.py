@@ -56,12 +56,14 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
 def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | None]:
     """Return how large model and update are, or why that can't be known here."""
     from atoll import algorithms, compression, learners, method
+    from atoll.privacy.choose import protected
 
     try:
         learner = learners.build(plan, allow)
         algorithm = method.find(plan, learner)
         updates = algorithm.updates(learner.layouts)
-        small = compression.find(plan, updates, sums=algorithms.adds(algorithm)).layouts(updates)
+        pressed = compression.find(plan, updates, sums=algorithms.adds(algorithm)).layouts(updates)
+        small = protected(plan, pressed)[1]
     except AtollError as error:
         return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
     return {
@@ -128,11 +130,14 @@ def _leaving(found: Mapping[str, Any]) -> str:
         groups = ", ".join(f"{count:,} numbers '{name}'" for name, count in update.items())
         what = f"about {size(found['model']['update_bytes'])} a round: how training changed the model ({groups})"
     figures = f"; the results of {', '.join(found['functions'])}" if found["functions"] else ""
-    last = "" if found["guards"] else " At the end, such sums for the final model."
-    return (
-        f"{what}; how many rows you have; and sums over your rows that say how well the model does, such as its loss "
-        f"and how many it gets right{figures}.{last} The node's name and its key's public half. Never a row."
-    )
+    sums = f"how many rows you have; and sums over your rows, such as the model's loss and how many it gets right{figures}"
+    if found["noise"]:
+        beside = "Nothing of how the model does on your rows, and no figures"
+    elif found["guards"]:
+        beside = f"Under the same guard {sums}"
+    else:
+        beside = f"Beside it {sums}. At the end, such sums for the final model"
+    return f"{what}. {beside}. The node's name and its key's public half. Never a row."
 
 
 def _often(found: Mapping[str, Any]) -> str:
@@ -162,6 +167,8 @@ def _protected(found: Mapping[str, Any]) -> str:
         "encryption": "homomorphic encryption: the server adds up what it can't read; the nodes decrypt the sum. "
         "A node that works with the server opens every update.",
     }
+    if found["noise"] in ("local noise", "example noise"):
+        return "noise that this node adds itself, before anything leaves: see ε."
     if not found["guards"]:
         return (
             "nothing but the way it is sent: the server reads your update. What can be got out of one: "
@@ -171,6 +178,8 @@ def _protected(found: Mapping[str, Any]) -> str:
 
 
 def _noise(found: Mapping[str, Any]) -> str:
+    if found["epsilon"] is None and found["noise"]:
+        return f"{found['noise']}: ε follows from how many rows you have; `atoll privacy PLAN` says it for a number of rows."
     if found["epsilon"] is None:
         return "no noise is added: nothing bounds what updates, or their sums, tell of a row."
     spent, delta = found["epsilon"]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from atoll.errors import PolicyError
 from atoll.messages import StartTraining
-from atoll.node.policy import Asked, Policy, guards_of, refuses
+from atoll.node.policy import Asked, Policy, guard_said, guards_of, refuses
 from atoll.plan import Plan
 from atoll.privacy.dp.account import Account
-from atoll.store.ledger import Ledger, Spent
+from atoll.store.ledger import Ledger, Spent, bounds, own_noise
 from atoll.vector import Metrics
 
 _READ = "plans: its owner is asked about each plan, and nobody sits at a terminal here; read it with `atoll plan show`, "
@@ -59,9 +59,11 @@ class Gate:
         if self.shut:
             raise PolicyError(self.shut)
         left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
-        if self.account and (over := self.account.over(self.released(task, left))):
-            raise PolicyError(over)
         asked = Asked(task.round, self.rows, left)
+        if self.account:
+            if over := self.account.over(self.released(task, left)):
+                raise PolicyError(over)
+            asked = asked._replace(epsilon=self._in_all(task), epsilon_round=self.account.spent(1))
         if why := refuses(self.policy, self.plan, asked, time.time()):
             raise PolicyError(self._where + why)
 
@@ -75,6 +77,13 @@ class Gate:
             return None
         left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
         return Spent(self.account.spent(self.released(task, left) + 1), self.account.delta)
+
+    def _in_all(self, task: StartTraining) -> float | None:
+        """Return ε of all that ever left with bounds, a task's update included: of other plans, or other runs, it adds up."""
+        spent = self.spent(task)
+        scope = self.plan.digest if own_noise(guard_said(self.plan)) else task.run
+        before = sum(one.epsilon for key, one in bounds(self._ledger.entries()).items() if key != scope)
+        return spent and before + spent.epsilon
 
     def tells(self, figures: Metrics) -> Metrics:
         """Return what may be told of how the final model does on this node's rows: no guard hides these sums, nor any noise."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
+from dataclasses import replace
 
 from atoll.errors import PrivacyError
 from atoll.keys import Identity
@@ -30,9 +32,19 @@ class Linked:
         identity: the node's.
         ledger: where it stands that a round's sum was given away.
         layouts: of a protected update's groups.
+        roster: the only nodes that the owner lets be in a sum, where the plan names none.
     """
 
-    def __init__(self, link: Link, plan: Plan, identity: Identity, ledger: Ledger, layouts: Layouts) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan,
+        identity: Identity,
+        ledger: Ledger,
+        layouts: Layouts,
+        roster: Collection[str] | None = None,
+    ) -> None:
+        self._roster = None if roster is None else frozenset(roster)
         self.layouts = layouts
         self.first = link.before[0] if link.before else None
         self._link, self._plan, self._identity, self._ledger = link, plan, identity, ledger
@@ -94,7 +106,9 @@ class Linked:
             return
         self._ledger.may_give(*tried)
         self._try, self._answered = tried, {}
-        self._own = self._link.join(terms(self._plan, *tried), self._identity)
+        agreed = terms(self._plan, *tried)
+        mine = agreed if agreed.roster is not None else replace(agreed, roster=self._roster)
+        self._own = self._link.join(mine, self._identity)
 
     def _here(self, task: StartTraining) -> None:
         if self._try != (task.run, task.round, task.attempt):

@@ -22,6 +22,7 @@ from atoll.plan import Plan
 from atoll.sections import Section, mistake
 
 Guard = Literal["secure_aggregation", "encryption"]
+Mechanism = Literal["central_noise", "local_noise", "example_noise"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 Words = tuple[str, ...]
@@ -34,6 +35,10 @@ class Policy(Section):
     minimum_cohort: PositiveInt | None = None
     guards: Annotated[tuple[Guard, ...], Field(min_length=1)] | None = None
     roster: Annotated[Words, Field(min_length=3)] | None = None
+    noise: Annotated[tuple[Mechanism, ...], Field(min_length=1)] | None = None
+    epsilon: PositiveFloat | None = None
+    epsilon_round: PositiveFloat | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     epochs: PositiveFloat | None = None
     updates: PositiveInt | None = None
     columns: Words | None = None
@@ -78,6 +83,11 @@ class Policy(Section):
     def _go_together(self) -> Self:
         if self.time_zone and not (self.hours or self.weekdays):
             raise ValueError("time_zone goes with hours or weekdays")
+        if (self.epsilon or self.epsilon_round or self.delta) and not self.noise:
+            raise ValueError(
+                "epsilon, epsilon_round and delta go with noise, which names the kinds that count: of central_noise only the "
+                "server knows that it was added"
+            )
         if self.header and not self.columns:
             raise ValueError("header goes with columns: it says which column is which in files without a header")
         return self
@@ -123,11 +133,15 @@ class Asked(NamedTuple):
         round: as the server says.
         rows: how many the node would train on.
         left: how many updates of this plan left the node, in whatever run, besides the one that is asked for.
+        epsilon: of all that ever left, the one that is asked for included; None where no noise bounds that.
+        epsilon_round: of this one alone.
     """
 
     round: int
     rows: int
     left: int
+    epsilon: float | None = None
+    epsilon_round: float | None = None
 
 
 def refuses(policy: Policy, plan: Plan, asked: Asked | None, now: float) -> str | None:
@@ -150,6 +164,8 @@ def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
     guards = guards_of(plan)
     if policy.guards and not guards & set(policy.guards):
         yield f"guards: the plan's updates leave without {' or '.join(policy.guards)}"
+    if policy.noise is not None:
+        yield from _against_noise(policy, policy.noise, plan)
     if policy.roster is not None:
         yield from _against_roster(policy.roster, plan, guards)
     if policy.columns is not None:
@@ -158,10 +174,18 @@ def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
         yield f"functions: the plan runs {' and '.join(others)} here"
 
 
+def _against_noise(policy: Policy, kinds: Words, plan: Plan) -> Iterator[str]:
+    noise = plan.privacy.noise
+    if noise is None or plan.privacy.mechanism not in kinds:
+        yield f"noise: the plan's updates leave without {' or '.join(kinds)}"
+    elif policy.delta and noise.delta > policy.delta:
+        yield f"delta: the plan's is {noise.delta:g}, at most {policy.delta:g} is allowed"
+
+
 def _against_roster(roster: Words, plan: Plan, guards: set[str]) -> Iterator[str]:
     if not guards:
         yield "roster: the plan's updates leave one by one, so that a roster means nothing; it needs secure_aggregation"
-    strangers = set(getattr(getattr(plan, "privacy", None), "roster", None) or ()) - set(roster)
+    strangers = set(plan.privacy.roster or ()) - set(roster)
     if strangers:
         yield f"roster: the plan's has nodes that its owner doesn't know: {', '.join(sorted(strangers))}"
 
@@ -182,6 +206,13 @@ def _against_round(policy: Policy, plan: Plan, asked: Asked, now: float) -> Iter
         yield f"the plan has rounds 1 to {plan.plan.rounds}, and none with number {asked.round}"
     if policy.updates and asked.left >= policy.updates:
         yield f"updates: {asked.left} of this plan's left this node already, {policy.updates} may"
+    for key, spent, most in (
+        ("epsilon_round", asked.epsilon_round, policy.epsilon_round),
+        ("epsilon", asked.epsilon, policy.epsilon),
+    ):
+        if most and (spent is None or spent > most):
+            said = "nothing bounds it" if spent is None else f"it comes to {spent:.4g}"
+            yield f"{key}: {said} with this round's update, at most {most:g} is allowed"
     pace = plan.training.pace(asked.rows, asked.round, plan.plan.rounds)
     epochs = pace.steps * pace.batch_size / max(1, asked.rows) if plan.training.steps else plan.training.epochs or 1
     if policy.epochs and epochs > policy.epochs:
@@ -207,8 +238,7 @@ def _closed(policy: Policy, now: float) -> str | None:
 
 def guards_of(plan: Plan) -> set[str]:
     """Return which guards hide a single update from the server, under a plan."""
-    privacy = getattr(plan, "privacy", None)
-    return {guard for guard in ("secure_aggregation", "encryption") if getattr(privacy, guard, False)}
+    return {plan.privacy.sums} - {""}
 
 
 def guard_said(plan: Plan) -> str:

@@ -216,7 +216,8 @@ class Node:
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
         link = privacy.link(self.plan, updates)
         await asyncio.to_thread(privacy.prepare, self.plan)
-        self.linked = Linked(link, self.plan, self.identity, self.ledger, link.updates(updates)) if link else None
+        known = self.gate.policy.roster
+        self.linked = Linked(link, self.plan, self.identity, self.ledger, link.updates(updates), known) if link else None
         self.data = await self.holding.ready(self.plan)
         self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
         mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,21 @@ class Spent(NamedTuple):
 
     epsilon: float
     delta: float
+
+
+def own_noise(guard: str) -> bool:
+    """Say whether a guard, in the ledger's words, is noise of the node's own: each update costs, whatever run it is for."""
+    return "local noise" in guard or "example noise" in guard
+
+
+def bounds(entries: Iterable[Mapping[str, Any]]) -> dict[str, Spent]:
+    """Return what left with a bound, by what that covers: a plan, where updates carry noise of the node's own; else a run."""
+    found: dict[str, Spent] = {}
+    for row in entries:
+        if row["epsilon"] is not None:
+            key, spent = row["plan"] if own_noise(row["guard"]) else row["run"], Spent(row["epsilon"], row["delta"])
+            found[key] = max(found.get(key, spent), spent)
+    return found
 
 
 @dataclass(frozen=True)
