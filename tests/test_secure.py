@@ -9,6 +9,8 @@ import pytest
 from tests.federation import clients, plan, run
 from tests.server.test_retention import replayed
 
+from atoll.errors import PlanError, RefusedError
+from atoll.keys import Identity
 from atoll.messages import StartTraining
 from atoll.node import machine
 from atoll.node.runtime import Node
@@ -31,6 +33,42 @@ def test_one_line_of_the_plan_hides_every_update(tmp_path, log, request):
         assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-6)
     assert deployed["rounds"][0]["nodes"] == simulated.rounds[1]["nodes"]
     assert not any(row["by_node"] for row in deployed["rounds"]), "figures of single nodes are known"
+
+
+def near(predictions: Any, y: Any) -> dict[str, float]:
+    """A metric of one's own."""
+    return {"near": float((abs(predictions.reshape(len(y)) - y) < 1).sum())}
+
+
+def test_metrics_by_name_and_of_ones_own_are_added_up_under_the_masks():
+    judged = {"logistic": True, "inputs": 4, "metrics": ["auc", "ece", "f1_macro", "tests.test_secure:near"]}
+    hidden, plain = (
+        simulate(plan(model=judged, privacy=privacy), clients(), allow=["tests.test_secure:near"]) for privacy in (SECURE, {})
+    )
+    for ours, theirs in zip(hidden.rounds, plain.rounds, strict=True):
+        assert {"near", "auc", "ece", "f1_macro"} <= ours["nodes"].keys()
+        assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"cohort": {"minimum": 2}}, "raise cohort.minimum to 3"),
+        ({"cohort": {"minimum": 3, "buffer": 3}}, "leave cohort.buffer out"),
+        ({"cohort": {"minimum": 1, "cycle": 3}}, "leave cohort.cycle out"),
+        ({"cohort": {"minimum": 3, "draw": "poisson"}}, "leave one of them out"),
+        ({"checks": {"norm": 5.0}}, "privacy.clip"),
+        ({"compression": {"up": ["8bit"]}}, "privacy.bits = 32"),
+        ({"privacy": {"bits": 32}}, "give clip and largest_weight"),
+        ({"privacy": {"secure_aggregation": False, "corrupt": 1}}, "corrupt is of secure sums"),
+        ({"privacy": {"roster": ["0" * 32] * 2}}, "names a node twice"),
+        ({"privacy": {"corrupt": 3}}, "lower privacy.dropout or privacy.corrupt"),
+        ({"aggregation": {"rule": "median"}}, "take a rule that only adds them up"),
+    ],
+)
+def test_what_does_not_go_with_secure_sums_is_refused_with_its_mend(changed, said):
+    with pytest.raises(PlanError, match=said):
+        simulate(plan(**{**changed, "privacy": {**SECURE, **changed.get("privacy", {})}}), clients())
 
 
 class Lost(Node):
@@ -96,3 +134,22 @@ def test_a_round_is_completed_without_a_node_that_is_lost_in_any_phase(tmp_path,
     assert history["rounds"][1]["attempt"] == 1, "the round was tried again"
     assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
     assert any((f"({phase})" in line or phase == "update") and "node-3" in line for line in said), "status doesn't say what for"
+
+
+def test_only_the_nodes_of_the_roster_come_in(tmp_path):
+    """That nodes take no others' keys, whatever a server shows them, is in tests/attacks/test_lies_of_a_server.py."""
+    data = clients(4)
+    roster = [Identity.at(tmp_path / name / "node.key").node for name in list(data)[:3]]
+    agreed = plan(plan={"rounds": 2}, privacy={**SECURE, "roster": roster})
+
+    async def together() -> dict[str, Any]:
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        *nodes, stranger = [Node(server.url, one, name=name, directory=tmp_path / name) for name, one in data.items()]
+        serving = asyncio.create_task(server.serve_async())
+        with pytest.raises(RefusedError, match="not in the plan's roster"):
+            await stranger.start_async()
+        history, *_ = await asyncio.gather(serving, *(node.start_async() for node in nodes))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    assert [row["answered"] for row in history["rounds"]] == [["node-0", "node-1", "node-2"]] * 2

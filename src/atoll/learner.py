@@ -7,7 +7,9 @@ Every framework stays behind an implementation in `learners/`; nothing else impo
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -310,10 +312,26 @@ def pooled(parts: Iterable[Metrics]) -> dict[str, float]:
     return {name: value for name, value in add(list(parts)).items() if not name.startswith("fit.")}
 
 
+SLOTS = 256
+"""Places for the sums of metrics of a plan's own functions, which name them as they please."""
+
+
 def named(hidden: Metrics, parts: Iterable[Metrics]) -> dict[str, float]:
-    """Of sums that are only known together, return those that some node had a part in: `parts` have their names alone."""
+    """Of sums that are only known together, return those that some node had a part in: `parts` have their names alone.
+
+    A name that isn't known beforehand is in its `slot`; two of them in one slot can't be told apart, and are left out.
+    """
     names = {name for one in parts for name in one}
-    return {name: value for name, value in hidden.items() if name in names}
+    slots = Counter(slot(name) for name in names - hidden.keys())
+    apart = {name for name in names - hidden.keys() if slots[slot(name)] == 1}
+    return {name: hidden[name] for name in names & hidden.keys()} | {
+        name: hidden[slot(name)] for name in apart if slot(name) in hidden
+    }
+
+
+def slot(name: str) -> str:
+    """Return where the sum of a metric lies, among sums that are only known together, whose name only its node knows."""
+    return f"#{int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'little') % SLOTS}"
 
 
 def summary(sums: Metrics) -> dict[str, float]:

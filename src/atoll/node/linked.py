@@ -15,7 +15,7 @@ from atoll.keys import Identity
 from atoll.letters import DIGEST, Desk
 from atoll.messages import Letter, StartTraining
 from atoll.plan import Plan
-from atoll.privacy.choose import terms
+from atoll.privacy.choose import protect, terms
 from atoll.privacy.link import Link, Own
 from atoll.store.ledger import Ledger
 from atoll.vector import Groups, Layouts, Update
@@ -97,8 +97,8 @@ class Linked:
             if self.first is None:
                 self._joins(task)
             self._here(task)
-            self._own, protected = self._link.protect(self._own, body, update)
-            return protected
+            self._own, hidden = protect(self._plan, self._link, self._own, body, update)
+            return hidden
 
     def _joins(self, task: StartTraining) -> None:
         tried = (task.run, task.round, task.attempt)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from atoll.errors import PlanError
+from dataclasses import replace
+
+from atoll.errors import LayoutError, PlanError
+from atoll.learner import SLOTS, slot
 from atoll.messages import PART, PARTS
+from atoll.metrics import names
 from atoll.plan import Plan
 from atoll.privacy import ckks
 from atoll.privacy.encryption.link import encryption
 from atoll.privacy.encryption.update import RING
 from atoll.privacy.graph import graph
-from atoll.privacy.link import Link
+from atoll.privacy.link import Link, Own
 from atoll.privacy.secagg.link import secagg
 from atoll.privacy.secagg.terms import Terms
-from atoll.vector import Layouts
+from atoll.vector import Layouts, Update
 
 _JUDGED = (
     *("samples", "loss", "correct", "true_positive", "false_positive", "false_negative"),
@@ -36,7 +40,7 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
     if not guard.sums:
         return None
     graph(plan.cohort.minimum, guard.dropout, guard.corrupt)
-    names = (*_JUDGED, *(f"fit.{name}" for name in ("samples", "loss")))
+    names = known(plan)
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
     if guard.encryption:
         if (numbers := sum(layout.size for layout in layouts.values())) > _OPENED:
@@ -46,6 +50,26 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
             )
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
     return secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
+
+
+def known(plan: Plan) -> tuple[str, ...]:
+    """Return the names of all metrics that any node of a plan may have; and slots for those of its own functions."""
+    slots = (f"#{number}" for number in range(SLOTS if plan.model.own_metrics else 0))
+    return (*_JUDGED, "fit.samples", "fit.loss", *names(plan.model.known_metrics, plan.model.classes), *slots)
+
+
+def protect(plan: Plan, link: Link, own: Own, message: bytes, update: Update) -> tuple[Own, Update]:
+    """Do as `Link.protect`, with the metrics of the plan's own functions in their slots; all names stay open, with zeros.
+
+    Raises:
+        PrivacyError, LayoutError: the update can't be hidden.
+    """
+    mine, open_ = set(known(plan)), dict.fromkeys(update.metrics, 0.0)
+    metrics = {name if name in mine else slot(name): value for name, value in update.metrics.items()}
+    if len(metrics) < len(open_):
+        raise LayoutError("two metrics can't be told apart once they are hidden: rename one of the plan's own")
+    own, hidden = link.protect(own, message, replace(update, metrics=metrics))
+    return own, replace(hidden, metrics=open_)
 
 
 def protected(plan: Plan, layouts: Layouts) -> tuple[Link | None, Layouts]:

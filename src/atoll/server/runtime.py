@@ -254,6 +254,8 @@ class Server:
         """Admit a node, or refuse it."""
         if message.plan != self.plan.digest:
             raise RefusedError(f"the node agreed to plan {message.plan[:12]}, this run's is {self.plan.digest[:12]}: join again")
+        if self.plan.privacy.roster is not None and node not in self.plan.privacy.roster:
+            raise RefusedError(f"node {node} is not in the plan's roster (privacy.roster), so no sum takes it in")
         await self.door.admit(message)
         await asyncio.to_thread(self.log.follow, node)
         if self.book.taken(node, message.name):  # from here to where the name is kept nobody else gets a turn

@@ -13,7 +13,7 @@ from atoll.errors import LayoutError, PrivacyError
 from atoll.keys import Identity
 from atoll.messages import UPDATE
 from atoll.plan import Plan
-from atoll.privacy.choose import terms
+from atoll.privacy.choose import protect, terms
 from atoll.privacy.link import Letters, Link, Own, Undone
 from atoll.server import events
 from atoll.server.close import Guard, folded
@@ -82,10 +82,10 @@ class Linked:
         update = algorithms.voiced(self._algorithm, self._updates.pop(name))
         try:
             message = self._outbox[self._who[name].node]
-            self._own[name], protected = self._link.protect(self._own[name], message, update)
+            self._own[name], hidden = protect(self._plan, self._link, self._own[name], message, update)
         except (PrivacyError, LayoutError) as error:
             return str(error)
-        return protected
+        return hidden
 
     def collect(self, command: events.Collect, updates: Mapping[str, Update], registered: int) -> list[events.Event]:
         """Let the link make the next phase's messages; `updates` are the protected ones."""

@@ -78,13 +78,17 @@ def rounds(
     turns: Annotated[
         bool, typer.Option("--without-checks", help="Leave signatures, checks and the record out of two of three rounds.")
     ] = False,
+    secure: Annotated[
+        int | None,
+        typer.Option(min=32, max=64, help="Add updates up under masks, in numbers of 32 or 64 bits; plain rounds come first."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time whole rounds over real processes without training, against a floor of bare parts."""
     from atoll.cli.bench.rounds import measure
 
     with working("running rounds", quiet=as_json):
-        row = measure(nodes, parameters, count, log, floor=floor, turns=turns)
+        row = measure(nodes, parameters, count, log, floor=floor, turns=turns, bits=secure)
     _show(row, f"rounds, {log} log", as_json=as_json)
 
 

@@ -67,14 +67,18 @@ class Noise:
         return {"samples": float(len(rows)), "loss": 0.0}
 
 
-def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool = True, turns: bool = False) -> dict[str, Any]:
+def measure(
+    nodes: int, parameters: int, rounds: int, log: str, *, floor: bool = True, turns: bool = False, bits: int | None = None
+) -> dict[str, Any]:
     """Return the seconds a round, those of the floor, the seconds from command to first round, and the peaks of memory.
 
-    With `turns`, two of three rounds go without signatures, checks and the record: see `unchecked`.
+    With `turns`, two of three rounds go without signatures, checks and the record: see `unchecked`. With `bits`, updates are
+    added up under masks, in numbers of so many bits, and plain rounds are timed just before.
     """
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as place, _broker(log, Path(place)) as address:
         least = _floor(nodes, parameters, rounds, address, Path(place)) if floor else None
-        seconds, spent, start, memory = _ours(nodes, parameters, rounds, address, Path(place), turns=turns)
+        plain = _ours(nodes, parameters, rounds, address, Path(place) / "plain", turns=False) if bits else None
+        seconds, spent, start, memory = _ours(nodes, parameters, rounds, address, Path(place), turns=turns, bits=bits)
     ours = float(np.median(seconds[1:] if rounds > 1 else seconds))
     return {
         "log": log,
@@ -82,12 +86,28 @@ def measure(nodes: int, parameters: int, rounds: int, log: str, *, floor: bool =
         "parameters": parameters,
         "s_per_round": round(ours, 4),
         **(_cost(seconds, spent) if turns else {}),
+        **({"bits": bits, **_beside(plain[0], plain[1], seconds, spent)} if plain else {}),
         "floor_s_per_round": least and round(least, 4),
         "ratio": least and round(ours / least, 2),
         "start_s": round(start, 2),
         "rss_mb": round(memory["server"].peak / 1e6, 1),
         "node_rss_mb": round(memory["node"].peak / 1e6, 1),
         "growth_models": round((memory["server"].peak - memory["server"].first) / (4 * parameters), 2),
+    }
+
+
+def _beside(
+    plain: Sequence[float], plain_spent: Sequence[float], ours: Sequence[float], spent: Sequence[float]
+) -> dict[str, float]:
+    """What secure rounds take beside plain ones, by the clock and of all processes' processor time; the first isn't counted."""
+    before, after = float(np.median(plain[1:])), float(np.median(ours[1:]))
+    cpu_before, cpu = float(np.mean(plain_spent[1:])), float(np.mean(spent[1:]))
+    return {
+        "plain_s_per_round": round(before, 4),
+        "to_plain": round(after / before, 2),
+        "cpu_s": round(cpu, 4),
+        "plain_cpu_s": round(cpu_before, 4),
+        "cpu_to_plain": round(cpu / cpu_before, 2),
     }
 
 
@@ -137,22 +157,24 @@ def _broker(log: str, place: Path) -> Iterator[str | None]:
         broker.stop(place / "kafka")
 
 
-def _plan(nodes: int, rounds: int, address: str | None) -> Plan:
+def _plan(nodes: int, rounds: int, address: str | None, bits: int | None) -> Plan:
     return Plan.of(
         {
             "plan": {"name": "rounds", "rounds": rounds},
             "model": {"logistic": True},
             "cohort": {"minimum": nodes, "quorum": 1.0},
             "log": {"kafka": address},
+            "privacy": {"secure_aggregation": True, "bits": bits, "clip": 1024.0, "largest_weight": 1.0} if bits else {},
         }
     )
 
 
 def _ours(
-    nodes: int, parameters: int, rounds: int, address: str | None, place: Path, *, turns: bool
+    nodes: int, parameters: int, rounds: int, address: str | None, place: Path, *, turns: bool, bits: int | None = None
 ) -> tuple[list[float], list[float], float, dict[str, Anonymous]]:
+    place.mkdir(exist_ok=True)
     plan = place / "plan.json"
-    plan.write_text(_plan(nodes, rounds, address).to_json())
+    plan.write_text(_plan(nodes, rounds, address, bits).to_json())
     turned = ["turns"] if turns else []
     began = time.perf_counter()
     marks: list[float] = []
