@@ -21,7 +21,7 @@ from atoll.errors import PlanError
 from atoll.guards import Privacy
 from atoll.metrics import ALWAYS, KNOWN, meant
 from atoll.sections import Fraction, Seconds, Section, Value, mistake, nearest, seconds
-from atoll.stages import Compression
+from atoll.stages import COMMON, Compression, Said
 from atoll.stopping import Stopping
 from atoll.training import Training
 
@@ -298,10 +298,10 @@ class Plan(Section):
                 f'cohort.draw = "poisson" may draw fewer nodes than privacy.{guard} adds up, and a new draw would be '
                 "no secret: leave one of them out"
             )
-        if self.compression.up:
+        if wrong := next((one for one in self.compression.up if Said.of(one).name not in COMMON), None):
             raise ValueError(
-                f"compression.up makes updates small that privacy.{guard} adds up as words of one width; leave it out "
-                "(privacy.bits = 32 halves the traffic of masks)"
+                f"compression.up: what '{wrong}' makes of an update means something else at each node, and privacy.{guard} only "
+                "adds up; take 'randomk:0.1', whose places are the same for all, or leave it out"
             )
         if self.checks.norm not in (0, Checks().norm):
             raise ValueError(

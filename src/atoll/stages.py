@@ -22,6 +22,9 @@ CODES = ("bfloat16", "8bit", "4bit")
 CHOICES = ("topk", "randomk", "powersgd")
 """Stages that leave most of a vector out, and so need what they left out to be remembered."""
 
+COMMON = ("rotate", "randomk")
+"""Stages that do the same to every node's update, so that what they make can be added up unopened."""
+
 
 class Said(NamedTuple):
     """A stage as a plan says it: `topk:0.01` is `topk` with .01."""

@@ -187,6 +187,23 @@ def test_methods_that_remember_keep_their_own_memory_apart(tmp_path, wide):
     assert models(deployed) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
 
 
+@pytest.mark.parametrize("guard", ["secure_aggregation", "encryption"])
+def test_what_random_k_makes_is_added_up_unopened(tmp_path, wide, guard):
+    """Deployed and simulated: only so many numbers are hidden, and their sum is opened; as without the guard, to rounding."""
+    sections: dict[str, Any] = {"model": {"inputs": 30}, "plan": {"rounds": 4}, "privacy": {guard: True}}
+    agreed = pressed(["randomk:0.2"], cohort={"quorum": 1.0}, **sections)
+    bare = simulate(pressed(["randomk:0.2"], model={"inputs": 30}, plan={"rounds": 4}), wide)
+    hidden = simulate(agreed, wide)
+    deployed = run(agreed, wide, tmp_path)
+    assert [len(row["answered"]) for row in deployed["rounds"]] == [3, 3, 3, 3]
+    assert models(deployed) == replayed(tmp_path)
+    np.testing.assert_allclose(hidden.model["parameters"].values, bare.model["parameters"].values, atol=1e-5)
+    if guard == "secure_aggregation":
+        assert models(deployed) == [one["model"] for one in hidden.rounds]
+        plain = simulate(plan(cohort={"quorum": 1.0}, **sections), wide)
+        assert plain.rounds[0]["bytes"] - hidden.rounds[0]["bytes"] >= 3 * 24 * 8, "24 numbers of three nodes less"
+
+
 def test_late_updates_are_opened_by_the_draws_of_their_own_round(wide):
     sections: dict[str, Any] = {"model": {"inputs": 30}, "plan": {"rounds": 8}, "cohort": {"minimum": 1, "buffer": 1}}
     uneven = {name: tuple(part[: 60 - 25 * k] for part in data) for k, (name, data) in enumerate(wide.items())}
@@ -234,7 +251,7 @@ def test_strategies_train_compressed_cohorts_alike():
         ({"compression": {"up": ["8bit"]}, "aggregation": {"rule": "qffl"}}, "'qffl' sends nothing that is averaged"),
         (
             {"compression": {"up": ["8bit"]}, "privacy": {"secure_aggregation": True}},
-            "compression.up makes updates small that privacy.secure_aggregation adds up",
+            "take 'randomk:0.1', whose places are the same for all",
         ),
         (
             {"compression": {"up": ["topk:0.1"]}, "privacy": {"clip": 1.0}},

@@ -214,6 +214,7 @@ class Node:
         self.algorithm = method.find(self.plan, self.learner)
         updates = self.algorithm.updates(self.learner.layouts)
         press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
+        updates = press.layouts(updates)
         link = privacy.link(self.plan, updates)
         await asyncio.to_thread(privacy.prepare, self.plan)
         known = self.gate.policy.roster

@@ -6,6 +6,7 @@ The same bodies in the same order give the same bits, whoever computes it: the s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from atoll.algorithms import Algorithm, Bodies, Fold, State
@@ -98,7 +99,7 @@ def close(  # noqa: PLR0913  what is rare by its name
         reference: the server's own update, where the method has it train too.
         guard: what hid the updates, if something did.
         undo: what becomes of the total before the step, such as noise.
-        press: what made the updates small; nothing where a guard hid them.
+        press: what made the updates small, before a guard hid them.
         see: who looks at the updates on the way.
 
     Raises:
@@ -109,7 +110,26 @@ def close(  # noqa: PLR0913  what is rare by its name
     updates = {one.node: decode(one.body(), small, one.started or model) for one in accepted}
     reads = [press.open(updates[one.node].groups, layouts, one.round) for one in accepted]
     late = {one.node: one.late for one in accepted if one.late}
+    if guard:
+        guard = whole(guard, press, algorithm.updates(model_layouts), accepted[0].round)
     return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo, see)
+
+
+def whole(guard: Guard, press: Press, layouts: Layouts, round_: int) -> Guard:
+    """Return a guard whose total is opened: what hid the updates added up what stages made of them, the same for every node.
+
+    Args:
+        guard: over small updates.
+        press: what made them small.
+        layouts: of whole updates.
+        round_: the one that all of them were asked for in.
+    """
+
+    def undo(total: Total) -> Total:
+        small = guard.undo(total)
+        return replace(small, groups=press.decode(small.groups, layouts, round_))
+
+    return guard._replace(undo=undo) if press.stages else guard
 
 
 def opened(layouts: Layouts, model: str, accepted: Sequence[Accepted]) -> dict[str, Update]:

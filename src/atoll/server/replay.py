@@ -75,7 +75,7 @@ async def replay(
     press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
     down = compression.down(plan)
     state = _initial(algorithm, learner, down, Models(directory / "models"), run, plan.plan.seed)
-    link, protected = privacy.protected(plan, algorithm.updates(learner.layouts))
+    link, protected = privacy.protected(plan, press.layouts(algorithm.updates(learner.layouts)))
     size = sum(one.nbytes for one in protected.values())
     log = _open(directory / "log", run, plan, size, access)
     for one in store.nodes(run.run):

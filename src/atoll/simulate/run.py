@@ -24,7 +24,7 @@ from atoll.preprocess import prepare
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
-from atoll.server.close import step
+from atoll.server.close import step, whole
 from atoll.server.offences import length_of
 from atoll.server.state import State as Machine
 from atoll.simulate import choose
@@ -124,6 +124,7 @@ class _Run:
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
         if self.linked:
+            sent = {name: self.pressed(name, command.round, update) for name, update in sent.items()}
             said = self.linked.train(command, sent)
             return said if self.linked.steps.before else self.say(events.Say(UPDATE, tuple(sent)))
         self.send(command.round, command.attempt, brief, sent)
@@ -161,21 +162,29 @@ class _Run:
         down = sum(layout.nbytes for layout in self.down.layouts(layouts_of(brief)).values())
         self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
 
+    def pressed(self, name: str, round_: int, update: Update) -> Update:
+        """Return a client's update as it is before anything hides it, and let the client remember what it leaves out.
+
+        Raises:
+            LayoutError: it is too long.
+        """
+        small, left = self.press.encode(update.groups, parted(self.memories.get(name))[1], round_, name)
+        self.drafts[name] = {**self.drafts[name], **left}
+        return replace(update, groups=small)
+
     def arrive(self, address: Address, update: Update) -> events.Appended | events.Refused | events.Declined:
         """Take an update in as it travels, and check it as a server does; its size is known without joining its bytes."""
         name, layouts = address.node, self.work.algorithm.updates(self.work.learner.layouts)
-        left = parted(self.memories.get(name))[1]
         try:
-            small, left = self.press.encode(update.groups, left, address.round, name)
+            small = update if self.linked else self.pressed(name, address.round, update)
         except LayoutError as error:
             return events.Declined(0.0, address, str(error))
-        self.drafts[name] = {**self.drafts[name], **left}
-        size = self.sizes[name] = sum(part.nbytes for part in encode(replace(update, groups=small), self.model))
+        size = self.sizes[name] = sum(part.nbytes for part in encode(small, self.model))
         what = address, name, size
         if self.linked:  # whatever words they are: they look random
             self.updates[name] = update
             return events.Appended(0.0, *what)
-        self.updates[name] = update = replace(update, groups=self.press.decode(small, layouts, address.round))
+        self.updates[name] = update = replace(update, groups=self.press.decode(small.groups, layouts, address.round))
         try:
             norm = check(update.groups, layouts)
             if self.work.algorithm.verify:
@@ -205,8 +214,9 @@ class _Run:
         """Fold what came into the next model."""
         accepted = {name: self.updates.pop(name) for name in command.accepted}
         late = {name: command.round - task.round for name, task in command.late.items()}
-        guard = self.linked.guard if self.linked else None
-        layouts = guard.layouts if guard else self.work.algorithm.updates(self.work.learner.layouts)
+        layouts = self.work.algorithm.updates(self.work.learner.layouts)
+        guard = whole(self.linked.guard, self.press, layouts, command.round) if self.linked else None
+        layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
         noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
         undo = method.noised(self.work.plan, layouts, noise) if noise else None
@@ -438,7 +448,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         opened.callback(run.memories.close)
         run.begin()
         privacy.prepare(plan)
-        link, layouts = privacy.protected(plan, work.algorithm.updates(built.layouts))
+        link, layouts = privacy.protected(plan, press.layouts(work.algorithm.updates(built.layouts)))
         run.linked = Linked(link, plan, work.algorithm, layouts) if link else None
         return _driven(run, run.kept_in(store, resume=resume))
 
