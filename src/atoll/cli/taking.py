@@ -63,7 +63,7 @@ def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | Non
         algorithm = method.find(plan, learner)
         updates = algorithm.updates(learner.layouts)
         pressed = compression.find(plan, updates, sums=algorithms.adds(algorithm)).layouts(updates)
-        small = protected(plan, pressed)[1]
+        small = protected(plan, pressed, pressed)[1]
     except AtollError as error:
         return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
     return {

@@ -72,10 +72,16 @@ def protect(plan: Plan, link: Link, own: Own, message: bytes, update: Update) ->
     return own, replace(hidden, metrics=open_)
 
 
-def protected(plan: Plan, layouts: Layouts) -> tuple[Link | None, Layouts]:
-    """Return the plan's link, and the layouts of updates as they leave a node; see `link`."""
-    found = link(plan, layouts)
-    return found, found.updates(layouts) if found else layouts
+def protected(plan: Plan, layouts: Layouts, small: Layouts) -> tuple[Link | None, Layouts]:
+    """Return the plan's link, and the layouts that a fold gets; see `link`.
+
+    Args:
+        plan: the plan.
+        layouts: of an update's groups.
+        small: the same after compression, which comes before what hides them.
+    """
+    found = link(plan, small)
+    return found, found.updates(small) if found else layouts
 
 
 def prepare(plan: Plan) -> None:

@@ -111,11 +111,11 @@ def close(  # noqa: PLR0913  what is rare by its name
     reads = [press.open(updates[one.node].groups, layouts, one.round) for one in accepted]
     late = {one.node: one.late for one in accepted if one.late}
     if guard:
-        guard = whole(guard, press, algorithm.updates(model_layouts), accepted[0].round)
+        guard = expanded(guard, press, algorithm.updates(model_layouts), accepted[0].round)
     return step(algorithm, state, layouts, updates, registered, reference, late, guard, reads, undo, see)
 
 
-def whole(guard: Guard, press: Press, layouts: Layouts, round_: int) -> Guard:
+def expanded(guard: Guard, press: Press, layouts: Layouts, round_: int) -> Guard:
     """Return a guard whose total is opened: what hid the updates added up what stages made of them, the same for every node.
 
     Args:

@@ -72,10 +72,10 @@ async def replay(
     plan = Plan.from_json(run.plan)
     learner = learner or learners.build(plan, allow)
     algorithm = method.find(plan, learner)
-    press = compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
-    down = compression.down(plan)
+    whole = algorithm.updates(learner.layouts)
+    press, down = compression.find(plan, whole, sums=algorithms.adds(algorithm)), compression.down(plan)
     state = _initial(algorithm, learner, down, Models(directory / "models"), run, plan.plan.seed)
-    link, protected = privacy.protected(plan, press.layouts(algorithm.updates(learner.layouts)))
+    link, protected = privacy.protected(plan, whole, press.layouts(whole))
     size = sum(one.nbytes for one in protected.values())
     log = _open(directory / "log", run, plan, size, access)
     for one in store.nodes(run.run):

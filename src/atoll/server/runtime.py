@@ -109,7 +109,7 @@ class Server:
         algorithms.rooted(plan, self.algorithm, holdout)
         updates = self.algorithm.updates(self.learner.layouts)
         self.press = compression.find(plan, updates, sums=algorithms.adds(self.algorithm))
-        self._link, self.layouts = privacy.protected(plan, self.press.layouts(updates))
+        self._link, self.layouts = privacy.protected(plan, updates, self.press.layouts(updates))
         self._size = sum(layout.nbytes for layout in self.press.layouts(self.layouts).values())
         first = learners.first(plan, self.learner, start)
         if client_certificates and not tls:

@@ -24,7 +24,7 @@ from atoll.preprocess import prepare
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
-from atoll.server.close import step, whole
+from atoll.server.close import expanded, step
 from atoll.server.offences import length_of
 from atoll.server.state import State as Machine
 from atoll.simulate import choose
@@ -215,7 +215,7 @@ class _Run:
         accepted = {name: self.updates.pop(name) for name in command.accepted}
         late = {name: command.round - task.round for name, task in command.late.items()}
         layouts = self.work.algorithm.updates(self.work.learner.layouts)
-        guard = whole(self.linked.guard, self.press, layouts, command.round) if self.linked else None
+        guard = expanded(self.linked.guard, self.press, layouts, command.round) if self.linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
         noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
@@ -421,7 +421,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     """
     built = learner or learners.build(plan, allow)
     work = Work(plan, method.find(plan, built), built)
-    press = compression.find(plan, work.algorithm.updates(built.layouts), sums=algorithms.adds(work.algorithm))
+    updates = work.algorithm.updates(built.layouts)
+    press = compression.find(plan, updates, sums=algorithms.adds(work.algorithm))
     algorithms.rooted(plan, work.algorithm, holdout)
     spending = account(plan)
     data = _ready(plan, clients)
@@ -448,7 +449,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         opened.callback(run.memories.close)
         run.begin()
         privacy.prepare(plan)
-        link, layouts = privacy.protected(plan, press.layouts(work.algorithm.updates(built.layouts)))
+        link, layouts = privacy.protected(plan, updates, press.layouts(updates))
         run.linked = Linked(link, plan, work.algorithm, layouts) if link else None
         return _driven(run, run.kept_in(store, resume=resume))
 
