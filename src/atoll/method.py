@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from atoll.errors import PlanError
 from atoll.keys import new_secret
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
-from atoll.privacy.dp import central
+from atoll.privacy.dp import central, distributed
 from atoll.privacy.dp.account import Account, account
 from atoll.privacy.dp.clip import clipped
 from atoll.privacy.dp.example import Private
@@ -50,7 +50,7 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         _check(plan, algorithm, learner.layouts, algorithm.updates(learner.layouts))
     if clip == "adaptive":
         algorithm = _adaptive(algorithm)
-    elif clip is not None and not guards.local_noise:
+    elif clip is not None and not (guards.local_noise or guards.distributed_noise):
         algorithm = _after(algorithm, partial(_clipped, clip))
     if guards.example_noise:
         algorithm = _by_rows(plan, algorithm, learner)
@@ -60,6 +60,9 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         algorithm = algorithm._replace(fold=central.summed(bound, largest), late=late)
     if guards.local_noise and isinstance(clip, float) and (own := account(plan)):
         algorithm = _after(algorithm, partial(_noisy, clip, own.multiplier))
+    if guards.distributed_noise and isinstance(clip, float) and (own := account(plan)):
+        distributed.share(clip, own.multiplier, _shares(plan))
+        algorithm = _after(algorithm, partial(_shared, clip, own.multiplier, _shares(plan)))
     return _after(algorithm, partial(_quiet, largest))._replace(silent=True) if guards.noise else algorithm
 
 
@@ -105,24 +108,40 @@ def _noisy(bound: float, multiplier: float, update: Update) -> Update:
     return replace(update, groups=noisy(update.groups, bound, multiplier, new_secret()))
 
 
+def _shared(bound: float, multiplier: float, nodes: int, update: Update) -> Update:
+    return replace(update, groups=distributed.noisy(update.groups, bound, multiplier, nodes, new_secret()))
+
+
+def _shares(plan: Plan) -> int:
+    """Return how many nodes' shares make the planned noise: the fewest in any sum, less those that may add none."""
+    return plan.cohort.minimum - plan.privacy.corrupt
+
+
 def _quiet(largest: float | None, update: Update) -> Update:
     """Tell neither rows nor metrics, which no noise hides: one voice each, or a weight up to the largest."""
     return Update(update.groups, 1.0 if largest is None else min(update.weight, largest))
 
 
-def noise(plan: Plan, account: Account | None, cohort: int, registered: int) -> dict[str, Any] | None:
-    """Return what a round's noise at the server is made of, fresh; None where the plan has none.
+def noise(plan: Plan, account: Account | None, cohort: int, registered: int, survivors: int) -> dict[str, Any] | None:
+    """Return what a round's noise is made of, that of the server fresh; None where the plan has none, or it is a node's own.
 
     Args:
         plan: the plan.
         account: its account.
         cohort: how many nodes were asked.
         registered: how many belong to the run.
+        survivors: how many nodes' updates are in the sum.
 
     Returns:
         `key` (hex) and its `digest`, `multiplier`, and the `voices` that the sum is divided by: as many as were asked, or as
-        may be, whatever their rows are.
+        may be, whatever their rows are. Noise in shares has no key.
+
+    Raises:
+        PrivacyError: there are too few survivors for the noise that was promised.
     """
+    if account is not None and plan.privacy.distributed_noise:
+        real = distributed.actual(account.multiplier, survivors, plan.cohort.minimum, plan.privacy.corrupt)
+        return {"key": None, "digest": "", "multiplier": real, "voices": survivors}
     if account is None or plan.privacy.central_noise is None:
         return None
     secret = plan.cohort.draw == "poisson"
@@ -132,8 +151,10 @@ def noise(plan: Plan, account: Account | None, cohort: int, registered: int) -> 
     return {"key": key.hex(), "digest": digest, "multiplier": account.multiplier, "voices": voices}
 
 
-def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any]) -> Callable[[Total], Total]:
-    """Return what comes between fold and step: the noise that `noise` says."""
+def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any] | None) -> Callable[[Total], Total] | None:
+    """Return what comes between fold and step: the server's noise that `noise` says; None where it adds none."""
+    if noise is None or not noise["key"]:
+        return None
     clip = plan.privacy.clip
     bound = clip if isinstance(clip, float) else 1.0
 
@@ -141,6 +162,16 @@ def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any]) -> Callable[[
         return central.noised(total, layouts, bound, noise["multiplier"], bytes.fromhex(noise["key"]), noise["voices"])
 
     return undo
+
+
+def multipliers(account: Account | None, noises: Sequence[Mapping[str, Any] | None]) -> list[float]:
+    """Return the noise multiplier of each closed round, by what is known of its noise."""
+    return [] if account is None else [one["multiplier"] if one else account.multiplier for one in noises]
+
+
+def spent(account: Account | None, before: Sequence[float], noise: Mapping[str, Any] | None) -> float | None:
+    """Return ε with one more round; None where no noise bounds it."""
+    return None if account is None else account.spent_by([*before, *multipliers(account, [noise])])
 
 
 def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -> None:
@@ -155,18 +186,18 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
             raise PlanError(f"{key}: the group '{name}' is added up whole, without a bound; take another rule or model")
         if name not in model and layout.size != model["parameters"].size:
             raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
-    if not guards.central_noise:
+    if not (guards.central_noise or guards.distributed_noise):
         return
     if algorithm.fold not in (mean, uniformly):
         raise PlanError(f"{key}: '{rule}' makes no mean of updates, so one of them changes who knows how much; take fedavg")
-    if algorithm.fold is mean and guards.largest_weight is None:
+    if guards.central_noise and algorithm.fold is mean and guards.largest_weight is None:
         raise PlanError(
             f"{key}: '{rule}' weighs nodes by their rows, which noise of one size can't hide: set aggregation.options.weighted = "
             "false, or privacy.largest_weight = the rows that count at most"
         )
-    if guards.central_noise.delta >= 1 / plan.cohort.minimum:
+    if guards.noise and guards.noise.delta >= 1 / plan.cohort.minimum:
         raise PlanError(
-            f"{key}.delta: {guards.central_noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): "
+            f"{key}.delta: {guards.noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): "
             "so likely a node may be given away whole; take one far below 1 / nodes"
         )
 

@@ -10,6 +10,8 @@ from atoll.messages import PART, PARTS
 from atoll.metrics import names
 from atoll.plan import Plan
 from atoll.privacy import ckks
+from atoll.privacy.dp import distributed
+from atoll.privacy.dp.account import account
 from atoll.privacy.encryption.link import encryption
 from atoll.privacy.encryption.update import RING
 from atoll.privacy.graph import graph
@@ -42,6 +44,9 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
     graph(plan.cohort.minimum, guard.dropout, guard.corrupt)
     names = known(plan)
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
+    if guard.distributed_noise and clip and (own := account(plan)):
+        noisy = distributed.widest(clip, own.multiplier, plan.cohort.minimum - guard.corrupt)
+        return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
     if guard.encryption:
         if (numbers := sum(layout.size for layout in layouts.values())) > _OPENED:
             raise PlanError(

@@ -206,6 +206,11 @@ class _Run:
         if self.down.stages:
             self.state = self.work.algorithm.init(self.groups())
 
+    @property
+    def multipliers(self) -> list[float]:
+        """The noise of the rounds so far."""
+        return method.multipliers(self.account, [row.get("noise") for row in self.rounds])
+
     def due(self, round_: int) -> bool:
         """Say whether models are judged in a round."""
         return round_ % self.judge_every == 0 or round_ == self.work.plan.plan.rounds
@@ -218,8 +223,8 @@ class _Run:
         guard = expanded(self.linked.guard, self.press, layouts, command.round) if self.linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients))
-        undo = method.noised(self.work.plan, layouts, noise) if noise else None
+        noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients), len(accepted))
+        undo = method.noised(self.work.plan, layouts, noise)
         seen: list[Drift | None] = []
         see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
         whole = self.work.algorithm, self.state, layouts, accepted, len(self.clients)
@@ -245,13 +250,15 @@ class _Run:
             **told(seen[0] if seen else None, {name: self.norms.get(name) for name in accepted}),
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
-        if self.account and due:
-            facts["epsilon"] = self.account.spent(command.round)
+        if self.account:
+            facts["noise"] = noise and {"multiplier": noise["multiplier"]}
+            if due:
+                facts["epsilon"] = method.spent(self.account, self.multipliers, noise)
         if self.clock.devices:
             facts["at"] = round(self.clock.now, 3)
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
-        over = self.account.over(command.round) if self.account else ""
+        over = self.account.over_by(self.multipliers) if self.account else ""
         judged = events.Closed(self.clock.now, self.model, facts["holdout"] or facts["nodes"], over)
         more = self.there and command.round < self.work.plan.plan.rounds
         return [*(self.presence(command.round + 1) if more else ()), judged]
@@ -478,7 +485,7 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
     steps = run.linked.steps if run.linked else events.NO_STEPS
     how: Any = {"late": work.algorithm.late is not None, "secret": new_secret(), "steps": steps}
     if past:
-        spent = run.account.over(past.closed) if run.account else ""
+        spent = run.account.over_by(run.multipliers) if run.account else ""
         server, commands = machine.resume("simulated", work.plan, past, 0.0, spent=spent, **how)
     else:
         server, commands = machine.begin("simulated", work.plan, run.model, 0.0, **how)

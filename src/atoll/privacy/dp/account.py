@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from atoll.errors import PlanError, PrivacyError
@@ -14,6 +16,8 @@ RELATIONS = {
     "the same; who was asked is known",
     "poisson": "two federations are neighbours where one node is not there in one of them, and all else is the same; who was "
     "drawn stays secret",
+    "distributed_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else "
+    "is the same; the server too sees only the noisy sum",
     "local_noise": "any two sets of rows of a node are neighbours: its own noise hides them from the server too",
     "example_noise": "two nodes' rows are neighbours where one row is not there in one of them, and all else is the same; which "
     "rows were drawn for a step stays secret",
@@ -49,12 +53,26 @@ class Account:
         """Return ε after so many releases."""
         return epsilon(self.multiplier, self.steps * releases, self.delta, self.rate, COARSE)
 
+    def spent_by(self, multipliers: Sequence[float]) -> float:
+        """Return ε after releases with these multipliers: with noise in shares, more survivors bring more."""
+        if self.rate < 1 or not multipliers or min(multipliers) == max(multipliers) == self.multiplier:
+            return self.spent(len(multipliers))
+        return epsilon(1 / math.sqrt(math.fsum(one**-2 for one in multipliers)), 1, self.delta)
+
     def over(self, releases: int) -> str:
         """Say why there can be no release after so many, or nothing where there can."""
-        if self.most is None or releases < self.most:
+        return "" if self.most is None or releases < self.most else self._over(self.spent(releases), releases)
+
+    def over_by(self, multipliers: Sequence[float]) -> str:
+        """Say why there can be no release after those with these multipliers, or nothing where there can."""
+        if self.most is None or len(multipliers) < self.most or self.promise is None:
             return ""
-        spent = f"ε {self.spent(releases):.4g} of {self.promise:g} (δ {self.delta:g}) in {releases} rounds"
-        return f"the privacy budget is spent: {spent}"
+        spent = self.spent_by(multipliers)
+        return "" if self.spent_by([*multipliers, self.multiplier]) <= self.promise else self._over(spent, len(multipliers))
+
+    def _over(self, spent: float, releases: int) -> str:
+        said = f"ε {spent:.4g} of {self.promise:g} (δ {self.delta:g}) in {releases} rounds"
+        return f"the privacy budget is spent: {said}"
 
 
 def account(plan: Plan, rows: int | None = None) -> Account | None:
