@@ -64,11 +64,9 @@ class Account:
         return "" if self.most is None or releases < self.most else self._over(self.spent(releases), releases)
 
     def over_by(self, multipliers: Sequence[float]) -> str:
-        """Say why there can be no release after those with these multipliers, or nothing where there can."""
-        if self.most is None or len(multipliers) < self.most or self.promise is None:
-            return ""
-        spent = self.spent_by(multipliers)
-        return "" if self.spent_by([*multipliers, self.multiplier]) <= self.promise else self._over(spent, len(multipliers))
+        """Do as `over`; what more survivors saved is told, but not spent: nodes, who count too, don't know of it."""
+        releases = len(multipliers)
+        return "" if self.most is None or releases < self.most else self._over(self.spent_by(multipliers), releases)
 
     def _over(self, spent: float, releases: int) -> str:
         said = f"ε {spent:.4g} of {self.promise:g} (δ {self.delta:g}) in {releases} rounds"
