@@ -134,6 +134,38 @@ def test_numbers_are_judged_as_the_pooled_table_also_far_from_zero():
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-7)
 
 
+def c_index(y: np.ndarray, predicted: np.ndarray) -> float:
+    """Harrell et al. 1982, pair by pair."""
+    earlier = y[:, None] < y
+    ahead = predicted - predicted[:, None]
+    return float(((ahead > 0) + (ahead == 0) / 2)[earlier].mean())
+
+
+def test_the_c_index_is_that_of_the_pooled_table_within_what_it_says():
+    rng = np.random.default_rng(6)
+    count = counting(["c_index"], "numbers", (0, 1), (-3.0, 3.0))
+    for noise in (0.1, 1.0, 5.0):
+        y = rng.uniform(-3, 3, 2000)
+        predicted = y + noise * rng.normal(size=len(y))
+        expected = c_index(y, predicted)
+        for parts in spreads(np.arange(2000) % 3):
+            found = everywhere(parts, lambda mine: {"samples": float(mine.sum()), **count(predicted[mine], y[mine])})  # noqa: B023
+            assert abs(found["c_index"] - expected) < 0.01
+            assert abs(found["c_index"] - expected) <= found["c_index_within"] < 0.15
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.floats(-5, 50)), min_size=2, max_size=40).filter(
+        lambda made: len({y for y, _ in made}) > 1
+    )
+)
+def test_the_c_index_is_never_further_off_than_it_says(made):
+    y, predicted = np.array([row[0] for row in made], float), np.array([row[1] for row in made])
+    found = figures({"samples": float(len(y)), **counting(["c_index"], "numbers", (0, 1), (0.0, 64.0))(predicted, y)})
+    assert abs(found["c_index"] - c_index(y, predicted)) <= found["c_index_within"] + 1e-12
+
+
 def test_the_reliability_curve_is_that_of_the_pooled_table():
     rng = np.random.default_rng(5)
     logits = rng.normal(size=900) * 2
@@ -196,6 +228,7 @@ def test_scores_without_chances_have_an_auc_and_no_calibration():
         (lambda: jax_plan("linear", "squared_error"), "auc", r"'auc' is of no model of numbers; such a one knows loss, mean_sq"),
         (lambda: keras_plan(out(1, "linear"), loss="mean_squared_error"), "accuracy", "'accuracy' is of no model of numbers"),
         (plan, "r2", "'r2' is of no model of two classes; such a one knows loss, accuracy"),
+        (lambda: jax_plan("linear", "squared_error"), "c_index", r"say between what they lie, model.range = \[low, high\]"),
         (lambda: jax_plan("own_loss", None), "auc", "the model brings a loss of its own"),
         (
             lambda: keras_plan(out(3, "softmax"), loss="sparse_categorical_crossentropy").with_(model={"classes": [0, 1, 2]}),

@@ -16,9 +16,23 @@ from atoll.node import machine
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
+from atoll.store.sql import SqlStore
 
 SECURE = {"secure_aggregation": True}
 PHASES = ("keys", "shares", "update", "survivors", "unmask")
+
+
+def test_counts_in_bins_are_added_up_and_no_node_says_which_it_has(tmp_path):
+    asked = {"metrics": ["auc", "ece", "f1_macro", "brier"]}
+    history, plain = run(plan(privacy=SECURE, model=asked), clients(), tmp_path), simulate(plan(model=asked), clients())
+    assert history["outcome"] == "completed", history["reason"]
+    for ours, theirs in zip(history["rounds"][:-1], plain.rounds[1:], strict=True):
+        assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-6)
+        assert {"auc", "ece", "f1_macro", "brier"} <= ours["nodes"].keys()
+    store = SqlStore(tmp_path / "store")
+    told = [row.metrics for row in store.updates(history["run"])]
+    assert told
+    assert not [name for one in told for name in one if name.startswith(("auc.", "chance.", "class."))]
 
 
 @pytest.mark.parametrize("log", ["embedded", "kafka"])

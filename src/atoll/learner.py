@@ -10,7 +10,7 @@ import copy
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -248,6 +248,16 @@ def blocks(rows: Rows) -> Iterator[Rows]:
         yield Rows(rows.x[lo : lo + step], rows.y[lo : lo + step])
 
 
+def filled(arrays: Sequence[NDArray[Any]], most: int) -> list[NDArray[Any]]:
+    """Fill arrays up with their first row to a power of two of rows, or to `most`: what is compiled for each size sees few sizes.
+
+    >>> [len(part) for part in filled([np.zeros((5, 2)), np.zeros(5)], 4096)], len(filled([np.zeros(7)], 7)[0])
+    ([8, 8], 7)
+    """
+    lack = min(most, 1 << (len(arrays[0]) - 1).bit_length()) - len(arrays[0])
+    return [np.concatenate([part, np.repeat(part[:1], lack, axis=0)]) if lack > 0 else part for part in arrays]
+
+
 def by_blocks(judge: Callable[[Rows], Metrics], rows: Rows) -> dict[str, float]:
     """Judge rows block by block: the sums of those names that every block gives."""
     parts = [judge(part) for part in blocks(rows)]
@@ -319,12 +329,13 @@ SLOTS = 256
 def named(hidden: Metrics, parts: Iterable[Metrics]) -> dict[str, float]:
     """Of sums that are only known together, return those that some node had a part in: `parts` have their names alone.
 
-    A name that isn't known beforehand is in its `slot`; two of them in one slot can't be told apart, and are left out.
+    A name that isn't known beforehand is in its `slot`; two of them in one slot can't be told apart, and are left out. Of
+    counts in bins no name is told; those that are zero are left out.
     """
     names = {name for one in parts for name in one}
     slots = Counter(slot(name) for name in names - hidden.keys())
     apart = {name for name in names - hidden.keys() if slots[slot(name)] == 1}
-    return {name: hidden[name] for name in names & hidden.keys()} | {
+    return {name: value for name, value in hidden.items() if name in names or (value and metrics.binned(name))} | {
         name: hidden[slot(name)] for name in apart if slot(name) in hidden
     }
 

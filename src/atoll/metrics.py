@@ -31,6 +31,12 @@ CHANCES = 15
 """Bins of equal width that chances are counted in for calibration; as in Guo et al. 2017, section 5."""
 
 
+PLACES = 64
+"""Bins of equal width over `model.range` that targets and predictions are counted in for the c-index; what lies beyond is in
+the outermost ones."""
+Range = tuple[float, float]
+
+
 class _Metric(NamedTuple):
     """What a metric needs: `sums` beyond those that every learner gives, by the family's name; chances, or scores alone."""
 
@@ -59,15 +65,16 @@ KNOWN: Mapping[str, _Metric] = {
     "root_mean_squared_error": _Metric(_NUMBERS, better="lower"),
     "mean_absolute_error": _Metric(_NUMBERS, better="lower"),
     "r2": _Metric(_NUMBERS),
+    "c_index": _Metric(_NUMBERS, "c_index"),
 }
 """The metrics that a plan may name in `model.metrics`; in its tables they stand in this order."""
 ALWAYS = tuple(name for name, metric in KNOWN.items() if not metric.sums)
 """Those that every learner's own sums give, whether a plan names them or not."""
-ASIDE = frozenset({*ALWAYS, "auc_within"} - {"loss", "accuracy"})
+ASIDE = frozenset({*ALWAYS, "auc_within", "c_index_within"} - {"loss", "accuracy"})
 """Figures that there always are, or that go with another one: tables and curves show them where a plan names them."""
 _ALSO = {
     "rmse": "root_mean_squared_error", "mse": "mean_squared_error", "mae": "mean_absolute_error", "roc_auc": "auc",
-    "auroc": "auc", "f1_score": "f1", "calibration": "ece", "macro_f1": "f1_macro", "log_loss": "loss",
+    "auroc": "auc", "f1_score": "f1", "calibration": "ece", "macro_f1": "f1_macro", "log_loss": "loss", "concordance": "c_index",
 }  # fmt: skip
 
 
@@ -82,8 +89,8 @@ def meant(name: str, known: Iterable[str] = KNOWN) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
-def fits(name: str, task: Task | None, labels: Sequence[int], *, chances: bool) -> None:
-    """Check that a model can be judged by a metric.
+def fits(name: str, task: Task | None, labels: Sequence[int], span: Range | None = None, *, chances: bool) -> None:
+    """Check that a model can be judged by a metric; arguments as in `counting`.
 
     Raises:
         PlanError: naming the metric, and one to take instead.
@@ -99,17 +106,20 @@ def fits(name: str, task: Task | None, labels: Sequence[int], *, chances: bool) 
         mine = [one for one, other in KNOWN.items() if task in other.tasks and (chances or not other.chances)]
         model = {"binary": "two classes", "classes": f"{len(labels)} classes", "numbers": "numbers"}
         raise PlanError(f"model.metrics: '{name}' is of no model of {model[task]}; such a one knows {', '.join(mine)}")
+    if metric.sums == "c_index" and span is None:
+        raise PlanError(f"model.metrics: '{name}' counts targets in bins: say between what they lie, model.range = [low, high]")
     if metric.chances and not chances:
         raise PlanError(f"model.metrics: '{name}' needs chances, and this loss gives scores alone: use a cross-entropy, or 'auc'")
 
 
-def counting(names: Collection[str], task: Task, labels: Sequence[int]) -> Count:
+def counting(names: Collection[str], task: Task, labels: Sequence[int], span: Range | None = None) -> Count:
     """Return what counts all that some metrics need.
 
     Args:
         names: the metrics, each of which `fits`.
         task: what scores stand for.
         labels: the classes, in the order of their scores.
+        span: between what numbers lie.
 
     Raises (when counting):
         LearnerError: a score is NaN, or targets or scores are not of these classes.
@@ -124,7 +134,7 @@ def counting(names: Collection[str], task: Task, labels: Sequence[int]) -> Count
                 "lower training.learning_rate, or look for huge values in the data"
             )
         if task == "numbers":
-            return {}
+            return _c_index(scores, y, span) if span and "c_index" in families else {}
         true = _places(scores, y, labels)
         sums: dict[str, float] = {}
         for family in filter(None, families):
@@ -141,9 +151,19 @@ def names(asked: Collection[str], labels: Sequence[int]) -> tuple[str, ...]:
         "auc": [f"{true}.{k}" for true in (0, 1) for k in range(BINS)],
         "class": [f"{kind}.{label}" for kind in ("rows", "said", "hits") for label in labels],
         "chance": [f"{kind}.{k}" for kind in ("rows", "said", "hits") for k in range(CHANCES)],
+        "c_index": [f"{true}.{said}" for true in range(PLACES) for said in range(PLACES)],
     }
     plain = ["brier"] if "brier" in families else []
     return (*plain, *(f"{family}.{number}" for family in numbers if family in families for number in numbers[family]))
+
+
+def binned(name: str) -> bool:
+    """Say whether a sum is a count of the rows in one of many bins: that a node has it at all says where its rows lie.
+
+    >>> binned("auc.1.500"), binned("brier"), binned("fit.loss")
+    (True, False, False)
+    """
+    return name.partition(".")[0] in _FINISH
 
 
 def _places(scores: Floats, y: NDArray[Any], labels: Sequence[int]) -> NDArray[np.intp]:
@@ -216,9 +236,22 @@ def _chance(scores: Floats, true: NDArray[np.intp], labels: Sequence[int]) -> di
     return {key: value for kind, found in sums.items() for key, value in _filled(f"chance.{kind}", found)}
 
 
+def _c_index(predicted: Floats, y: NDArray[Any], span: Range) -> dict[str, float]:
+    low, high = span
+    true, said = (
+        np.clip(np.floor((numbers - low) / (high - low) * PLACES), 0, PLACES - 1).astype(int) for numbers in (y, predicted)
+    )
+    table = np.bincount(true * PLACES + said, minlength=PLACES**2)
+    return {f"c_index.{k // PLACES}.{k % PLACES}": float(table[k]) for k in np.flatnonzero(table)}
+
+
 _COUNTS: Mapping[str, Callable[[Floats, NDArray[np.intp], Sequence[int]], dict[str, float]]] = {
     "auc": _auc, "class": _class, "brier": _brier, "chance": _chance,
 }  # fmt: skip
+
+
+_LEAST = 0.5
+"""A count that was hidden comes back nearly whole: less than this is none."""
 
 
 def _filled(family: str, counts: NDArray[Any]) -> list[tuple[str, float]]:
@@ -233,7 +266,9 @@ def figures(sums: Metrics) -> dict[str, float]:
 
     Sources: AUC as the share of such pairs in the right order, ties half: Hanley and McNeil 1982. Expected calibration
     error: Guo et al. 2017, eq. 3; of two classes by the chance of the second, of more by that of the class decided for.
-    Brier 1950: of two classes of the second's chance alone, as scikit-learn has it. Macro averages go over the classes
+    C-index: Harrell et al. 1982, without censoring: of pairs of rows with different targets the share whose predictions are in
+    the same order, ties half; it is off by at most `c_index_within`, which follows from the pairs in one bin of the one or the
+    other. Brier 1950: of two classes of the second's chance alone, as scikit-learn has it. Macro averages go over the classes
     that occur in truth or decision; a class that is never decided for has precision 0.
 
     >>> figures({"samples": 4.0, "loss": 2.0, "correct": 3.0, "brier": 1.0})
@@ -281,13 +316,15 @@ def _of_numbers(sums: Metrics, rows: float) -> dict[str, float]:
 def _ranked(sums: Mapping[str, float]) -> dict[str, float]:
     low, high = (_binned(sums, f"{true}.", BINS) for true in (0, 1))
     pairs = low.sum() * high.sum()
-    if not pairs:
+    if not pairs > _LEAST:
         return {}
     return {"auc": float(high @ (np.cumsum(low) - low / 2) / pairs), "auc_within": float(high @ low / pairs / 2)}
 
 
 def _macro(sums: Mapping[str, float]) -> dict[str, float]:
-    labels = sorted({name.partition(".")[2] for name in sums})
+    labels = sorted(
+        {label for kind, _, label in (name.partition(".") for name, value in sums.items() if value > _LEAST) if kind != "hits"}
+    )
     rows, said, hits = (np.array([sums.get(f"{kind}.{label}", 0.0) for label in labels]) for kind in ("rows", "said", "hits"))
     parts = {"f1": (2 * hits, rows + said), "precision": (hits, said), "recall": (hits, rows)}
     return {f"{name}_macro": float(np.mean(part / np.maximum(whole, 1))) for name, (part, whole) in parts.items()}
@@ -295,13 +332,13 @@ def _macro(sums: Mapping[str, float]) -> dict[str, float]:
 
 def _calibrated(sums: Mapping[str, float]) -> dict[str, float]:
     rows, said, hits = (_binned(sums, f"{kind}.", CHANCES) for kind in ("rows", "said", "hits"))
-    return {"ece": float(np.abs(said - hits).sum() / rows.sum())} if rows.sum() else {}
+    return {"ece": float(np.abs(said - hits).sum() / rows.sum())} if rows.sum() > _LEAST else {}
 
 
 def reliability(sums: Metrics) -> list[dict[str, float]]:
     """Return the reliability curve: of each bin that has rows the mean `chance` said, the share `seen`, and its `rows`."""
     rows, said, hits = (_binned(sums, f"chance.{kind}.", CHANCES) for kind in ("rows", "said", "hits"))
-    shares = ((float(said[k] / rows[k]), float(hits[k] / rows[k]), float(rows[k])) for k in np.flatnonzero(rows))
+    shares = ((float(said[k] / rows[k]), float(hits[k] / rows[k]), float(rows[k])) for k in np.flatnonzero(rows > _LEAST))
     return [dict(zip(("chance", "seen", "rows"), one, strict=True)) for one in shares]
 
 
@@ -332,10 +369,25 @@ def spread(by_node: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, An
     return found
 
 
+def _concordant(sums: Mapping[str, float]) -> dict[str, float]:
+    table = _binned(sums, "", PLACES**2, lambda k: f"{k // PLACES}.{k % PLACES}").reshape(PLACES, PLACES)
+    lower = np.cumsum(table, axis=0) - table  # of targets in lower bins, by the prediction's bin
+    right = float((table * (np.cumsum(lower, axis=1) - lower)).sum())
+    tied = float((table * lower).sum())
+    rows = table.sum(axis=1)
+    pairs = float((rows * (np.cumsum(rows) - rows)).sum())
+    near = float((rows * (rows - 1)).sum() / 2)  # of which it isn't known whether their targets differ
+    if not pairs > _LEAST:
+        return {}
+    found = (right + tied / 2) / pairs
+    most, least = (right + tied + near) / (pairs + near), right / (pairs + near)
+    return {"c_index": found, "c_index_within": max(most - found, found - least)}
+
+
 _FINISH: Mapping[str, Callable[[Mapping[str, float]], dict[str, float]]] = {
-    "auc": _ranked, "class": _macro, "chance": _calibrated,
+    "auc": _ranked, "class": _macro, "chance": _calibrated, "c_index": _concordant,
 }  # fmt: skip
 
 
-def _binned(sums: Mapping[str, float], start: str, bins: int) -> Floats:
-    return np.array([sums.get(f"{start}{k}", 0.0) for k in range(bins)])
+def _binned(sums: Mapping[str, float], start: str, bins: int, said: Callable[[int], Any] = int) -> Floats:
+    return np.array([sums.get(f"{start}{said(k)}", 0.0) for k in range(bins)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Model(Section):
     loss: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
 
     @property
     def kind(self) -> str:
@@ -89,6 +91,8 @@ class Model(Section):
             if name not in KNOWN:
                 mend = 'a function of your own is "package.module:function"'
                 raise ValueError(f"metrics: '{name}' is not known; {meant(name)} ({mend})")
+        if self.range and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            raise ValueError("range: is two numbers between which the targets lie, the lower one first")
         if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 2:
             raise ValueError("classes are at least two different labels in rising order")
         return self

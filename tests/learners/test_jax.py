@@ -187,3 +187,15 @@ def test_what_it_cannot_do_is_said_by_the_plan(plan, kind, said):
         build(plan)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_judging_clients_of_many_sizes_compiles_a_few_and_changes_nothing():
+    learner, (x, y) = build(jax_plan("deep")), rows("binary")
+    model = learner.initial(0)
+    each = [learner.evaluate(model, Rows(x[lo : lo + 1], y[lo : lo + 1])) for lo in range(60)]
+    for count in range(1, 60):
+        sums = learner.evaluate(model, Rows(x[:count], y[:count]))
+        assert sums["samples"] == count
+        assert sums["loss"] == pytest.approx(sum(one["loss"] for one in each[:count]), rel=1e-5)
+        assert sums["correct"] == sum(one["correct"] for one in each[:count])
+    assert learner._judge._cache_size() <= 7  # 1, 2, 4, … 64

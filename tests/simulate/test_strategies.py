@@ -107,6 +107,25 @@ def test_a_rate_that_diverges_ends_the_run_with_round_and_client(strategy):
         simulate(wild, {"node-0": rows(0, 8), "node-1": (np.full((8, 4), 1e30), np.tile([0.0, 1.0], 4))}, strategy)
 
 
+@pytest.mark.parametrize(
+    ("model", "strategy"),
+    [("logistic", "pool"), ("SGDClassifier", "map"), ("SGDRegressor", "map"), ("MLPRegressor", "map"), ("jax", "vmap")],
+)
+def test_what_diverges_in_any_learner_ends_the_run_with_round_and_client(model, strategy):
+    kinds = {"logistic": {"logistic": True}, "jax": agreed("linear").model.model_dump(mode="json")}
+    rate = {"jax": 1e36, "logistic": 1e308, "SGDClassifier": 1e308, "SGDRegressor": 1e200, "MLPRegressor": 1e10}[model]
+    wild = Plan.of(
+        {
+            "plan": {"name": "wild", "rounds": 3},
+            "model": {"inputs": 4, **kinds.get(model, {"sklearn": model})},
+            "training": {"learning_rate": rate, "batch_size": 8, "epochs": 3},
+        }
+    )
+    wide = {name: (1e3 * x, y) for name, (x, y) in clients().items()}
+    with pytest.raises(LayoutError, match=r"^round [12], node-\d: .* NaN or infinity.*; lower training.learning_rate, or"):
+        simulate(wild, wide, strategy)
+
+
 def test_a_client_without_rows_is_named():
     with pytest.raises(DataError, match="client 'node-3' has no row to train on: leave it out"):
         atoll.simulate(plan(), {**clients(), "node-3": Data(Rows(*rows(3, 0)), Rows(*rows(3, 5)))})

@@ -42,7 +42,7 @@ from atoll.algorithms.moon import moon
 from atoll.algorithms.newton import newton
 from atoll.algorithms.one_shot import one_shot
 from atoll.algorithms.qffl import qffl
-from atoll.algorithms.rounds import own, reference, taught, train, work
+from atoll.algorithms.rounds import judged, own, reference, taught, train, work
 from atoll.algorithms.scaffold import scaffold
 from atoll.errors import PlanError
 from atoll.learner import CAN, Learner, Rows
@@ -57,6 +57,7 @@ __all__ = [
     "State",
     "adds",
     "find",
+    "judged",
     "known",
     "own",
     "reference",

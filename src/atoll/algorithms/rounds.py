@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,12 @@ from atoll.algorithms.local import only
 from atoll.errors import LayoutError
 from atoll.learner import Data, Learner, Rows
 from atoll.plan import Plan
-from atoll.vector import Groups, Update, finite
+from atoll.vector import Groups, Metrics, Update, finite
+
+
+def _quietly() -> np.errstate:
+    """What grows beyond all numbers is told in one line when it is there, and not by numpy on the way."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def work(
@@ -34,9 +40,24 @@ def work(
     """
     if algorithm.silent:
         return train(plan, algorithm, learner, brief, memory, data.train, round_, name)
-    received = learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge)
+    with _quietly():
+        received = judged(learner.evaluate(own(plan, algorithm, learner, brief, memory, data, round_, name), data.judge))
     memory, update = train(plan, algorithm, learner, brief, memory, data.train, round_, name)
     return memory, replace(update, metrics={**received, **update.metrics})
+
+
+def judged(received: Metrics) -> Metrics:
+    """Return the sums that judge a received model, once they are known to be numbers.
+
+    Raises:
+        LayoutError: one is not finite.
+    """
+    if bad := [name for name, value in received.items() if not math.isfinite(value)]:
+        raise LayoutError(
+            f"the model as received gives NaN or infinity here (the sum '{bad[0]}'); lower training.learning_rate, "
+            "or look for huge values in the data"
+        )
+    return received
 
 
 def reference(plan: Plan, algorithm: Algorithm, learner: Learner, state: State, rows: Rows | None, round_: int) -> Groups | None:
@@ -71,7 +92,8 @@ def train(
 ) -> tuple[Memory, Update]:
     """Do the algorithm's local half alone; see `work`."""
     rng, pace = _drawing(plan, round_, name), plan.training.pace(len(rows), round_, plan.plan.rounds)
-    memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
+    with _quietly():
+        memory, update = algorithm.local(learner, brief, memory, rows, pace, rng)
     _check(update.groups)
     if algorithm.silent:
         return memory, replace(update, metrics={})

@@ -73,9 +73,9 @@ def build(plan: Plan, allow: Collection[str] = ()) -> Learner:
     if metrics:
         learner.measure = named.measure(metrics, known)
     for name in known:
-        measures.fits(name, learner.task, plan.labels, chances=learner.chances)
+        measures.fits(name, learner.task, plan.labels, plan.model.range, chances=learner.chances)
     if known and learner.task:
-        learner.count = measures.counting(known, learner.task, plan.labels)
+        learner.count = measures.counting(known, learner.task, plan.labels, plan.model.range)
     return learner
 
 

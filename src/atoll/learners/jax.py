@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
 from atoll.keys import new_secret
-from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
+from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, filled, nothing
 from atoll.learners import named
 from atoll.metrics import Count, Task
 from atoll.plan import Plan
@@ -302,7 +302,7 @@ class Jax:
     def _judge(self) -> Any:
         def judge(parameters: Tree, state: Tree, x: Any, y: Any) -> Any:
             outputs, _ = self._apply(parameters, state, x, jax.random.key(0), False)
-            return outputs, jnp.sum(self._losses(outputs, y))
+            return outputs, self._losses(outputs, y)
 
         return jax.jit(judge)
 
@@ -339,9 +339,10 @@ class Jax:
         loss, outputs = 0.0, []
         with named.said("model.jax", rows):
             for lo in range(0, len(rows), _ROWS):
-                part, lost = self._judge(parameters, state, *self._arrays(rows, slice(lo, lo + _ROWS)))
-                outputs.append(np.asarray(part))
-                loss += float(lost)
+                arrays = self._arrays(rows, slice(lo, lo + _ROWS))
+                part, lost = self._judge(parameters, state, *filled(arrays, _ROWS))  # clients hold many different numbers of rows
+                outputs.append(np.asarray(part)[: len(arrays[0])])
+                loss += float(np.asarray(lost)[: len(arrays[0])].sum())
         return self._sums(np.concatenate(outputs), loss, rows.y)
 
     def _sums(self, outputs: NDArray[Any], loss: float, y: NDArray[Any]) -> Metrics:

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier, SGDRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from atoll import memory
-from atoll.errors import LearnerError, PlanError
+from atoll.errors import LayoutError, LearnerError, PlanError
 from atoll.learner import Correct, Fit, Measure, Rows, batches, by_blocks, classified, nothing, regressed
 from atoll.metrics import Count, Task
 from atoll.plan import Plan
@@ -92,6 +92,14 @@ def build(plan: Plan) -> Sklearn:
     if kind.deep:
         _check_size(plan.inputs, plan.model.options.get("hidden_layer_sizes", (100,)), len(plan.model.classes))
     return Sklearn(kind, plan.inputs, plan.model.classes, {**_options(plan, kind), **kind.settings(training)})
+
+
+def _step(estimator: Any, x: NDArray[np.float64], y: NDArray[Any]) -> None:
+    try:
+        estimator.partial_fit(x, y)
+    except ValueError as error:  # rows are checked, so it is what scikit-learn says of weights that grew beyond all numbers
+        reason = str(error).partition(".")[0]
+        raise LayoutError(f"training gave NaN or infinity ({reason}); lower training.learning_rate, or scale the data") from error
 
 
 def _check_size(inputs: int, hidden: Any, classes: int) -> None:
@@ -169,7 +177,7 @@ class Sklearn:
             if self._kind.deep:
                 estimator.set_params(batch_size=len(batch))  # one step for each of ours, short ones too
             before = self._vector(estimator) if correct else None
-            estimator.partial_fit(*self._table(Rows(rows.x[batch], rows.y[batch])))
+            _step(estimator, *self._table(Rows(rows.x[batch], rows.y[batch])))
             if correct and before is not None:
                 far = getattr(estimator, speed)
                 self._fill(estimator, before - far * correct((before - self._vector(estimator)) / far, before))

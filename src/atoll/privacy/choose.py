@@ -7,7 +7,7 @@ from dataclasses import replace
 from atoll.errors import LayoutError, PlanError
 from atoll.learner import SLOTS, slot
 from atoll.messages import PART, PARTS
-from atoll.metrics import names
+from atoll.metrics import binned, names
 from atoll.plan import Plan
 from atoll.privacy import ckks
 from atoll.privacy.dp import distributed
@@ -48,7 +48,7 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
         noisy = distributed.widest(clip, own.multiplier, plan.cohort.minimum - guard.corrupt)
         return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
     if guard.encryption:
-        if (numbers := sum(layout.size for layout in layouts.values())) > _OPENED:
+        if (numbers := sum(layout.size for layout in layouts.values()) + 2 * len(names)) > _OPENED:
             raise PlanError(
                 f"privacy.encryption: an update of {numbers:,} numbers; up to {_OPENED:,} can be opened by nodes and sent back; "
                 "take secure_aggregation"
@@ -60,18 +60,20 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
 def known(plan: Plan) -> tuple[str, ...]:
     """Return the names of all metrics that any node of a plan may have; and slots for those of its own functions."""
     slots = (f"#{number}" for number in range(SLOTS if plan.model.own_metrics else 0))
-    return (*_JUDGED, "fit.samples", "fit.loss", *names(plan.model.known_metrics, plan.model.classes), *slots)
+    return (*_JUDGED, "fit.samples", "fit.loss", *names(plan.model.known_metrics, plan.labels), *slots)
 
 
 def protect(plan: Plan, link: Link, own: Own, message: bytes, update: Update) -> tuple[Own, Update]:
-    """Do as `Link.protect`, with the metrics of the plan's own functions in their slots; all names stay open, with zeros.
+    """Do as `Link.protect`, with the metrics of the plan's own functions in their slots.
+
+    Names stay open, with zeros, but for those of counts in bins: they would say where a node's rows lie.
 
     Raises:
         PrivacyError, LayoutError: the update can't be hidden.
     """
-    mine, open_ = set(known(plan)), dict.fromkeys(update.metrics, 0.0)
+    mine, open_ = set(known(plan)), dict.fromkeys((name for name in update.metrics if not binned(name)), 0.0)
     metrics = {name if name in mine else slot(name): value for name, value in update.metrics.items()}
-    if len(metrics) < len(open_):
+    if len(metrics) < len(update.metrics):
         raise LayoutError("two metrics can't be told apart once they are hidden: rename one of the plan's own")
     own, hidden = link.protect(own, message, replace(update, metrics=metrics))
     return own, replace(hidden, metrics=open_)

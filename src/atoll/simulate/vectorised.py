@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll import algorithms
-from atoll.errors import AtollError
-from atoll.learner import Compiled, Fit, Rows, batches
+from atoll.algorithms import Memory
+from atoll.errors import AtollError, LayoutError
+from atoll.learner import Compiled, Fit, Rows, batches, filled
 from atoll.simulate import loops
 from atoll.simulate.loops import How
 from atoll.simulate.map import Answer, Job, Work, one
 from atoll.simulate.tape import Asked, Tape, WantsFitError
-from atoll.vector import Flat, Group, Groups, Metrics
+from atoll.vector import Flat, Group, Groups, Metrics, Update
 
 Call = Callable[..., tuple[Mapping[str, NDArray[Any]], NDArray[Any]]]
 """Carries out a call; its kind and its arrays are as `loops.Calls` takes them."""
@@ -142,7 +143,7 @@ class Vectorised:
         there = {name: answer for name, answer in answers.items() if not isinstance(answer, AtollError)}
         received = self.judge(model, [job.clients[name][1].judge for name in there])
         for (name, (memory, update)), sums in zip(there.items(), received, strict=True):
-            answers[name] = memory, replace(update, metrics={**sums, **update.metrics})
+            answers[name] = _with(memory, update, sums)
         return answers
 
     def _with_own(self, job: Job, answers: dict[str, Answer]) -> dict[str, Answer]:
@@ -152,7 +153,7 @@ class Vectorised:
                 received = self._work.learner.evaluate(
                     algorithms.own(*self._work, job.brief, memory, data, job.round, name), data.judge
                 )
-                answers[name] = answer[0], replace(answer[1], metrics={**received, **answer[1].metrics})
+                answers[name] = _with(*answer, received)
         return answers
 
     def drawn(self, round_: int, name: str, asked: Asked) -> Drawn:
@@ -283,9 +284,7 @@ class Vectorised:
         for block in _blocks([len(rows) for rows in parts]):
             taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
             x, y = (np.concatenate([one[k] for one in taken]) for k in (0, 1))
-            lack = min(_JUDGED, 1 << (len(x) - 1).bit_length()) - len(x)
-            x, y = (np.concatenate([part, np.repeat(part[:1], lack, axis=0)]) for part in (x, y))
-            outputs, losses = map(np.asarray, judge(flats, x, y))
+            outputs, losses = map(np.asarray, judge(flats, *filled([x, y], _JUDGED)))
             at = 0
             for who, lo, hi in block:
                 told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
@@ -294,6 +293,14 @@ class Vectorised:
             self._pure.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
             for mine, rows in zip(told, parts, strict=True)
         ]
+
+
+def _with(memory: Memory, update: Update, received: Metrics) -> Answer:
+    """Put what the received model does to a client's update."""
+    try:
+        return memory, replace(update, metrics={**algorithms.judged(received), **update.metrics})
+    except LayoutError as error:
+        return error
 
 
 def _blocks(sizes: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:

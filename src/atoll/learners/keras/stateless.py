@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atoll.learner import Correct
+from atoll.learner import Correct, filled
 from atoll.learners.keras.engine import Objective
 from atoll.learners.named import alike
 from atoll.vector import Layout
+
+_FILLED = 4096
+"""Rows to judge are filled up to a power of two, so that few sizes are compiled; more rows than this are not."""
 
 
 class Stateless:
@@ -53,8 +56,8 @@ class Stateless:
 
     def predict(self, carry: Any, x: Any, y: Any) -> tuple[Any, Any]:
         """See `Engine.predict`."""
-        predicted, loss = self._predict(carry[0], carry[1], x, y)
-        return predicted, loss
+        predicted, losses = self._predict(carry[:2], *filled([x, y], max(len(x), _FILLED)))
+        return np.asarray(predicted)[: len(x)], np.asarray(losses)[: len(x)].sum()
 
     @cached_property
     def _gradient(self) -> Any:
@@ -100,8 +103,4 @@ class Stateless:
 
     @cached_property
     def _predict(self) -> Any:
-        def predict(trainable: Any, others: Any, x: Any, y: Any) -> Any:
-            predicted, _ = self._model.stateless_call(trainable, others, x, training=False)
-            return predicted.astype(jnp.float32), self._objective(y, predicted, None)[1]
-
-        return jax.jit(predict)
+        return jax.jit(self.judge)

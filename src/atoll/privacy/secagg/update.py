@@ -15,6 +15,7 @@ import numpy as np
 
 from atoll.errors import LayoutError
 from atoll.keys import SECRET, Keystream
+from atoll.metrics import binned
 from atoll.privacy.fixed import Fixed, Words
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
 
@@ -60,7 +61,8 @@ class Code:
     def encode(self, update: Update) -> Update:
         """Return an update as words, which `parts_of` gives to masks; its weight and metrics hidden among them.
 
-        The names of its metrics stay open, with zeros: who adds up knows by them which sums mean something.
+        The names of its metrics stay open, with zeros: who adds up knows by them which sums mean something. Not those of counts
+        in bins: they would say where a node's rows lie.
         What rounding draws is made of the update itself, so that the same training gives the same words anywhere.
 
         Raises:
@@ -92,7 +94,7 @@ class Code:
                 self._sums.encode(rows, key=draws.take(SECRET)),
             ]
         )
-        names = dict.fromkeys(update.metrics, 0.0)
+        names = dict.fromkeys((name for name in update.metrics if not binned(name)), 0.0)
         return Update({**groups, HIDDEN: Group(layouts[HIDDEN], hidden)}, 1.0, names)
 
     def decode(self, total: Total) -> tuple[Total, Metrics]:
