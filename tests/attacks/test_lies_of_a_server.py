@@ -110,6 +110,7 @@ COHORTS = {
     "keys of an earlier try": (from_another(attempt=1), "not signed by it"),
     "keys for another plan": (from_another(plan="00" * 32), "not signed by it"),
     "keys for a smaller minimum": (from_another(minimum=3), "not signed by it"),
+    "keys of a node that was sent another model": (from_another(model="11" * 32), "not signed by it"),
     "keys for other fractions": (from_another(dropout=0.1), "not signed by it"),
     "a cohort without me": (without_me, "without this node's own keys"),
     "my keys of a life before": (other_keys_of_mine, "without this node's own keys"),
@@ -460,8 +461,8 @@ def test_another_nodes_keys_drop_only_who_sent_them():
 def test_an_update_by_a_node_that_gave_no_shares_is_not_summed():
     s = Sum().share()
     relayed, _ = server.relay(s.gathered, {one: letter for one, (_, letter) in s.shared.items() if one != s.third})
-    with pytest.raises(PrivacyError, match="gave no shares can't be unmasked"):
+    with pytest.raises(PrivacyError, match="gave no shares can't be read"):
         server.close(relayed, s.names)
-    with pytest.raises(PrivacyError, match="gave no shares can't be unmasked"):
+    with pytest.raises(PrivacyError, match="gave no shares can't be read"):
         server.close(relayed, [*s.names[3:], "stranger"])
     server.close(relayed, [one for one in s.names if one != s.third])

@@ -106,7 +106,7 @@ class Linked:
             return
         self._ledger.may_give(*tried)
         self._try, self._answered = tried, {}
-        agreed = terms(self._plan, *tried)
+        agreed = terms(self._plan, *tried, task.model)
         mine = agreed if agreed.roster is not None else replace(agreed, roster=self._roster)
         self._own = self._link.join(mine, self._identity)
 

@@ -101,8 +101,8 @@ def prepare(plan: Plan) -> None:
         ckks.room_for(RING, 1)
 
 
-def terms(plan: Plan, run: str, round_: int, attempt: int) -> Terms:
-    """Return what every party of one try of a round's sum knows."""
+def terms(plan: Plan, run: str, round_: int, attempt: int, model: str) -> Terms:
+    """Return what every party of one try of a round's sum knows; `model` is the digest of the one that is trained."""
     guard = plan.privacy
     roster = None if guard.roster is None else frozenset(guard.roster)
-    return Terms(run, round_, attempt, plan.digest, plan.cohort.minimum, guard.dropout, guard.corrupt, roster)
+    return Terms(run, round_, attempt, plan.digest, plan.cohort.minimum, guard.dropout, guard.corrupt, roster, model)

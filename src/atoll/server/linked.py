@@ -73,7 +73,7 @@ class Linked:
         self._directory, self._patience, self._tell = directory, patience, tell
         self._kept: Transcript | None = None
         self._said: tuple[Said, ...] = ()
-        self._try = (0, 0)
+        self._try, self._model = (0, 0), ""
         self._own: Own = None
         self._inbox: dict[str, bytes] = {}
         self._outbox: Letters = {}
@@ -81,11 +81,12 @@ class Linked:
         self._total: Total | None = None
         self._shown = ""
 
-    def opens(self, round_: int, attempt: int) -> None:
-        """Begin a try of a round."""
+    def opens(self, round_: int, attempt: int, model: str) -> None:
+        """Begin a try of a round, in which this model is trained."""
+        self._model = model
         self._try, self._inbox, self._outbox, self._desks = (round_, attempt), {}, {}, {}
         self._total = None
-        self._own, self._kept, self._said = self._link.begin(terms(self._plan, self._run, round_, attempt)), None, ()
+        self._own, self._kept, self._said = self._link.begin(terms(self._plan, self._run, round_, attempt, model)), None, ()
 
     def takes_up(self, past: Past) -> Past:
         """Go on with a round that another server left when nodes may have given what reveals its sum; else it is tried again.
@@ -97,7 +98,7 @@ class Linked:
         kept = transcript.read(self._path(round_))
         if kept is None or kept.attempt != past.attempt or not kept.summed:
             return past
-        self.opens(round_, kept.attempt)
+        self.opens(round_, kept.attempt, kept.model)
         self._kept, self._said = kept, tuple(itertools.takewhile(lambda said: said[0] != UPDATE, kept.said))
         self._own, self._outbox = transcript.after(self._link, self._own, self._said)
         return past._replace(summed=kept.summed)
@@ -149,7 +150,7 @@ class Linked:
         said = (*self._said, (phase, letters))
         after = self.steps.after
         if self._link.gives in (*after[: after.index(phase) + 1 if phase in after else 0], self.steps.next(phase)):
-            transcript.write(self._path(self._try[0]), Transcript(self._try[1], said))
+            transcript.write(self._path(self._try[0]), Transcript(self._try[1], self._model, said))
         return own, out, said
 
     async def say(self, command: Say) -> None:
@@ -170,5 +171,5 @@ class Linked:
     def _undo(self, total: Total) -> Total:
         self.undone = self._link.undo(self._own, self._inbox, total)
         said = (*self._said, (self.steps.last, self._inbox))
-        transcript.write(self._path(self._try[0]), Transcript(self._try[1], said))
+        transcript.write(self._path(self._try[0]), Transcript(self._try[1], self._model, said))
         return self.undone.total

@@ -336,7 +336,7 @@ class Server:
 
     async def _train(self, command: events.Train) -> None:
         if self.linked and not command.again:
-            self.linked.opens(command.round, command.attempt)
+            self.linked.opens(command.round, command.attempt, command.model)
         self.drive.spawn(self.start_round(command))  # beside what else happens: the store may have to be waited for
 
     async def start_round(self, command: events.Train) -> None:

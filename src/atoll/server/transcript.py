@@ -29,9 +29,10 @@ Said = tuple[str, Letters]
 
 
 class Transcript(NamedTuple):
-    """What was said in a try of a round, phase by phase."""
+    """What was said in a try of a round, phase by phase; and the digest of the model that was trained."""
 
     attempt: int
+    model: str
     said: tuple[Said, ...] = ()
 
     @property
@@ -60,7 +61,7 @@ def write(path: Path, transcript: Transcript) -> None:
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, [json.dumps({"attempt": transcript.attempt, "said": said}).encode()])
+        write_durably(path, [json.dumps({"attempt": transcript.attempt, "model": transcript.model, "said": said}).encode()])
     except OSError as error:
         raise UnwritableError(f"{path}: what nodes said can't be stored ({error.strerror}); free some space") from error
 
@@ -77,7 +78,7 @@ def read(path: Path) -> Transcript | None:
             (phase, {node: base64.b64decode(body, validate=True) for node, body in letters.items()})
             for phase, letters in kept["said"]
         )
-        return Transcript(int(kept["attempt"]), said)
+        return Transcript(int(kept["attempt"]), str(kept["model"]), said)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,7 +118,7 @@ def replayed(link: Link, plan: Plan, layouts: Layouts, path: Path, run: str, rou
 
     def undo(total: Total) -> Total:
         try:
-            own, _ = after(link, link.begin(terms(plan, run, round_, kept.attempt)), before)
+            own, _ = after(link, link.begin(terms(plan, run, round_, kept.attempt, kept.model)), before)
             return link.undo(own, last, total).total
         except PrivacyError as error:
             raise StoreError(f"{path}: what nodes said in round {round_} isn't what it was: {error}") from error

@@ -49,7 +49,7 @@ class Linked:
 
     def train(self, command: events.Train, updates: Mapping[str, Update]) -> list[events.Event]:
         """Begin a try: clients join, keep their updates, and answer the first phase."""
-        of = terms(self._plan, "simulated", command.round, command.attempt)
+        of = terms(self._plan, "simulated", command.round, command.attempt, command.model)
         self.tried, self._updates, self._inbox = (command.round, command.attempt), dict(updates), {}
         self._total = None
         self._server = self._link.begin(of)

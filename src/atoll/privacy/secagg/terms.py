@@ -40,6 +40,8 @@ class Terms:
         minimum: how many nodes' sum may be revealed, at least.
         dropout: the fraction of the cohort that may drop out.
         corrupt: how many nodes of the run, all in all, may work for the server.
+        model: digest of the model that everybody was sent: who sent one node another than the rest could make the rest's
+            updates vanish, and read that node's from the sum (Pasquini et al. 2022, "Eluding Secure Aggregation").
         roster: the only nodes' ids that may be in the cohort; None: whoever the server lets in, so that a server which
             makes nodes of its own isn't withstood.
 
@@ -55,6 +57,7 @@ class Terms:
     dropout: float
     corrupt: int
     roster: frozenset[str] | None = None
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.minimum < LEAST:
@@ -63,7 +66,7 @@ class Terms:
     @cached_property
     def context(self) -> bytes:
         """What everything of this sum is bound to, 32 bytes; a roster may be one node's own, and isn't in it."""
-        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), self.corrupt]
+        agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), self.corrupt, self.model]
         return hashlib.sha256(b"atoll secagg v1 " + json.dumps(agreed).encode()).digest()
 
 
