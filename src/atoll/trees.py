@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from atoll.errors import LayoutError
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, Tensor
 
-_AT_ONCE = 1 << 20
-"""Rows times trees that are gone through at a time."""
+_AT_ONCE = 1 << 12
+"""Rows that go through all trees at a time: they stay in a core's cache."""
 
 
 class Settings(NamedTuple):
@@ -89,32 +89,29 @@ def check(groups: Groups, inputs: int) -> None:
         raise LayoutError(f"it says that it holds {groups['counts'].values[0]} trees; it has room for {len(feature)}")
 
 
-def places(feature: NDArray[Any], threshold: NDArray[Any], x: NDArray[Any]) -> NDArray[np.intp]:
-    """Return where rows end up in trees, `[rows, trees]`: the number of a node of the level below the given ones, from 0.
+def places(feature: Flat, threshold: Flat, x: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return where rows end up in a tree, `[rows]`: the number of a node of the level below the given ones, from 0.
 
     Args:
-        feature: of each node `[trees, 2^levels − 1]`, −1 for none.
+        feature: of each node `[2^levels − 1]`, −1 for none.
         threshold: likewise.
         x: `[rows, features]`.
     """
-    count, inner = feature.shape
-    at = np.zeros((len(x), count), np.intp)
-    rows, trees = np.arange(len(x))[:, None], np.arange(count)
-    which = feature.astype(np.intp)
-    for _ in range((inner + 1).bit_length() - 1):
-        split = which[trees, at]
-        at = 2 * at + 1 + ((split >= 0) & (x[rows, split] >= threshold[trees, at]))
-    return np.asarray(at - inner, np.intp)
+    split, column = feature >= 0, np.maximum(feature, 0).astype(np.intp)
+    values, rows = np.ascontiguousarray(x).reshape(-1), np.arange(len(x)) * x.shape[1]
+    at = np.zeros(len(x), np.intp)
+    for _ in range((len(feature) + 1).bit_length() - 1):
+        at = 2 * at + 1 + (split[at] & (values[rows + column[at]] >= threshold[at]))
+    return np.asarray(at - len(feature), np.intp)
 
 
-def margins(groups: Groups, x: NDArray[Any], trees: int) -> NDArray[np.float64]:
+def margins(groups: Groups, x: NDArray[np.float32], trees: int) -> NDArray[np.float64]:
     """Return the sum `[rows]` of what the first so many trees say of rows `[rows, features]`."""
-    splits, leaf = groups["splits"].arrays, groups["parameters"].arrays["leaf"][:trees]
-    feature, threshold = splits["feature"][:trees], splits["threshold"][:trees]
-    step, found = max(1, _AT_ONCE // max(1, trees)), np.zeros(len(x))
-    for lo in range(0, len(x), step):
-        ends = places(feature, threshold, x[lo : lo + step])
-        found[lo : lo + step] = leaf[np.arange(trees), ends].sum(axis=1, dtype=np.float64)
+    splits, leaf, found = groups["splits"].arrays, groups["parameters"].arrays["leaf"], np.zeros(len(x))
+    for lo in range(0, len(x), _AT_ONCE):
+        part, into = x[lo : lo + _AT_ONCE], found[lo : lo + _AT_ONCE]
+        for feature, threshold, ends in zip(splits["feature"][:trees], splits["threshold"][:trees], leaf[:trees], strict=True):
+            into += ends[places(feature, threshold, part)]
     return found
 
 

@@ -62,16 +62,15 @@ def test_it_is_xgboost_and_xgboost_reads_it(objective, kind, options, tmp_path):
 @settings(max_examples=30, deadline=None)
 def test_rows_go_where_a_plain_walk_goes(depth, seed):
     rng = np.random.default_rng(seed)
-    inner = (3, (1 << depth) - 1)
+    inner = (1 << depth) - 1
     feature, threshold = rng.integers(-1, 4, inner).astype(np.float32), rng.normal(size=inner).astype(np.float32)
     x = rng.normal(size=(9, 4)).astype(np.float32)
-    found = trees.places(feature, threshold, x)
-    for row, tree in np.ndindex(found.shape):
+    for row, found in zip(x, trees.places(feature, threshold, x), strict=True):
         at = 0
         for _ in range(depth):
-            split = int(feature[tree, at])
-            at = 2 * at + 1 + int(split >= 0 and x[row, split] >= threshold[tree, at])
-        assert found[row, tree] == at - inner[1]
+            split = int(feature[at])
+            at = 2 * at + 1 + int(split >= 0 and row[split] >= threshold[at])
+        assert found == at - inner
 
 
 @pytest.mark.parametrize(

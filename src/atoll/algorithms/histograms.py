@@ -109,11 +109,11 @@ def _add(learner: Learner, brief: Groups, rows: Rows, level: int, sums: NDArray[
     if whole >= room:
         return
     splits = model["splits"].arrays
-    feature, threshold = (splits[name][whole : whole + 1, : (1 << level) - 1] for name in ("feature", "threshold"))
+    feature, threshold = (splits[name][whole, : (1 << level) - 1] for name in ("feature", "threshold"))
     size = bins << level
     for part in blocks(rows):
         x, *slopes = cast("Boosting", learner).slopes(model, part)
-        node = trees.places(feature, threshold, x)[:, 0]
+        node = trees.places(feature, threshold, x)
         for k in range(inputs):
             at = node * bins + np.searchsorted(edges[k], x[:, k], side="right")
             for half, values in enumerate(slopes):
