@@ -54,6 +54,21 @@ def test_one_table_is_spread_and_a_start_is_taken(folder):
     assert again["rounds"][0]["nodes"]["loss"] < fresh["rounds"][0]["nodes"]["loss"]
 
 
+def test_each_value_of_a_key_is_a_client(folder):
+    table = folder / "keyed.csv"
+    header, *lines = (folder / "data" / "holdout.csv").read_text().splitlines()
+    whose = ["north", "south", "east, and west"]
+    table.write_text("\n".join([f"{header},owner", *(f'{line},"{whose[k % 3]}"' for k, line in enumerate(lines))]) + "\n")
+    words = ("--data", table, "--partition", "key:owner")
+    found = json.loads(atoll("simulate", folder / "plan.json", *words, "--json").stdout.splitlines()[-1])
+    assert found["by_node"].keys() == set(whose)
+    shown = json.loads(atoll("partition", "show", folder / "plan.json", *words, "--json").stdout.splitlines()[-1])
+    assert sorted(shown["rows"]) == sorted(len(lines[k::3]) for k in range(3))
+    said = one_line(atoll("simulate", folder / "plan.json", "--data", table, "--partition", "key:ownr"))
+    assert "has no column 'ownr'; did you mean 'owner'?" in said
+    assert "follows from 'key:owner'; leave it out" in one_line(atoll("simulate", folder / "plan.json", *words, "--clients", "3"))
+
+
 def test_mistakes_are_one_line(folder):
     words = ("simulate", folder / "plan.json", "--data")
     assert "is no folder of the clients' tables; --clients spreads" in one_line(atoll(*words, folder / "data" / "node-0.csv"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from atoll.cli import app
 from atoll.cli.plot import can_plot
 from atoll.cli.show import working
+from atoll.cli.simulate import given
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -32,24 +34,36 @@ _MOST = 20
 def show(
     plan: Annotated[Path, typer.Argument(help="The plan, whose [data] says what is read.")],
     data: Annotated[Path, typer.Option(help="One source, whose rows are spread.")],
-    clients: Annotated[int, typer.Option(min=1, help="Over so many clients.")],
+    clients: Annotated[int | None, typer.Option(min=1, help="Over so many clients; left out with key:COLUMN.")] = None,
     partition: Annotated[str, typer.Option(help="How; as for `atoll simulate`.")] = "iid",
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw it into this picture (.png, .svg, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Show how many rows of each class every client would hold."""
+    agreed = Plan.load(plan)
+    with working("reading", quiet=as_json):
+        y, parts = _parts(agreed.with_(data={"standardise": "no"}), data, clients, partition)
+    names, labels = _labelled(y)
+    counts = np.stack([np.bincount(labels[part], minlength=len(names)) for part in parts])
+    if picture:
+        _draw(counts, names, f"{agreed.plan.name}: {len(y):,} rows over {len(parts):,} clients, {partition}", picture)
+    _tell(counts, names, partition, as_json=as_json)
+
+
+def _parts(plan: Plan, data: Path, clients: int | None, how: str) -> tuple[NDArray[Any], list[NDArray[np.intp]]]:
+    """Return the targets, and which of them each client would hold."""
     from atoll.preprocess import prepare
     from atoll.simulate.partition import partition as spread
 
-    agreed = Plan.load(plan)
-    with working("reading", quiet=as_json):
-        y = prepare(data, agreed.with_(data={"standardise": "no"})).train.y
-    names, labels = _labelled(y)
-    parts = spread(y, clients, partition, agreed.plan.seed)
-    counts = np.stack([np.bincount(labels[part], minlength=len(names)) for part in parts])
-    if picture:
-        _draw(counts, names, f"{agreed.plan.name}: {len(y):,} rows over {clients:,} clients, {partition}", picture)
-    _tell(counts, names, partition, as_json=as_json)
+    if clients:
+        y = prepare(data, plan).train.y
+        return y, spread(y, clients, how, plan.plan.seed)
+    if not how.startswith("key:"):
+        raise AtollError("--clients: over how many? It may be left out with --partition key:COLUMN alone")
+    with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
+        each = [one.train.y for one in given(data, plan, None, how, Path(spool) / "rows", None).values()]
+    y = np.concatenate(each)
+    return y, np.split(np.arange(len(y)), np.cumsum([len(one) for one in each])[:-1])
 
 
 def _labelled(y: NDArray[Any]) -> tuple[list[str], NDArray[np.intp]]:

@@ -38,7 +38,7 @@ def simulate(
     ],
     clients: Annotated[int | None, typer.Option(min=1, help="Spread the rows over so many clients.")] = None,
     partition: Annotated[
-        str, typer.Option(help="How: iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION or time.")
+        str, typer.Option(help="How: iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION, time; or key:COLUMN.")
     ] = "iid",
     available: Annotated[
         int | None, typer.Option(min=1, help="So many clients are there in a round, drawn anew each time; without: all.")
@@ -75,7 +75,7 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready", quiet=as_json):
             rows = prepare(holdout, agreed).judge if holdout else None
-            there = spread(data, agreed, clients, partition, Path(spool) / "rows") if clients else each(data, agreed, holdout)
+            there = given(data, agreed, clients, partition, Path(spool) / "rows", holdout)
         began = time.monotonic()
         console = Console(quiet=as_json)
         training = Spinner("dots", "training …") if console.is_terminal else ""  # until the first round's line is there
@@ -100,6 +100,19 @@ def _kept(store: Path | None) -> Iterator[None]:
         if store:
             print(f"what is done is kept in {store}: the same command with --resume goes on", file=sys.stderr)
         raise
+
+
+def given(source: Path, plan: Plan, clients: int | None, how: str, spool: Path, holdout: Path | None) -> Mapping[str, Data]:
+    """Return the clients: a table each, rows spread over so many, or those of each value of a key."""
+    kind, _, column = how.partition(":")
+    if kind != "key":
+        return spread(source, plan, clients, how, spool) if clients else each(source, plan, holdout)
+    from atoll.preprocess import prepare
+    from atoll.preprocess.keyed import keyed
+
+    if clients:
+        raise AtollError(f"--clients: how many there are follows from '{how}'; leave it out")
+    return {name: prepare(path, plan) for name, path in keyed(source, plan, column, spool).items()}
 
 
 def each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:

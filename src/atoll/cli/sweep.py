@@ -19,7 +19,7 @@ from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.plot import Curve, plot
 from atoll.cli.show import clock, figure, told, working
-from atoll.cli.simulate import each, spread
+from atoll.cli.simulate import given
 from atoll.errors import AtollError, PlanError
 from atoll.plan import Plan
 from atoll.stopping import gain
@@ -58,7 +58,7 @@ def _ground(
 
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready"):
-            there = spread(data, plan, clients, how, Path(spool) / "rows") if clients else each(data, plan, holdout)
+            there = given(data, plan, clients, how, Path(spool) / "rows", holdout)
             rows = prepare(holdout, plan).judge if holdout else None
         yield _Ground(there, rows, allow, strategy, devices)
 

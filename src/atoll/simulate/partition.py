@@ -12,7 +12,7 @@ from atoll.errors import DataError
 _CLASSES = 100
 _LEAST = 2
 """So many rows a client has at least, where there are as many: fewer have no deviation to standardise by."""
-KINDS = "iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION or time"
+KINDS = "iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION, time or key:COLUMN"
 
 
 def partition(y: NDArray[np.float64], clients: int, how: str, seed: int) -> list[NDArray[np.intp]]:
