@@ -72,7 +72,7 @@ def test_metrics_by_name_and_of_ones_own_are_added_up_under_the_masks():
         ({"cohort": {"minimum": 1, "cycle": 3}}, "leave cohort.cycle out"),
         ({"cohort": {"minimum": 3, "draw": "poisson"}}, "leave one of them out"),
         ({"checks": {"norm": 5.0}}, "privacy.clip"),
-        ({"compression": {"up": ["8bit"]}}, "privacy.bits = 32"),
+        ({"compression": {"up": ["8bit"]}}, "privacy.secure_aggregation only adds up"),
         ({"privacy": {"bits": 32}}, "give clip and largest_weight"),
         ({"privacy": {"secure_aggregation": False, "corrupt": 1}}, "corrupt is of secure sums"),
         ({"privacy": {"roster": ["0" * 32] * 2}}, "names a node twice"),

@@ -10,6 +10,7 @@ from tests.federation import plan
 from atoll.server import events, machine
 from atoll.server.offences import Conduct
 from atoll.server.state import Phase
+from atoll.testing.linked_network import LinkedFederation
 from atoll.testing.network import Federation
 from atoll.testing.world import Faults
 
@@ -59,6 +60,25 @@ def test_no_run_hangs_and_no_update_is_lost_or_counts_twice(name, embedded):
         assert seed < 10 * 10_000 / ROUNDS, "most runs give up"
     assert completed > 0.9 * seed, "a run gives up only where too few are there for three attempts"
     assert late > 0.03 * rounds, "what missed its round counts in a later one"
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
+@pytest.mark.parametrize("name", UNKIND)
+def test_a_links_phases_end_and_one_sum_a_round_is_revealed(name, embedded):
+    """Ten worlds of three hundred rounds each, whose phases lose messages and whose servers and nodes die in all of them."""
+    rounds, completed, seed = 0, 0, 0
+    while rounds < 300:
+        agreed = plan(plan={"rounds": ROUNDS}, cohort={"minimum": 3, "quorum": 0.6, "deadline": 60, "grace": 2})
+        federation = LinkedFederation(agreed, seed, UNKIND[name], 7, embedded=embedded)
+        try:
+            federation.run(LONGEST)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {name}, embedded {embedded}: {error}") from error
+        rounds += federation.rounds
+        completed += federation.outcome == "completed"
+        seed += 1
+        assert seed < 10 * 300 / ROUNDS, "most runs give up"
+    assert completed > 0.7 * seed, f"{seed - completed} of {seed} runs gave up"
 
 
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])

@@ -158,7 +158,7 @@ class Linked:
         self._tell("phase", round=self._try[0], attempt=self._try[1], phase=command.phase, nodes=command.nodes)
         shown = bytes.fromhex(self._shown) if command.phase == self._link.opens else b""
         for node in command.nodes:
-            for part in written(self._run, *self._try, command.phase, shown + self._outbox[node]):
+            for part in written(self._run, *self._try, command.phase, shown + self._outbox.get(node, b"")):
                 await self._channel.tell(node, part)
 
     def guard(self) -> Guard:

@@ -253,11 +253,15 @@ def _tick_waiting(state: State, event: Tick) -> Result:
 
 
 def _tick_training(state: State, event: Tick) -> Result:
-    return _settle(_expire(state, event.now), event.now)
+    state, said = phases.once_more(state, event.now)
+    state, commands = _settle(_expire(state, event.now), event.now)
+    return state, (*said, *commands)
 
 
 def _tick_phase(state: State, event: Tick) -> Result:
-    return _advance(_expire(state, event.now), event.now)
+    state, said = phases.once_more(state, event.now)
+    state, commands = _advance(_expire(state, event.now), event.now)
+    return state, (*said, *commands)
 
 
 def _tick_closing(state: State, event: Tick) -> Result:
@@ -384,10 +388,10 @@ def _start_if_enough(state: State, now: float) -> Result:
     asked = replace(_train(task, by_name(state, drawn), now), late=state.tasks)
     tasks = {**state.tasks, **dict.fromkeys(drawn, task)}
     cohort = by_name(state, tasks)
-    state = phases.opened(replace(state, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None))
+    state = phases.opened(replace(state, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None), now)
     # Those that are late may be enough by themselves.
     settled, commands = _settle(state, now) if state.phase is Phase.TRAINING else (state, ())
-    return settled, (asked, Wake(until), *commands)
+    return settled, (asked, Wake(until), *phases.wakes(state), *commands)
 
 
 def _train(task: Task, nodes: tuple[str, ...], now: float, *, again: bool = False) -> Train:

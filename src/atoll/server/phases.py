@@ -16,12 +16,20 @@ from atoll.messages import UPDATE
 from atoll.server.events import Answered, Collect, Collected, Command, Say, Wake
 from atoll.server.state import Phase, Relay, State
 
+SOON = 1.0
+"""Seconds, at least, until what a phase says is said once more to who hasn't answered."""
 
-def opened(state: State) -> State:
+
+def opened(state: State, now: float) -> State:
     """A round begins: with the link's first phase, or at once with training."""
     if not state.steps.before:
         return replace(state, phase=Phase.TRAINING)
-    return replace(state, phase=Phase.KEYING, relay=Relay(state.steps.before[0], frozenset(state.cohort)))
+    return replace(state, phase=Phase.KEYING, relay=_relay(state, state.steps.before[0], frozenset(state.cohort), now))
+
+
+def _relay(state: State, phase: str, nodes: frozenset[str], now: float, silent: frozenset[str] = frozenset()) -> Relay:
+    pause = max(state.rules.grace, SOON)
+    return Relay(phase, nodes, silent=silent, pause=pause, again=now + pause)
 
 
 def heard(state: State, event: Answered) -> State | None:
@@ -48,6 +56,21 @@ def again(state: State, nodes: Collection[str]) -> tuple[Command, ...]:
     return (Say(relay.phase, back),) if back else ()
 
 
+def once_more(state: State, now: float) -> tuple[State, tuple[Command, ...]]:
+    """Tell those that are missing, now and then, what the phase tells them: it, or their answer, may have been lost."""
+    relay = state.relay
+    if not relay or relay.collecting or now < relay.again:
+        return state, ()
+    left = sorted(relay.left.intersection(state.missing) if relay.phase == UPDATE else relay.left)
+    state = replace(state, relay=replace(relay, pause=2 * relay.pause, again=now + 2 * relay.pause))
+    return state, (*((Say(relay.phase, tuple(left)),) if left else ()), *wakes(state))
+
+
+def wakes(state: State) -> tuple[Command, ...]:
+    """Ask for the time when something is said once more."""
+    return (Wake(state.relay.again),) if state.relay and not state.relay.collecting and state.relay.again < state.until else ()
+
+
 def next_(state: State, event: Collected) -> tuple[State, tuple[Command, ...]]:
     """Go on to the next phase, with the nodes that are left."""
     relay, nodes = state.relay or Relay(event.phase, event.nodes), event.nodes
@@ -66,8 +89,8 @@ def next_(state: State, event: Collected) -> tuple[State, tuple[Command, ...]]:
         )
     else:
         until = event.now + state.rules.deadline
-    state = replace(state, relay=Relay(phase, nodes, silent=relay.silent & nodes), until=until, enough=None)
-    return state, (Say(phase, tuple(sorted(nodes))), Wake(until))
+    state = replace(state, relay=_relay(state, phase, nodes, event.now, relay.silent & nodes), until=until, enough=None)
+    return state, (Say(phase, tuple(sorted(nodes))), Wake(until), *wakes(state))
 
 
 def unmask(state: State, now: float) -> tuple[State, tuple[Command, ...]]:

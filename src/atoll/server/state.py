@@ -36,6 +36,7 @@ class Relay:
         said: those of them that did.
         silent: those of them that won't.
         collecting: whether what comes of the answers is being made.
+        again: when those that haven't answered are told once more; `pause` seconds after the last time.
     """
 
     phase: str
@@ -43,6 +44,8 @@ class Relay:
     said: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
     collecting: bool = False
+    pause: float = 0.0
+    again: float = 0.0
 
     @property
     def left(self) -> frozenset[str]:

@@ -59,6 +59,7 @@ class Federation:
         nodes: how many there are.
         hostile: how many of these are, see `atoll.testing.hostile`.
         late: whether the algorithm can fold late updates.
+        steps: the phases of the plan's link, see `linked_network`.
         embedded: whether the log lives in the server, and goes and says no with it; else it is a broker's.
 
     Attributes:
@@ -77,7 +78,9 @@ class Federation:
         embedded: bool = False,
         hostile: int = 0,
         late: bool = True,
+        steps: events.Steps = events.NO_STEPS,
     ) -> None:
+        self.steps = steps
         self.plan, self.faults, self._embedded, self._late = plan, faults, embedded, late
         self.outcome: str | None = None
         self.log: dict[Address, str] = {}
@@ -150,16 +153,20 @@ class Federation:
         server.since = len(store.closed)
         now = self._world.now / self._rate
         if server.life == 1:
-            server.state, commands = server_machine.begin(RUN, self.plan, store.model, now, late=self._late)
+            server.state, commands = server_machine.begin(RUN, self.plan, store.model, now, late=self._late, steps=self.steps)
         else:
-            past = store.past(self.hostile.conduct())
+            past = self._past(store.past(self.hostile.conduct()))
             for address, digest in store.last():
                 self._verdict(address, digest, accepted=True)
-            server.state, commands = server_machine.resume(RUN, self.plan, past, now, late=self._late)
+            server.state, commands = server_machine.resume(RUN, self.plan, past, now, late=self._late, steps=self.steps)
         self._serve(commands)
         for node in tuple(self.hostile.revoked):
             self._tell_server(partial(events.Revoked, node=node), server.life)
         self._read()
+
+    def _past(self, past: events.Past) -> events.Past:
+        """What a server that takes up the run knows of it."""
+        return past
 
     def _kill_server(self) -> None:
         self._server.up, self._server.state = False, None
@@ -292,7 +299,7 @@ class Federation:
         if self.outcome is not None:
             return
         node.up, node.life, node.connection = True, node.life + 1, None
-        node.state, commands = node_machine.begin(self.plan.cohort.deadline)
+        node.state, commands = node_machine.begin(self.plan.cohort.deadline, self.steps.before[0] if self.steps.before else None)
         self._act(key, commands)
 
     def _kill_node(self, key: str) -> None:
