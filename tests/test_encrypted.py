@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.federation import clients, plan, run
 from tests.server.test_retention import replayed
 
-from atoll.errors import PlanError
+from atoll.errors import GaveUpError, PlanError
 from atoll.messages import UPDATE
 from atoll.node.runtime import Node
 from atoll.privacy import ckks
@@ -91,6 +93,29 @@ def test_a_node_that_is_lost_in_any_phase_costs_its_part_at_most(tmp_path, phase
     assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
 
 
+@pytest.mark.parametrize("lies", [{"node-0": 50.0}, {"node-1": math.inf}, {"node-0": 50.0, "node-1": 25.0}])
+def test_opened_sums_must_agree(tmp_path, lies):
+    class Lying(Node):
+        async def _send_sum(self, task, opened):
+            lie = np.float64(lies[self.name]).tobytes() if self.name in lies else opened[-8:]
+            return await super()._send_sum(task, opened[:-8] + lie)
+
+    async def together() -> Any:
+        server = Server(plan(plan={"rounds": 2}, privacy=ENCRYPTED), store=tmp_path / "store", port=0)
+        nodes = [Lying(server.url, one, name=name, directory=tmp_path / name) for name, one in clients().items()]
+        served, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes), return_exceptions=True)
+        return served
+
+    found = asyncio.run(asyncio.wait_for(together(), 60))
+    if len(lies) == 1:
+        assert found["outcome"] == "completed"
+        plain = simulate(plan(plan={"rounds": 2}), clients())
+        assert found["rounds"][0]["nodes"] == pytest.approx(plain.rounds[1]["nodes"], rel=1e-5)
+    else:
+        assert isinstance(found, GaveUpError)
+        assert "a second sum would tell of single nodes" in str(found)
+
+
 def test_few_open_for_all(tmp_path):
     cohort = {"minimum": 7, "quorum": 1.0, "grace": 0.3, "deadline": 20}  # more than open the sum
     history = run_with_a_loss(plan(plan={"rounds": 2}, privacy=ENCRYPTED, cohort=cohort), tmp_path, "", 7)
@@ -113,8 +138,11 @@ def test_by_kafka_as_well(tmp_path, kafka):
         ({"privacy": {**ENCRYPTED, "bits": 32}}, "bits is of secure_aggregation"),
         ({"privacy": ENCRYPTED, "cohort": {"minimum": 2}}, "privacy.encryption: of a sum of two"),
         ({"privacy": ENCRYPTED, "cohort": {"buffer": 3}}, "privacy.encryption adds up the updates of one cohort"),
-        ({"privacy": ENCRYPTED, "compression": {"up": ["8bit"]}}, "privacy.encryption adds up"),
-        ({"privacy": {**ENCRYPTED, "clip": 1.0, "central_noise": {"epsilon": 8, "delta": 1e-5}}}, "don't go together yet"),
+        ({"privacy": ENCRYPTED, "compression": {"up": ["8bit"]}}, "privacy.encryption only adds up"),
+        (
+            {"privacy": {**ENCRYPTED, "clip": 1.0, "central_noise": {"epsilon": 8, "delta": 1e-5}}},
+            "encryption shows the server no update to add central_noise to",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(changed, said):
@@ -126,12 +154,12 @@ def test_what_does_not_go_together_is_refused_in_one_line(changed, said):
     ("changed", "said"),
     [
         ({"aggregation": {"rule": "median"}}, "'median' looks at single updates, and privacy.encryption hides them"),
-        ({"model": {"logistic": True, "inputs": 1_100_000}}, "an update of 1,100,001 numbers"),
+        ({"cohort": {"minimum": 3}, "privacy": {**ENCRYPTED, "dropout": 0.7}}, "of 3 nodes 2 may drop out"),
     ],
 )
 def test_a_plan_that_nobody_can_open_is_refused_before_it_begins(tmp_path, changed, said):
     with pytest.raises(PlanError, match=said):
-        Server(plan(privacy=ENCRYPTED, **changed), store=tmp_path, port=0)
+        Server(plan(**{"privacy": ENCRYPTED, **changed}), store=tmp_path, port=0)
 
 
 def test_a_node_without_tenseal_says_so_when_it_joins(tmp_path, monkeypatch):
@@ -142,3 +170,10 @@ def test_a_node_without_tenseal_says_so_when_it_joins(tmp_path, monkeypatch):
             simulate(plan(privacy=ENCRYPTED), clients())
     finally:
         ckks._seal.cache_clear()
+
+
+def test_updates_that_were_made_smaller_are_encrypted_as_they_are():
+    made = {"compression": {"up": ["randomk:0.5"]}}
+    encrypted, plain = simulate(plan(privacy=ENCRYPTED, **made), clients()), simulate(plan(**made), clients())
+    for ours, theirs in zip(encrypted.rounds, plain.rounds, strict=True):
+        assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-5)

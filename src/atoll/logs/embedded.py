@@ -213,6 +213,10 @@ class EmbeddedLog:
         coming = [turn.envelope for turn in self._turns.values() if turn.envelope]
         return {one.address: (self.received(one), one.size) for one in coming}
 
+    def holds(self, address: Address, digest: str) -> bool:
+        """Say whether this very body is in the log."""
+        return self._digests.get(address) == digest
+
     def body(self, envelope: Envelope) -> memoryview:
         """See `Reader.body`."""
         if self._digests.get(envelope.address) != envelope.digest:

@@ -30,10 +30,11 @@ class HttpAppender:
     Args:
         url: of the server, without a path.
         session: an open HTTP session; whoever opened it closes it.
+        what: goes up: `updates`, or `sums` that nodes opened.
     """
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        self._url, self._session = url.rstrip("/"), session
+    def __init__(self, url: str, session: aiohttp.ClientSession, what: str = "updates") -> None:
+        self._url, self._session, self._what = url.rstrip("/"), session, what
         self._tried: set[str] = set()
         # No limit to a whole upload, however long: only to a time in which nothing moves.
         self._patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=STALL)
@@ -42,7 +43,7 @@ class HttpAppender:
         """See `Appender.append`."""
         check_size(envelope, body)
         run, round_, attempt, node = envelope.address
-        url = f"{self._url}/v1/runs/{quote(run)}/rounds/{round_}/{attempt}/updates/{quote(node)}"
+        url = f"{self._url}/v1/runs/{quote(run)}/rounds/{round_}/{attempt}/{self._what}/{quote(node)}"
         headers = {HEADER: envelope.to_header()}
         try:
             start = await self._offset(url, headers, envelope.size) if envelope.digest in self._tried else 0

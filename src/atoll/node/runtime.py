@@ -21,6 +21,7 @@ from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.letters import written
 from atoll.logs import access
+from atoll.logs.upload import HttpAppender
 from atoll.messages import (
     NAMESPACE,
     ConnectionReceived,
@@ -52,7 +53,7 @@ from atoll.privacy.dp.account import account
 from atoll.store.ledger import Ledger
 from atoll.tls import Trust
 from atoll.vector import Groups, Metrics, Update, layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, unpack
+from atoll.wire import HEADER_LIMIT, Address, Buffer, seal, unpack
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -359,6 +360,8 @@ class Node:
             digest, body = self.linked.shown(phase, command.body)
             sums = await self._sums(task, digest) if digest else None
             answer = await asyncio.to_thread(self.linked.answer, task, phase, body, sums)
+            if sums is not None:
+                answer = await self._send_sum(task, answer)
         except AtollError as error:
             await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
             return
@@ -373,10 +376,26 @@ class Node:
             try:
                 return unpack(await self.sums.get(self.session, digest, limit), layouts)[0]
             except UnreachableError as error:
-                if self.drive.state.task is not task:
-                    raise
-                self._tell("waiting", reason=str(error))
-                await asyncio.sleep(machine.SHORTEST)
+                await self._again(task, error)
+
+    async def _send_sum(self, task: StartTraining, opened: bytes) -> bytes:
+        """Put an opened sum where the server finds it by its digest, which is returned."""
+        envelope = seal(self.identity, self._address(task), self.plan.digest, [opened])
+        upload = HttpAppender(self.url, self.session, "sums")
+        while True:
+            try:
+                await upload.append(envelope, [opened])
+            except UnreachableError as error:
+                await self._again(task, error)
+            else:
+                return bytes.fromhex(envelope.digest)
+
+    async def _again(self, task: StartTraining, error: UnreachableError) -> None:
+        """Wait a moment, for as long as the task is what the server asked for last."""
+        if self.drive.state.task is not task:
+            raise error
+        self._tell("waiting", reason=str(error))
+        await asyncio.sleep(machine.SHORTEST)
 
     async def _protect(self, command: machine.Protect) -> None:
         self.drive.spawn(self._protecting(command))

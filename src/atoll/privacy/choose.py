@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atoll.errors import LayoutError, PlanError
+from atoll.errors import LayoutError
 from atoll.learner import SLOTS, slot
-from atoll.messages import PART, PARTS
 from atoll.metrics import binned, names
 from atoll.plan import Plan
 from atoll.privacy import ckks
@@ -28,8 +27,6 @@ _RANGE, _WEIGHT = 1024.0, 1e6
 """What 64 bits have room for, far beyond what a number of an update and a number of rows are, where a plan names no bounds."""
 _ENCRYPTED, _ROWS = 64.0, 1e5
 """The same for real numbers under encryption, which are the less exact the larger they may be."""
-_OPENED = PARTS * PART // 4 - 4096
-"""Numbers of an opened sum that one letter has room for."""
 
 
 def link(plan: Plan, layouts: Layouts) -> Link | None:
@@ -48,11 +45,6 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
         noisy = distributed.widest(clip, own.multiplier, plan.cohort.minimum - guard.corrupt)
         return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
     if guard.encryption:
-        if (numbers := sum(layout.size for layout in layouts.values()) + 2 * len(names)) > _OPENED:
-            raise PlanError(
-                f"privacy.encryption: an update of {numbers:,} numbers; up to {_OPENED:,} can be opened by nodes and sent back; "
-                "take secure_aggregation"
-            )
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
     return secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
 

@@ -14,6 +14,7 @@ from atoll.algorithms.folds import mean
 from atoll.drive import Drive
 from atoll.errors import PrivacyError
 from atoll.letters import Desk, written
+from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import UPDATE, Letter
 from atoll.plan import Plan
 from atoll.privacy.choose import terms
@@ -45,6 +46,7 @@ class Linked:
         directory: of the store.
         patience: how a store that fails is waited for.
         tell: told of each phase.
+        sums: where sums come that nodes opened, if the link has them do so.
 
     Attributes:
         steps: the link's phases.
@@ -66,11 +68,12 @@ class Linked:
         directory: Path,
         patience: Patience,
         tell: Callable[..., None],
+        sums: EmbeddedLog | None = None,
     ) -> None:
         self.steps = Steps(link.before, link.after, link.opens, link.few)
         self._link, self._plan, self._layouts, self._run = link, plan, layouts, run
         self._drive, self._channel, self._add, self._models = drive, channel, add, models
-        self._directory, self._patience, self._tell = directory, patience, tell
+        self._directory, self._patience, self._tell, self._sums = directory, patience, tell, sums
         self._kept: Transcript | None = None
         self._said: tuple[Said, ...] = ()
         self._try, self._model = (0, 0), ""
@@ -114,10 +117,14 @@ class Linked:
         if (message.run, message.round, message.attempt, message.phase) != (run.run, run.round, run.attempt, relay.phase):
             return
         letter = self._desks.setdefault(node, Desk()).take(message)
-        if letter is not None:
+        address = Address(self._run, message.round, message.attempt, node)
+        if letter is not None and (message.phase != self._link.opens or self._is_here(address, letter.hex())):
             self._inbox[node] = letter
-            address = Address(self._run, message.round, message.attempt, node)
             await self._drive.happen(Answered(self._drive.now(), address, message.phase))
+
+    def _is_here(self, address: Address, digest: str) -> bool:
+        """Say whether the opened sum that a letter speaks of came."""
+        return bool(self._sums and self._sums.holds(address, digest))
 
     async def collect(self, command: Collect) -> None:
         """Make the next phase's messages, beside what else happens."""
@@ -169,7 +176,8 @@ class Linked:
         return self._total or mean(bodies, weights, registered)
 
     def _undo(self, total: Total) -> Total:
-        self.undone = self._link.undo(self._own, self._inbox, total)
+        answers = transcript.whole(self._link, self._path(self._try[0]), self._try, self._inbox)
+        self.undone = self._link.undo(self._own, answers, total)
         said = (*self._said, (self.steps.last, self._inbox))
         transcript.write(self._path(self._try[0]), Transcript(self._try[1], self._model, said))
         return self.undone.total

@@ -28,7 +28,7 @@ from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlU
 from atoll.plan import Plan
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
-from atoll.server import acting, events, http, machine, page, uploads, web
+from atoll.server import acting, events, http, machine, page, transcript, uploads, web
 from atoll.server.aggregate import Aggregator
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
@@ -148,6 +148,10 @@ class Server:
         """Return the machine, not yet in motion, and what hands it the log's updates."""
         acts = dict[type, Callable[[Any], Awaitable[None]]]()
         drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
+        self.sums: EmbeddedLog | None = None
+        if self._link and self._link.opens:
+            limit = 2 * sum(layout.nbytes for layout in self.algorithm.updates(self.learner.layouts).values()) + (1 << 20)
+            self.sums = EmbeddedLog(self.directory / transcript.PLACE, self.run, limit, self.quota.room)
         self.linked = self._link and Linked(
             self._link,
             self.plan,
@@ -160,6 +164,7 @@ class Server:
             self.directory,
             self.patience,
             self._tell,
+            self.sums,
         )
         intake = Intake(
             self.plan,
@@ -239,7 +244,7 @@ class Server:
             await self.channel.close()
             site.should_exit = True
             await serving
-            await self.log.close()
+            await asyncio.gather(*(one.close() for one in (self.log, self.sums) if one))
             self.drive.stop()
             self.book.close()
             history = self.store.history(self.run)
@@ -476,10 +481,21 @@ class Server:
         routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
         if isinstance(self.log, EmbeddedLog):
             routes += uploads.routes(self.log, self._admits, self.intake.spoilt, lambda node: self.channel.spare(node, UPLOAD))
+        if self.sums:
+            wait = partial(self.channel.spare, cost=UPLOAD)
+            routes += uploads.routes(self.sums, self._admits_sum, wait=wait, path=uploads.SUMS)
         return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
 
     def _admits(self, envelope: Envelope) -> str | None:
         return self.door.refuses(envelope.address.node) or admits(self.drive.state, envelope.address)
+
+    def _admits_sum(self, envelope: Envelope) -> str | None:
+        """Say why a node's opened sum isn't wanted now."""
+        run, address = self.drive.state, envelope.address
+        asked = run.relay.asked if run.relay and run.relay.phase == run.steps.opens else ()
+        if address.node in asked and (address.round, address.attempt) == (run.round, run.attempt):
+            return self.door.refuses(address.node)
+        return f"nobody asks this node to open a sum of round {address.round} attempt {address.attempt}"
 
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})

@@ -8,6 +8,7 @@ give there they give once in a round.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,21 @@ def after(link: Link, own: Own, said: Sequence[Said]) -> tuple[Own, Letters]:
     return own, out
 
 
+def whole(link: Link, path: Path, tried: tuple[int, int], letters: Letters) -> Letters:
+    """Return the last phase's answers; where nodes opened a sum, they say its digest, and it lies in a file beside `path`.
+
+    An answer whose file is gone, or isn't what it was, is left out.
+    """
+    if not link.opens:
+        return letters
+    found = {}
+    for node, said in letters.items():
+        file = path.parent / f"{tried[0]}-{tried[1]}-{node}-{said.hex()}.safetensors"
+        if file.is_file() and hashlib.sha256(body := file.read_bytes()).digest() == said:
+            found[node] = body
+    return found
+
+
 def replayed(link: Link, plan: Plan, layouts: Layouts, path: Path, run: str, round_: int) -> Guard:
     """Return how a closed round's updates are read, added up and made out once more.
 
@@ -119,7 +135,7 @@ def replayed(link: Link, plan: Plan, layouts: Layouts, path: Path, run: str, rou
     def undo(total: Total) -> Total:
         try:
             own, _ = after(link, link.begin(terms(plan, run, round_, kept.attempt, kept.model)), before)
-            return link.undo(own, last, total).total
+            return link.undo(own, whole(link, path, (round_, kept.attempt), last), total).total
         except PrivacyError as error:
             raise StoreError(f"{path}: what nodes said in round {round_} isn't what it was: {error}") from error
 

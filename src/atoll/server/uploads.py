@@ -1,4 +1,4 @@
-"""The embedded log's two HTTP routes: put an update, and ask how much of it is there."""
+"""The two HTTP routes of what goes up to a log in the server: put an update, or an opened sum; ask how much of it is there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from atoll.logs.upload import HEADER
 from atoll.wire import Envelope
 
 PATH = "/v1/runs/{run}/rounds/{round}/{attempt}/updates/{node}"
+SUMS = "/v1/runs/{run}/rounds/{round}/{attempt}/sums/{node}"
 _RANGE = re.compile("bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _STATUSES = ((WireError, 400), (RefusedError, 409), (LogError, 507))
 
@@ -38,6 +39,7 @@ def routes(
     admit: Admit,
     altered: Callable[[Envelope, str], Awaitable[None]] = _nothing,
     wait: Callable[[str], float] = lambda _: 0.0,
+    path: str = PATH,
 ) -> list[Route]:
     """Return the routes; everything that can be refused is, before a byte of the body is read.
 
@@ -46,6 +48,7 @@ def routes(
         admit: asked about each update.
         altered: told of a body that isn't what its envelope says, and why.
         wait: asked for how many seconds a node may begin none, since it has begun too many.
+        path: of both routes.
     """
 
     async def put(request: Request) -> Response:
@@ -76,7 +79,7 @@ def routes(
             return _error(_status(error, request), str(error))
         return Response(headers={"Upload-Offset": str(there)})
 
-    return [Route(PATH, put, methods=["PUT"]), Route(PATH, head, methods=["HEAD"])]
+    return [Route(path, put, methods=["PUT"]), Route(path, head, methods=["HEAD"])]
 
 
 class _StatusError(RefusedError):

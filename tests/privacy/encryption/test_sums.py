@@ -136,20 +136,20 @@ def answers(code: Code, *changes: dict[int, float]) -> dict[str, bytes]:
 
 def test_what_nodes_opened_must_agree():
     code = Code(LAYOUTS, ("loss",), 1.0, 10, 3)
-    opened, faults = compare(answers(code, {}, {}, {}), code)
+    opened, faults = compare(answers(code, {}, {}, {}), code, 3)
     assert len(opened) == code.opened
     assert not faults
     # Machines that compute otherwise in the last bit may be a step apart.
-    _, faults = compare(answers(code, {}, {3: 10 * STEP}), code)
+    _, faults = compare(answers(code, {}, {3: 10 * STEP}), code, 3)
     assert not faults
     said = answers(code, {0: 0.5}, {}, {})
-    opened, faults = compare(said, code)
+    opened, faults = compare(said, code, 3)
     assert opened == said["n1"]
     assert faults == {"n0": "opened the sum to other numbers than the others"}
     for apart in (answers(code, {}, {0: 0.5}), answers(code, {}), answers(code, {}, {}, {0: 0.5}, {1: 0.5}), {}):
         with pytest.raises(PrivacyError, match="no 2 agree"):
-            compare(apart, code)
-    _, faults = compare({**answers(code, {}, {}), "short": b"1234", "zero": b""} | {"n4": answers(code, {})["n0"]}, code)
+            compare(apart, code, 3)
+    _, faults = compare({**answers(code, {}, {}), "short": b"1234", "zero": b""} | {"n4": answers(code, {})["n0"]}, code, 3)
     assert set(faults) == {"short", "zero"}
 
 

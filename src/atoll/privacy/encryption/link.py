@@ -78,7 +78,7 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
     def undo(own: Own, answers: Letters, total: Total) -> Undone:
         relayed = _at(own, gathering.Relayed, "opening")
         how = code(len(relayed.cohort.records))
-        opened, faults = server.compare(gathering.members(relayed.cohort, answers), how)
+        opened, faults = server.compare(gathering.members(relayed.cohort, answers), how, len(relayed.survivors))
         return Undone(*how.decode(total, opened), {**relayed.faults, **faults})
 
     code(1)

@@ -54,19 +54,19 @@ def openers(state: Relayed) -> Sequence[str]:
     return [state.cohort.records[place].node for place in places[: OPENERS + _SPARE]]
 
 
-def compare(inbox: Mapping[str, bytes], code: Code) -> tuple[bytes, Faults]:
-    """Return what most nodes opened the sum to, two at least; and which opened it to something else.
+def compare(inbox: Mapping[str, bytes], code: Code, added: int) -> tuple[bytes, Faults]:
+    """Return what most nodes opened the sum of so many updates to, two at least; and which opened it to something else.
 
     Raises:
         PrivacyError: no two of them agree, or as many say something else.
     """
-    answers = dict(sorted(inbox.items()))
+    answers = {node: data for node, data in sorted(inbox.items()) if code.holds(data, added)}
     alike = {node: [other for other in answers if code.agree(answers[node], answers[other])] for node in answers}
     chosen = max(alike, key=lambda node: len(alike[node]), default=None)
-    if chosen is None or len(alike[chosen]) < OPENERS or 2 * len(alike[chosen]) <= len(answers):
+    if chosen is None or len(alike[chosen]) < OPENERS or 2 * len(alike[chosen]) <= len(inbox):
         raise PrivacyError(
-            f"of {len(answers)} nodes that opened the sum no {OPENERS} agree on what is in it, or not most of them; "
+            f"of {len(inbox)} nodes that opened the sum no {OPENERS} agree on what is in it, or not most of them; "
             "the round can't be trusted"
         )
-    wrong = answers.keys() - set(alike[chosen])
+    wrong = inbox.keys() - set(alike[chosen])
     return answers[chosen], dict.fromkeys(sorted(wrong), "opened the sum to other numbers than the others")

@@ -17,7 +17,7 @@ from atoll.privacy.ckks import DEVIATION, Parameters, Slots
 from atoll.privacy.encryption import tag
 from atoll.privacy.secagg import update as words
 from atoll.privacy.secagg.update import CUT, parts_of
-from atoll.vector import Flat, Group, Layout, Layouts, Metrics, Tensor, Total, Update
+from atoll.vector import Flat, Group, Layout, Layouts, Metrics, Tensor, Total, Update, finite
 
 RING = Parameters(8192, (54, 54, 55))
 """163 bits of primes where the standard allows 218; ciphertexts are of the first two."""
@@ -125,13 +125,22 @@ class Code:
             hidden.astype("<u8").tobytes() + numbers.astype(np.dtype(self.layouts[_PARAMETERS].dtype).newbyteorder("<")).tobytes()
         )
 
-    def agree(self, one: bytes, other: bytes) -> bool:
-        """Say whether two nodes opened the same sum: where machines compute differently in the last bit, a step apart."""
-        size = 8 * self._words
-        if len(one) != self.opened or one[:size] != other[:size] or len(other) != len(one):
+    def holds(self, opened: bytes, added: int) -> bool:
+        """Say whether bytes are what a sum of so many updates can open to."""
+        if len(opened) != self.opened:
             return False
-        if one == other:
-            return True
+        numbers = self._numbers(opened)
+        largest = float(np.abs(numbers).max(initial=0.0))
+        return finite(numbers) and largest <= added * self.clip * self.weight * (1 + 2 * _ROUNDED)
+
+    def agree(self, one: bytes, other: bytes) -> bool:
+        """Say whether two nodes opened the same sum: where machines compute differently in the last bit, a step apart.
+
+        Both are what a sum can open to, see `holds`.
+        """
+        size = 8 * self._words
+        if one == other or one[:size] != other[:size]:
+            return one == other
         mine, theirs = self._numbers(one), self._numbers(other)
         return bool(np.all(np.abs(mine - theirs) <= 1.5 * STEP * self.clip * self.weight + 2.0**-22 * np.abs(mine)))
 
