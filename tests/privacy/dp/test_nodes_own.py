@@ -222,3 +222,30 @@ def test_the_command_refuses_in_one_line(tmp_path, words, privacy, said):
     done = atoll_privacy(tmp_path, *words, privacy=privacy)
     assert isinstance(done.exception, AtollError)
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "y"), [("deep", "softmax_cross_entropy_with_integer_labels", 3), ("linear", "squared_error", 0)]
+)
+def test_jax_clips_by_vmap_as_one_by_one(model, loss, y):
+    options = {"outputs": 3} if y else {}
+    agreed = plan(
+        privacy={"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 0.5}},
+        model={"logistic": False, "inputs": None, "jax": f"tests.learners.jax_models:{model}", "loss": loss, "options": options},
+    )
+    learner = learners.build(agreed, [agreed.model.jax])
+    rng = np.random.default_rng(0)
+    data = Rows(rng.normal(size=(9, 6)), rng.integers(0, 3, 9) if y else rng.normal(size=9))
+    groups = learner.initial(0)
+    vector = groups["parameters"].values
+    together = learner.clipped(vector, data, 0.5, STEPS)
+    private = Private(learner, agreed)
+    private._inner = type("Slow", (), {"fit": learner.fit})()
+    slowly = private._summed(groups, vector, data, 0.5, np.random.default_rng(0))
+    assert np.abs(together - slowly).max() <= 1e-3 * STEPS  # float32, and a little less of the bound
+    assert np.abs(slowly).max() > 0.1 * STEPS
+    for k in range(len(data)):
+        one = learner.clipped(vector, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
+        assert sum(int(v) ** 2 for v in one) <= STEPS**2
+    named = {name: (data.x + k, data.y) for k, name in enumerate("abc")}
+    assert atoll.simulate(agreed, named, allow=[agreed.model.jax]).rounds

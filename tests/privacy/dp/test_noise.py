@@ -78,9 +78,18 @@ def test_the_same_key_gives_the_same_noise_and_another_another():
     assert not np.array_equal(draw(STEPS, 1000), draw(STEPS, 1000, new_secret()))
 
 
+def test_the_quick_search_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    for sigma in (0.3, 5.0, 512.0):
+        high = noise._table(sigma)[0]
+        words = np.concatenate([rng.integers(0, 1 << 64, 50_000, np.uint64), high, high + np.uint64(1), high - np.uint64(1)])
+        assert np.array_equal(noise._found(high, noise._starts(sigma), words), np.searchsorted(high, words))
+
+
 def test_a_draw_between_two_thresholds_that_agree_in_64_bits_is_decided_by_the_rest(monkeypatch):
     tied = (np.array([5, 5, 9], np.uint64), np.array([10, 20, 0], np.uint64), -1)
     monkeypatch.setattr(noise, "_table", lambda sigma: tied)
+    monkeypatch.setattr(noise, "_starts", noise._starts.__wrapped__)
 
     class Bytes:
         def __init__(self, *words: int) -> None:

@@ -143,8 +143,8 @@ def privacy(
     encryption: Annotated[bool, typer.Option(help="Also time encrypted sums, for which TenSEAL must be there.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Time secure aggregation and encrypted sums: a node's and the server's work, and bytes, beside the plain update."""
-    from atoll.cli.bench import encrypted
+    """Time secure sums, encrypted sums and noise: a node's and the server's work, and bytes, beside the plain update."""
+    from atoll.cli.bench import encrypted, noised
     from atoll.cli.bench.privacy import CLOCKS, beside, measure
 
     rows = []
@@ -153,6 +153,7 @@ def privacy(
             found = measure(count, parameters, bits, dropout, corrupt, clock)
             if other:
                 found.append(beside(other, found[-1], dropout, corrupt, clock))
+            found += noised.measure(count, parameters, CLOCKS[clock])
             if encryption:
                 found.append(encrypted.measure(count, parameters, dropout, int(corrupt * count + 1e-9), CLOCKS[clock]))
         for row in found:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ _WIDEST = 512.0
 _APART = 3
 """A part's standard deviation, in steps of the next coarser one: their sum is then a discrete Gaussian to 2⁻²⁵⁰."""
 _BITS, _WORD = 320, 64
+_BLOCK, _TRIES = 1 << 16, 3
 
 
 def discrete_gaussian(sigma: float, count: int, stream: Keystream) -> NDArray[np.int64]:
@@ -64,15 +64,35 @@ def discrete_gaussian(sigma: float, count: int, stream: Keystream) -> NDArray[np
 def _by_table(sigma: float, count: int, stream: Keystream) -> NDArray[np.int64]:
     high, low, least = _table(sigma)
     words = np.frombuffer(stream.take(8 * count), np.uint64)
-    places: NDArray[Any] = np.searchsorted(high, words)  # thresholds whose first 64 bits lie below
+    places = np.empty(count, np.int64)
+    for lo in range(0, count, _BLOCK):
+        places[lo : lo + _BLOCK] = _found(high, _starts(sigma), words[lo : lo + _BLOCK])
     # Where the first 64 bits are a threshold's own, the next 64 decide: it happens once in 2⁵⁰ draws.
     for at in np.flatnonzero(high[np.minimum(places, len(high) - 1)] == words):
         rest = int.from_bytes(stream.take(8), "little")
         while places[at] < len(high) and high[places[at]] == words[at] and low[places[at]] <= rest:
             places[at] += 1
-    drawn = places.astype(np.int64, copy=False)
-    drawn += least
-    return drawn
+    places += least
+    return places
+
+
+def _found(high: NDArray[np.uint64], starts: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return how many thresholds lie below each word, as `np.searchsorted`, and quicker: most words' 16 upper bits say it."""
+    upper = (words >> np.uint64(48)).astype(np.intp)
+    places, ends = starts[upper], starts[upper + 1]
+    left = np.flatnonzero(places < ends)
+    for _ in range(_TRIES):
+        at = left[high[places[left]] < words[left]]
+        places[at] += 1
+        left = at[places[at] < ends[at]]
+    places[left] = np.searchsorted(high, words[left])
+    return places
+
+
+@lru_cache(maxsize=16)
+def _starts(sigma: float) -> NDArray[np.int64]:
+    """Return how many thresholds have smaller 16 upper bits than each number up to 2¹⁶."""
+    return np.searchsorted(_table(sigma)[0] >> np.uint64(48), np.arange((1 << 16) + 1, dtype=np.uint64))
 
 
 @lru_cache(maxsize=16)
