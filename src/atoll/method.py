@@ -186,6 +186,8 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
             raise PlanError(f"{key}: the group '{name}' is added up whole, without a bound; take another rule or model")
         if name not in model and layout.size != model["parameters"].size:
             raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
+    if guards.distributed_noise and plan.compression.up:
+        raise PlanError(f"{key}: compressed, its shares would be no such noise any more; leave compression.up out")
     if not (guards.central_noise or guards.distributed_noise):
         return
     if algorithm.fold not in (mean, uniformly):

@@ -93,6 +93,11 @@ def test_a_row_s_noise_and_a_node_s_own_go_into_secure_sums_too():
         assert atoll.simulate(plan(privacy={"secure_aggregation": True, **privacy}), clients(4)).rounds
 
 
+def test_shares_are_not_compressed():
+    with pytest.raises(PlanError, match="compression"):
+        atoll.simulate(plan(privacy=SHARED, aggregation=UNIFORM, compression={"up": ["8bit"]}), clients(4))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -153,9 +153,9 @@ def privacy(
             found = measure(count, parameters, bits, dropout, corrupt, clock)
             if other:
                 found.append(beside(other, found[-1], dropout, corrupt, clock))
-            found += noised.measure(count, parameters, CLOCKS[clock])
             if encryption:
                 found.append(encrypted.measure(count, parameters, dropout, int(corrupt * count + 1e-9), CLOCKS[clock]))
+            found += noised.measure(count, parameters, CLOCKS[clock])
         for row in found:
             rows.append(row)
             if not as_json:
