@@ -146,18 +146,20 @@ def test_a_body(body):
         unpack_any(body, LAYOUTS)
 
 
-PRESS = Press(stages(["topk:0.5", "8bit"]), 1)
-SMALL = b"".join(encode(Update(PRESS.encode(GROUPS, {}, 1, "a")[0], 40.0, {"samples": 40.0}), MODEL))
+CHAINS = (["topk:0.5", "8bit"], ["rotate", "4bit"], ["powersgd:1", "bfloat16"], ["randomk:0.5", "rotate"])
+PRESSES = [Press(stages(said), 1) for said in CHAINS]
+SMALL = [b"".join(encode(Update(one.encode(GROUPS, {}, 1, "a")[0], 40.0, {"samples": 40.0}), MODEL)) for one in PRESSES]
 
 
 @budget
-@given(spoilt(SMALL) | st.binary(max_size=40).map(lambda end: SMALL[: -len(end) or None] + end))
-def test_a_compressed_body(body):
-    """Also wrong only inside: places and counts of no encoder, scales that are no numbers."""
+@given(st.data())
+def test_a_compressed_body(data):
+    """Also wrong only inside: places and counts of no encoder, scales and factors that are no numbers."""
+    press, small = data.draw(st.sampled_from(list(zip(PRESSES, SMALL, strict=True))))
+    body = data.draw(spoilt(small) | st.binary(max_size=40).map(lambda end: small[: -len(end) or None] + end))
     with refused():
-        update = decode(body, PRESS.layouts(LAYOUTS), MODEL)
-        whole = PRESS.decode(update.groups, LAYOUTS, 1)
-        check(whole, LAYOUTS)
+        update = decode(body, press.layouts(LAYOUTS), MODEL)
+        check(press.decode(update.groups, LAYOUTS, 1), LAYOUTS)
 
 
 @budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.faults.test_bad_input import Rogue
 from tests.federation import clients, plan, run
 
 from atoll import simulate
+from atoll.algorithms.fedavg import fedavg
+from atoll.compression import Press, stages
 from atoll.errors import PlanError
 from atoll.learner import Rows
 from atoll.learners.logistic import Logistic
@@ -23,6 +26,7 @@ from atoll.messages import StartTraining
 from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.server import quarantine
+from atoll.server.close import Accepted, close
 from atoll.server.replay import replay
 from atoll.server.runtime import Server
 from atoll.store.sql import SqlStore
@@ -264,6 +268,25 @@ def test_what_doesnt_go_together_is_refused_in_one_line(sections, said):
     with pytest.raises(PlanError, match=re.escape(said)) as refused:
         simulate(plan(**sections), clients())
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("up", [["8bit"], ["topk:0.1", "8bit"], ["randomk:0.1"], ["powersgd:4", "4bit"]], ids="+".join)
+def test_a_fold_opens_blocks_and_memory_doesnt_grow_with_the_nodes(up):
+    layout = Layout((Tensor("kernel", (1000, 1000)),))
+    press, layouts = Press(stages(up), 1), {"parameters": layout}
+    values = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
+    small, _ = press.encode({"parameters": Group(layout, values)}, {}, 1, "a")
+    sent = b"".join(encode(Update(small, 1.0), "0" * 64))
+    state, peaks = {"parameters": Group(layout, np.zeros(layout.size, np.float32))}, []
+    for count in (5, 45):
+        accepted = [Accepted(str(k), lambda: sent, round=1) for k in range(count)]
+        tracemalloc.start()
+        after = close(fedavg(), state, layouts, "0" * 64, accepted, count, press=press)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    whole = press.decode(small, layouts, 1)["parameters"].values
+    np.testing.assert_allclose(after["parameters"].values, whole, atol=1e-5)
+    assert peaks[1] - peaks[0] < 40 * 0.01 * layout.nbytes, "each update takes a hundredth of a model, for where its blocks begin"
 
 
 def body(rogue: Rogue, task: StartTraining, path: Path) -> Update:

@@ -186,8 +186,8 @@ def _group(
 
 def _added(parts: Sequence[Flat], into: Flat) -> None:
     into[...] = parts[0]
-    for part in parts[1:]:
-        np.add(into, part, out=into)
+    for place in range(1, len(parts)):
+        np.add(into, parts[place], out=into)
 
 
 def _scaled(chosen: Sequence[int], scales: Flat, parts: Sequence[Flat], into: Flat) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,27 @@ def decode(size: int, beside: Mapping[str, Flat]) -> Places:
     if places.size and (places[-1] >= size or (np.diff(places) <= 0).any()):
         raise WireError(f"places of numbers that don't rise, or lie outside of a vector of {size}")
     return places
+
+
+def within(size: int, beside: Mapping[str, Flat]) -> Callable[[int, int], tuple[Places, int]]:
+    """Return how to find the places from lo to hi, and the number of the first of them; only counts are kept at hand.
+
+    Raises:
+        WireError: as for `decode`.
+    """
+    decode(size, beside)
+    low, counts = beside["places"], beside["counts"]
+    bits = 8 * low.itemsize
+    begins = np.concatenate([[0], np.cumsum(counts, dtype=np.uint32)]).astype(np.uint32)
+
+    def found(lo: int, hi: int) -> tuple[Places, int]:
+        first, last = lo >> bits, -(-hi >> bits)
+        a, b = int(begins[first]), int(begins[last])
+        places: Places = np.repeat(np.arange(first, last, dtype=np.int64) << bits, counts[first:last]) + low[a:b]
+        left, right = np.searchsorted(places, (lo, hi))
+        return places[left:right], a + int(left)
+
+    return found
 
 
 def _bits(layout: Layout) -> int:

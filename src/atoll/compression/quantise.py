@@ -46,18 +46,16 @@ def quantise(bits: Literal[8, 4]) -> Stage:
 
     def opened(layout: Layout, beside: Mapping[str, Flat], read: Read, seed: Seed) -> Read:
         del layout, seed
-        steps = beside["scales"] / np.float32(top)
+        scales = beside["scales"]
 
         def part(lo: int, hi: int) -> Flat:
             codes = read(lo, hi) if bits == 8 else _unpacked(read(lo // 2, -(-hi // 2)))[lo % 2 : lo % 2 + hi - lo]
             first, levels = lo // BLOCK * BLOCK, codes.astype(np.float32)
             levels -= np.float32(top + 1)
             whole = (hi - lo) // BLOCK * BLOCK if lo == first else 0
-            np.multiply(
-                levels[:whole].reshape(-1, BLOCK), steps[lo // BLOCK :][: whole // BLOCK, None], out=_rows(levels[:whole])
-            )
-            rest = np.arange(lo + whole, hi) // BLOCK
-            levels[whole:] *= steps[rest]
+            steps = scales[first // BLOCK : -(-hi // BLOCK)] / np.float32(top)
+            np.multiply(_rows(levels[:whole]), steps[: whole // BLOCK, None], out=_rows(levels[:whole]))
+            levels[whole:] *= steps[np.arange(lo + whole - first, hi - first) // BLOCK]
             return levels
 
         return part

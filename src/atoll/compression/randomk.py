@@ -32,7 +32,14 @@ def randomk(fraction: float) -> Stage:
 
     def opened(layout: Layout, beside: Mapping[str, Flat], read: Read, seed: Seed) -> Read:
         del beside
-        return scattered(_drawn(layout.size, kept(layout.size, fraction), tuple(seed)), read)
+        drawn = tuple(seed)
+
+        def within(lo: int, hi: int) -> tuple[Places, int]:
+            chosen = _drawn(layout.size, kept(layout.size, fraction), drawn)
+            a, b = np.searchsorted(chosen, (lo, hi))
+            return chosen[a:b], int(a)
+
+        return scattered(within, read)
 
     return Stage("randomk", shapes, encode, opened, biased=True, common=True)
 

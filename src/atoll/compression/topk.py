@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def topk(fraction: float) -> Stage:
 
     def opened(layout: Layout, beside: Mapping[str, Flat], read: Read, seed: Seed) -> Read:
         del seed
-        return scattered(places.decode(layout.size, beside), read)
+        return scattered(places.within(layout.size, beside), read)
 
     return Stage("topk", shapes, encode, opened, biased=True)
 
@@ -55,13 +55,18 @@ def _largest(sizes: Flat, count: int) -> places.Places:
     return np.sort(np.concatenate([chosen, equal]))
 
 
-def scattered(chosen: places.Places, read: Read) -> Read:
-    """Return how to read a vector of which only some numbers are there, from how to read these; the others are 0."""
+def scattered(within: Callable[[int, int], tuple[places.Places, int]], read: Read) -> Read:
+    """Return how to read a vector of which only some numbers are there, from how to read these; the others are 0.
+
+    Args:
+        within: (lo, hi) → the places from lo to hi, and the number of the first of them.
+        read: the numbers that are there.
+    """
 
     def part(lo: int, hi: int) -> Flat:
         found = np.zeros(hi - lo, np.float32)
-        a, b = np.searchsorted(chosen, (lo, hi))
-        found[chosen[a:b] - lo] = read(int(a), int(b))
+        chosen, first = within(lo, hi)
+        found[chosen - lo] = read(first, first + len(chosen))
         return found
 
     return part

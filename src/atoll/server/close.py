@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.algorithms import Algorithm, Bodies, Fold, State
 from atoll.compression import OPEN, Press, Read
@@ -49,6 +49,23 @@ class Accepted(NamedTuple):
     round: int = 0
 
 
+class _Block(Sequence[Flat]):
+    """One stretch of every update, each opened when it is looked at: who adds them up holds one at a time."""
+
+    def __init__(self, reads: Sequence[Read], lo: int, hi: int, scales: Mapping[int, float]) -> None:
+        self._reads, self._lo, self._hi, self._scales = reads, lo, hi, scales
+
+    def __len__(self) -> int:
+        return len(self._reads)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[k] for k in range(len(self))[place]]
+        values = self._reads[place](self._lo, self._hi)
+        scale = self._scales.get(range(len(self))[place])
+        return values if scale is None else values * values.dtype.type(scale)
+
+
 class _Bodies:
     """Updates as a fold wants them: blocks of views into their bytes, or opened by blocks; of late ones, made smaller."""
 
@@ -66,11 +83,8 @@ class _Bodies:
         self._scales = {place: scales[node] for place, node in enumerate(ids) if node in scales}
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
-        block = [read[group](lo, hi) for read in self._reads]
-        if self.layouts[group].total == "weighted":  # what is added up whole (counts) is no step to be shortened
-            for place, scale in self._scales.items():
-                block[place] = block[place] * block[place].dtype.type(scale)
-        return block
+        averaged = self.layouts[group].total == "weighted"  # what is added up whole (counts) is no step to be shortened
+        return _Block([read[group] for read in self._reads], lo, hi, self._scales if averaged else {})
 
 
 def close(  # noqa: PLR0913  what is rare by its name
