@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from atoll.algorithms import find
 from atoll.algorithms.moon import slope
 from atoll.errors import PlanError
 from atoll.learners import build
+from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.preprocess import prepare
+from atoll.server.runtime import Server
 from atoll.simulate import simulate
 from atoll.testing import check_algorithm
 
@@ -144,6 +147,33 @@ def test_a_deployed_run_has_the_bits_of_a_simulated_one(tmp_path):
     assert run(made, PEOPLE, tmp_path, learner=learner)["last"] == simple.digest
     compiled = simulate(made, PEOPLE, strategy="vmap", learner=learner)
     np.testing.assert_allclose(compiled.model["parameters"].values, simple.model["parameters"].values, atol=1e-5)
+
+
+def test_a_node_that_starts_again_goes_on_from_its_last_model(tmp_path):
+    """Broken off once its first model has counted; all that the next one knows of it lies in the directory."""
+    made = agreed("jax")
+    learner = build(made, ALLOW)
+
+    async def together() -> dict[str, Any]:
+        server, counted = Server(made, store=tmp_path / "store", port=0, learner=learner), asyncio.Event()
+
+        def node(name: str) -> Node:
+            def watch(fact: Mapping[str, Any]) -> None:
+                if fact["what"] == "verdict" and name == "node-0":
+                    counted.set()
+
+            return Node(server.url, PEOPLE[name], name=name, directory=tmp_path / name, learner=learner, watch=watch)
+
+        serving = asyncio.create_task(server.serve_async())
+        first, *others = [asyncio.create_task(node(name).start_async()) for name in PEOPLE]
+        await counted.wait()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.gather(node("node-0").start_async(), *others)
+        return await serving
+
+    history = asyncio.run(asyncio.wait_for(together(), 100))
+    assert history["last"] == simulate(made, PEOPLE, strategy="map", learner=learner).digest
 
 
 @pytest.mark.parametrize(
