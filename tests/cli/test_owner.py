@@ -36,7 +36,7 @@ def test_a_plan_in_plain_words():
     )
     assert "a model (logistic) of 5 numbers, 40 B, by the method fedavg, in each round once over your rows." in found["It trains"]
     assert found["What leaves"].startswith(
-        "about 1.0 kB a round: how training changed the model (5 numbers 'parameters'); how many rows"
+        "about 1.0 kB a round: how training changed the model (5 numbers 'parameters'). Beside it how"
     )
     assert found["How often"].startswith(
         "3 rounds, an update in each; a round that fails is tried up to 3 times, so that at most 9 "

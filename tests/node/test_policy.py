@@ -9,15 +9,19 @@ from zoneinfo import ZoneInfo
 import pytest
 from tests.federation import clients, plan
 
-from atoll.errors import AtollError, PolicyError
+from atoll import learners
+from atoll.errors import AtollError, GaveUpError, PolicyError
 from atoll.keys import Identity
+from atoll.messages import StartTraining
+from atoll.node.gate import Gate
 from atoll.node.policy import Asked, Policy, refuses
 from atoll.node.runtime import Node
+from atoll.preprocess import prepare
 from atoll.server.runtime import Server
 from atoll.store.ledger import Ledger
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()  # a Wednesday
-ROUND = Asked(round=1, rows=40, left=0)
+ROUND = Asked(round=1, rows=40, judged=40, left=0)
 TABLE = {"features": ["age", "dose", "sex", "cp"], "target": "ill"}
 
 
@@ -139,22 +143,74 @@ def test_what_a_policy_refuses(policy, agreed, said):
     assert (found or "").startswith(said or "")
 
 
+@pytest.mark.parametrize(
+    ("policy", "trick", "said"),
+    [
+        ({"minimum_cohort": 3}, {"cohort": {"draw": "poisson"}}, "minimum_cohort: the plan draws each node by chance"),
+        ({"rows": 20}, {"training": {"epochs": None, "steps": 1, "batch_size": 1}}, "rows: 1 would be in the update"),
+        ({"brokers": []}, {"log": {"kafka": "elsewhere:9092"}}, "brokers: the plan sends updates to the Kafka at elsewhere:9092"),
+        (
+            {"brokers": ["hub:9092"]},
+            {"log": {"kafka": "hub:9092,elsewhere:9092"}},
+            "brokers: the plan sends updates to the Kafka at e",
+        ),
+        ({"epochs": 2}, {"aggregation": {"rule": "mime_lite"}}, "epochs: the plan goes over these rows 3 times"),
+        ({"epochs": 2}, {"aggregation": {"rule": "ditto"}}, "epochs: the plan goes over these rows 4 times"),
+        (
+            {"epochs": 2},
+            {"aggregation": {"rule": "finetune", "options": {"steps": 1000}}},
+            "epochs: the plan goes over these rows 202",
+        ),
+        (
+            {"epochs": 2},
+            {"aggregation": {"rule": "scaffold", "options": {"option": "I"}}},
+            "epochs: the plan goes over these rows 3",
+        ),
+        (
+            {"epochs": 2},
+            {"model": {"logistic": False, "sklearn": "LogisticRegression"}, "training": {"epochs": None, "steps": 3}},
+            "epochs: the plan goes over these rows 3 times",
+        ),
+    ],
+)
+def test_tricks_of_a_plans_author(policy, trick, said):
+    assert (refused(policy, plan(**trick)) or "").startswith(said)
+
+
+def test_a_plan_that_picks_out_one_person_by_missing_or_split_is_refused(tmp_path):
+    """Rows with a word of `missing` are left out, and `split` says which rows judge: both can leave a single one."""
+    lines = [f"{30 + k},{k % 7},{k % 2},{k % 3},{k % 2},{'test' if k == 7 else 'train'}" for k in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["age,dose,sex,cp,ill,part", *lines]))
+    alone = table(missing=[str(30 + k) for k in range(40) if k != 7])
+    judged = table(split="part")
+    for agreed in (alone, judged):
+        found = prepare(tmp_path / "rows.csv", agreed)
+        assert min(len(found.train), len(found.judge)) == 1
+        gate = Gate(Policy.of({"rows": 20}), Ledger(tmp_path))
+        assert gate.meets(agreed) is None
+        gate.rows, gate.judged = len(found.train), len(found.judge)
+        task = StartTraining(run="r", round=1, attempt=1, model="0" * 64, deadline=9.0)
+        with pytest.raises(PolicyError, match="rows: 1 would be in the update or its figures"):
+            gate.check(task)
+        assert gate.tells({"loss": 1.0}) == {}
+
+
 @pytest.mark.parametrize("number", [0, 4, 1 << 62])
 def test_a_round_that_the_plan_has_not_is_refused_without_any_policy(number):
-    assert refused({}, plan(), Asked(number, 40, 0)) == f"the plan has rounds 1 to 3, and none with number {number}"
+    assert refused({}, plan(), Asked(number, 40, 40, 0)) == f"the plan has rounds 1 to 3, and none with number {number}"
 
 
-def test_updates_are_counted_over_all_runs():
-    assert refused({"updates": 5}, plan(), Asked(1, 40, 4)) is None
-    assert refused({"updates": 5}, plan(), Asked(1, 40, 5)) == "updates: 5 of this plan's left this node already, 5 may"
+def test_updates_are_counted_over_all_plans_and_runs():
+    assert refused({"updates": 5}, plan(), Asked(1, 40, 40, 4)) is None
+    assert refused({"updates": 5}, plan(), Asked(1, 40, 40, 5)) == "updates: 5 left this node already, 5 may"
 
 
 def test_epsilon_of_a_round_and_of_all_that_ever_left():
     policy = {"noise": ["local_noise"], "epsilon": 2.0, "epsilon_round": 1.0}
-    assert refused(policy, LOCAL, Asked(1, 40, 0, epsilon=2.0, epsilon_round=1.0)) is None
-    over = refused(policy, LOCAL, Asked(1, 40, 0, epsilon=2.01, epsilon_round=1.0))
+    assert refused(policy, LOCAL, Asked(1, 40, 40, 0, epsilon=2.0, epsilon_round=1.0)) is None
+    over = refused(policy, LOCAL, Asked(1, 40, 40, 0, epsilon=2.01, epsilon_round=1.0))
     assert over == "epsilon: it comes to 2.01 with this round's update, at most 2 is allowed"
-    assert (refused(policy, LOCAL, Asked(1, 40, 0, epsilon=1.5, epsilon_round=1.5)) or "").startswith(
+    assert (refused(policy, LOCAL, Asked(1, 40, 40, 0, epsilon=1.5, epsilon_round=1.5)) or "").startswith(
         "epsilon_round: it comes to 1.5"
     )
 
@@ -231,7 +287,7 @@ def test_a_round_that_is_refused_is_declined_and_the_node_stays(tmp_path):
     history, ends, told, seen = together(plan(cohort={"minimum": 2}), tmp_path, policies)
     assert history["outcome"] == "completed"
     assert ["node-2" in row["answered"] for row in history["rounds"]] == [True, False, False]
-    why = "the owner's policy: updates: 1 of this plan's left this node already, 1 may"
+    why = "the owner's policy: updates: 1 left this node already, 1 may"
     assert [event["reason"] for event in told["node-2"] if event["what"] == "declined"] == [why, why]
     assert [event["reason"] for event in seen if event["what"] == "declined"] == [why, why]
     assert ends["node-2"].outcome == "completed"
@@ -269,10 +325,40 @@ def test_a_policys_roster_keeps_strangers_out_of_a_secure_sum(tmp_path):
     known = [Identity.at(tmp_path / name / "node.key").node for name in ("node-0", "node-1", "node-3")]
     stranger = Identity.at(tmp_path / "node-2" / "node.key").node
     policies = {**dict.fromkeys(("node-0", "node-1", "node-2")), "node-3": Policy.of({"roster": known})}
-    agreed = plan(privacy={"secure_aggregation": True}, plan={"rounds": 1}, cohort={"minimum": 3})
-    history, _, told, _ = together(agreed, tmp_path, policies)
+    agreed = plan(privacy={"secure_aggregation": True}, plan={"rounds": 1}, cohort={"minimum": 4})
+    end, _, told, _ = together(agreed, tmp_path, policies)
     declined = [event["reason"] for event in told["node-3"] if event["what"] == "declined"]
-    asked = [event for event in told["node-3"] if event["what"] == "trained"]
-    assert not asked or any(f"node {stranger} is not in the roster" in why for why in declined)
-    assert history["outcome"] == "completed"
-    assert not any("node-3" in row["answered"] and "node-2" in row["answered"] for row in history["rounds"])
+    assert declined
+    assert all(f"node {stranger} is not in the roster" in why for why in declined)
+    assert isinstance(end, GaveUpError)
+
+
+class Talkative:
+    """A learner whose errors hold what only rows can tell."""
+
+    def __init__(self, learner):
+        self._learner = learner
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    def fit(self, *_, **__):
+        raise ValueError("patient 4711 is 97 years old")
+
+
+def test_words_of_a_frameworks_error_stay_on_the_node(tmp_path):
+    agreed, seen = plan(cohort={"minimum": 2}), []
+
+    async def all_of_them():
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=seen.append)
+        own = [None, None, Talkative(learners.build(agreed))]
+        nodes = [
+            Node(server.url, rows, name=name, directory=tmp_path / name, learner=learner)
+            for (name, rows), learner in zip(clients().items(), own, strict=True)
+        ]
+        await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
+
+    asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    reasons = {event["reason"] for event in seen if event["what"] == "declined"}
+    assert reasons <= {"training failed (ValueError); the node's own log says more"}
+    assert "4711" not in str(seen)

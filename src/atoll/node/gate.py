@@ -25,7 +25,7 @@ class Gate:
 
     Attributes:
         plan: whose run it is about.
-        rows: how many the node would train on.
+        rows, judged: how many the node would train on, and judge by.
         account: what the plan's noise costs, where this node knows it.
         shut: why nothing of this plan will ever be done here; None where some of it may.
 
@@ -37,7 +37,7 @@ class Gate:
         self.policy = Policy.load(policy) if isinstance(policy, (str, Path)) else policy or Policy()
         self._where = f"{policy}: " if isinstance(policy, (str, Path)) else "the owner's policy: "
         self._ledger = ledger
-        self.rows = 0
+        self.rows = self.judged = 0
         self.account: Account | None = None
         self.shut: str | None = None
 
@@ -58,8 +58,9 @@ class Gate:
         """
         if self.shut:
             raise PolicyError(self.shut)
-        left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
-        asked = Asked(task.round, self.rows, left)
+        place = task.run, task.round, task.attempt
+        left, of_all = (self._ledger.left(plan, place) for plan in (self.plan.digest, None))
+        asked = Asked(task.round, self.rows, self.judged, of_all)
         if self.account:
             if over := self.account.over(self.released(task, left)):
                 raise PolicyError(over)
@@ -87,4 +88,8 @@ class Gate:
 
     def tells(self, figures: Metrics) -> Metrics:
         """Return what may be told of how the final model does on this node's rows: no guard hides these sums, nor any noise."""
-        return {} if self.policy.guards or guards_of(self.plan) or self.plan.privacy.noise else figures
+        mine = self.policy
+        spent = mine.updates is not None and self._ledger.left(None) > mine.updates
+        few = mine.rows is not None and self.judged < mine.rows
+        guarded = mine.guards or mine.noise or guards_of(self.plan) or self.plan.privacy.noise
+        return {} if guarded or spent or few else figures

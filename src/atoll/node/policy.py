@@ -33,6 +33,7 @@ class Policy(Section):
 
     plans: str | Words = "any"
     minimum_cohort: PositiveInt | None = None
+    rows: PositiveInt | None = None
     guards: Annotated[tuple[Guard, ...], Field(min_length=1)] | None = None
     roster: Annotated[Words, Field(min_length=3)] | None = None
     noise: Annotated[tuple[Mechanism, ...], Field(min_length=1)] | None = None
@@ -44,6 +45,7 @@ class Policy(Section):
     columns: Words | None = None
     header: Words | None = None
     functions: Words | None = None
+    brokers: Words | None = None
     hours: str | None = None
     weekdays: Annotated[tuple[Weekday, ...], Field(min_length=1)] | None = None
     time_zone: str | None = None
@@ -131,14 +133,15 @@ class Asked(NamedTuple):
 
     Args:
         round: as the server says.
-        rows: how many the node would train on.
-        left: how many updates of this plan left the node, in whatever run, besides the one that is asked for.
+        rows, judged: how many the node would train on, and judge the model by.
+        left: how many updates left the node, of whatever plan, besides the one that is asked for.
         epsilon: of all that ever left, the one that is asked for included; None where no noise bounds that.
         epsilon_round: of this one alone.
     """
 
     round: int
     rows: int
+    judged: int
     left: int
     epsilon: float | None = None
     epsilon_round: float | None = None
@@ -161,6 +164,8 @@ def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
         yield f"plans: plan {plan.digest} is not among those that its owner agreed to"
     if policy.minimum_cohort and plan.cohort.minimum < policy.minimum_cohort:
         yield f"minimum_cohort: the plan adds up as few as {plan.cohort.minimum} updates, it takes {policy.minimum_cohort}"
+    if policy.minimum_cohort and plan.cohort.draw == "poisson":
+        yield "minimum_cohort: the plan draws each node by chance, so that a round may have one update alone"
     guards = guards_of(plan)
     if policy.guards and not guards & set(policy.guards):
         yield f"guards: the plan's updates leave without {' or '.join(policy.guards)}"
@@ -170,6 +175,10 @@ def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
         yield from _against_roster(policy.roster, plan, guards)
     if policy.columns is not None:
         yield from _against_columns(policy.columns, policy.header, plan)
+    if policy.brokers is not None and (
+        others := [one for one in (plan.log.kafka or "").split(",") if one.strip() not in policy.brokers]
+    ):
+        yield f"brokers: the plan sends updates to the Kafka at {', '.join(others)}"
     if policy.functions is not None and (others := [one for one in plan.model.functions if one not in policy.functions]):
         yield f"functions: the plan runs {' and '.join(others)} here"
 
@@ -205,7 +214,7 @@ def _against_round(policy: Policy, plan: Plan, asked: Asked, now: float) -> Iter
     if not 1 <= asked.round <= plan.plan.rounds:
         yield f"the plan has rounds 1 to {plan.plan.rounds}, and none with number {asked.round}"
     if policy.updates and asked.left >= policy.updates:
-        yield f"updates: {asked.left} of this plan's left this node already, {policy.updates} may"
+        yield f"updates: {asked.left} left this node already, {policy.updates} may"
     for key, spent, most in (
         ("epsilon_round", asked.epsilon_round, policy.epsilon_round),
         ("epsilon", asked.epsilon, policy.epsilon),
@@ -213,12 +222,33 @@ def _against_round(policy: Policy, plan: Plan, asked: Asked, now: float) -> Iter
         if most and (spent is None or spent > most):
             said = "nothing bounds it" if spent is None else f"it comes to {spent:.4g}"
             yield f"{key}: {said} with this round's update, at most {most:g} is allowed"
-    pace = plan.training.pace(asked.rows, asked.round, plan.plan.rounds)
-    epochs = pace.steps * pace.batch_size / max(1, asked.rows) if plan.training.steps else plan.training.epochs or 1
-    if policy.epochs and epochs > policy.epochs:
+    if policy.rows and (fewest := min(_used(plan, asked.rows), asked.judged)) < policy.rows:
+        yield f"rows: {fewest} would be in the update or its figures, and each could be told from it; it takes {policy.rows}"
+    if policy.epochs and (epochs := _passes(plan, asked.rows)) > policy.epochs:
         yield f"epochs: the plan goes over these rows {epochs:.4g} times a round, {policy.epochs:.4g} are allowed"
     if closed := _closed(policy, now):
         yield closed
+
+
+def _used(plan: Plan, rows: int) -> int:
+    """Return how many of the rows a round's mini-batches hold."""
+    return min(rows, plan.training.steps * plan.training.batch_size) if plan.training.steps else rows
+
+
+def _passes(plan: Plan, rows: int) -> float:
+    """Return how often a round goes over the rows: what [training] says, and what the method does beside it."""
+    rule, options, once = plan.aggregation.rule, plan.aggregation.options, plan.training
+    a_pass = max(1, -(-rows // once.batch_size))
+    steps = once.steps or (once.epochs or 1) * a_pass
+    passes = float(steps) if plan.model.sklearn == "LogisticRegression" else steps / a_pass  # its solver takes all rows a step
+    more = {
+        "scaffold": 1.0 if options.get("option") == "I" else 0.0,
+        "mime_lite": 1.0,
+        "ditto": passes,
+        "apfl": passes,
+        "finetune": options.get("steps", steps) / a_pass,
+    }
+    return 1.0 if rule in ("fedsgd", "newton") else passes + more.get(rule, 0.0)
 
 
 def _closed(policy: Policy, now: float) -> str | None:

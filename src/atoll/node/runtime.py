@@ -226,7 +226,7 @@ class Node:
         self.work = Work(self.plan, self.algorithm, self.learner, press, compression.down(self.plan), self.layouts, *mine)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
-        self.gate.rows = train
+        self.gate.rows, self.gate.judged = train, len(self.data.judge)
         self.gate.account = await asyncio.to_thread(account, self.plan, train)
         self._tell("ready", plan=self.plan.plan.name, rounds=self.plan.plan.rounds, train=train, test=test)
 
@@ -331,9 +331,10 @@ class Node:
                 await self.drive.happen(machine.Unanswered(self.drive.now(), task))
             except AtollError as error:
                 await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
-            except Exception as error:  # a framework's own: the server is told, and the node goes on
+            except Exception as error:  # a framework's own, in whose words there may be values of rows: they stay here
                 log.exception("round %d: training failed", task.round)
-                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"training failed: {error!r}"))
+                said = f"training failed ({type(error).__name__}); the node's own log says more"
+                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, said))
             else:
                 await self.drive.happen(event)
 

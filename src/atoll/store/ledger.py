@@ -173,15 +173,16 @@ class Ledger:
             found = base.execute(select(_FIGURES).order_by(_FIGURES.c.id)).mappings()
             return [{**row, "figures": json.loads(row["figures"])} for row in found]
 
-    def left(self, plan: str, but: tuple[str, int, int] = ("", 0, 0)) -> int:
-        """Return how many updates of a plan left, in whatever run, but for the one of a run, round and attempt.
+    def left(self, plan: str | None, but: tuple[str, int, int] = ("", 0, 0)) -> int:
+        """Return how many updates of a plan, or of all, left in whatever run, but for the one of a run, round and attempt.
 
         One that was resent as it was counts once.
         """
         place = _ENTRIES.c.run, _ENTRIES.c.round, _ENTRIES.c.attempt
         other = or_(*(column != value for column, value in zip(place, but, strict=True)))
         with self._base.begin() as base:
-            query = select(func.count(_ENTRIES.c.digest.distinct())).where(_ENTRIES.c.plan == plan, other)
+            query = select(func.count(_ENTRIES.c.digest.distinct())).where(other)
+            query = query if plan is None else query.where(_ENTRIES.c.plan == plan)
             return base.scalar(query) or 0
 
     def agree(self, plan: str, name: str, now: float) -> None:
