@@ -388,6 +388,14 @@ class Plan(Section):
         return tuple(range(len(self.data.classes))) if self.data.classes else self.model.classes
 
     @model_validator(mode="after")
+    def _foretells_by_a_network(self) -> Self:
+        if self.data.foretold and self.model.kind not in ("jax", "keras"):
+            raise ValueError(
+                f"data.target is its own feature, so each place has a target; a '{self.model.kind}' model takes one a row"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _measures_what_it_watches(self) -> Self:
         watched, asked = self.stopping.metric, self.model.metrics
         if self.stopping.better is None and watched in KNOWN and watched not in (*ALWAYS, *asked):

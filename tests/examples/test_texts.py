@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.federation import run_processes
 
 from atoll.learners.networks import lstm
 from atoll.plan import Plan
@@ -31,6 +32,15 @@ def test_two_shops_learn_what_is_kind(tmp_path):
     found = simulated(EXAMPLES / "sentiment/plan.toml", tmp_path)
     assert len(found) == 20
     assert found[-1]["accuracy"] > 0.8
+
+
+def test_the_shops_nodes_do_it_as_processes(tmp_path):
+    rows = tmp_path / "rows"
+    done(EXAMPLES / "sentiment/split.py", EXAMPLES / "sentiment/sample", rows)
+    shops = {name: rows / f"{name}.csv" for name in ("kettles", "rooms")}
+    history = run_processes(EXAMPLES / "sentiment/plan.toml", shops, tmp_path, ["--holdout", rows / "holdout.csv"])
+    assert len(history["rounds"]) == 20
+    assert history["rounds"][-1]["holdout"]["accuracy"] == simulated(EXAMPLES / "sentiment/plan.toml", rows)[-1]["accuracy"]
 
 
 def test_three_speakers_foretell(tmp_path):

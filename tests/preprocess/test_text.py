@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -23,6 +24,7 @@ from atoll.testing import check_learner
 NETWORKS = "atoll.learners.networks:"
 BAG = {"features": ["said"], "target": "kind", "words": {"said": 64}}
 NEXT = {"features": ["said"], "target": "said", "characters": {"said": 6}}
+LSTM = {"jax": f"{NETWORKS}lstm", "loss": "softmax_cross_entropy_with_integer_labels", "options": {"hidden": 12}}
 
 
 def plan(data: dict[str, Any], model: dict[str, Any] | None = None, **training: Any) -> Plan:
@@ -38,12 +40,18 @@ def plan(data: dict[str, Any], model: dict[str, Any] | None = None, **training: 
 
 
 def lstm(**training: Any) -> Plan:
-    model = {
-        "jax": f"{NETWORKS}lstm",
-        "loss": "softmax_cross_entropy_with_integer_labels",
-        "options": {"hidden": 12},
-    }
-    return plan(NEXT, model, **training)
+    return plan(NEXT, LSTM, **training)
+
+
+def keras_lstm() -> Plan:
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((None,)), layers.Embedding(98, 4), layers.LSTM(8, return_sequences=True), layers.Dense(98)]
+    )
+    loss = {"loss": "sparse_categorical_crossentropy", "options": {"from_logits": True}}
+    return plan(NEXT, {"keras": json.loads(model.to_json()), **loss})
 
 
 def test_texts_are_as_near_in_hashed_words_as_in_all_words():
@@ -85,7 +93,7 @@ def test_a_table_of_text_and_numbers_becomes_rows(tmp_path):
 def test_the_target_of_a_text_that_foretells_itself_is_what_comes_next(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("said\nto be or not\nbe\n")
-    data = prepare(path, plan(NEXT))
+    data = prepare(path, lstm())
     x, y = data.train
     assert [PRINTABLE[code - 1] for code in x[0]] == list("to be ")
     assert [PRINTABLE[code - 1] for code in y[0]] == list("o be o")
@@ -116,7 +124,12 @@ def test_many_rows_of_many_words_are_made_some_at_a_time(tmp_path):
 )
 def test_what_a_plan_cannot_ask(data, said):
     with pytest.raises(PlanError, match=re.escape(said)):
-        plan(data)
+        plan(data, LSTM if "target" in data and data["target"] == "said" else None)
+
+
+def test_a_model_with_one_answer_a_row_foretells_no_text():
+    with pytest.raises(PlanError, match="each place has a target; a 'logistic' model takes one a row"):
+        plan(NEXT)
 
 
 LINES = ["abcabcabc", "bcabc", "cabcab", "ab", "abcab", "bc", "cabcabca", "abc"] * 3
@@ -128,8 +141,9 @@ def test_lstm_passes_the_suite_of_learners():
     check_learner(lambda: learners.build(build, allow=[f"{NETWORKS}lstm"]), Data(data, Rows(data.x[:0], data.y[:0])), steps=40)
 
 
-def test_the_end_of_a_text_counts_and_what_is_behind_it_does_not():
-    learner = learners.build(lstm(), allow=[f"{NETWORKS}lstm"])
+@pytest.mark.parametrize("made", [lstm, keras_lstm])
+def test_the_end_of_a_text_counts_and_what_is_behind_it_does_not(made):
+    learner = learners.build(made(), allow=[f"{NETWORKS}lstm"])
     model = learner.initial(0)
     rows = Rows(spelled(LINES, 6, PRINTABLE), foretold(LINES, 6, PRINTABLE))
     wide = Rows(spelled(LINES, 9, PRINTABLE)[:, :6], foretold(LINES, 9, PRINTABLE)[:, :6])
@@ -139,6 +153,14 @@ def test_the_end_of_a_text_counts_and_what_is_behind_it_does_not():
     for one, other in zip(alone, padded, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["correct"] == pytest.approx(other["correct"])
+
+
+def test_keras_foretells_the_same_compiled_for_many():
+    rows = Rows(spelled(LINES, 6, PRINTABLE), foretold(LINES, 6, PRINTABLE))
+    clients = {name: Data(Rows(rows.x[k:], rows.y[k:]), Rows(rows.x[:0], rows.y[:0])) for k, name in ((0, "a"), (5, "b"))}
+    one, other = (simulate(keras_lstm(), clients, strategy=strategy) for strategy in ("map", "scan"))
+    assert one.rounds[-1]["nodes"]["loss"] < one.rounds[0]["nodes"]["loss"]
+    np.testing.assert_allclose(other.model["parameters"].values, one.model["parameters"].values, atol=1e-5)
 
 
 def test_foretelling_is_the_same_simulated_deployed_and_compiled(tmp_path):

@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "typing"
 PLAN = Plan.load(EXAMPLE / "plan.toml")
 ALLOW = ["atoll.learners.networks:lstm"]
 ONE_PLACE = 0.005
-"""The best learning rate of all lines in one place; that of the plan is the best of the federation."""
+"""The learning rate of all lines in one place; that of the plan is the federation's."""
 
 
 def speakers(data: Path, out: Path, count: int) -> tuple[dict[str, Data], Rows]:

@@ -257,7 +257,7 @@ class Keras:
     def _judged(self, loss: float, outputs: NDArray[Any], y: NDArray[Any]) -> Metrics:
         scores = np.asarray(outputs, np.float64)
         if self.task == "classes":
-            scores = scores.reshape(len(y), scores.shape[-1])
+            scores = scores.reshape(*y.shape, scores.shape[-1])
         if self.chances and not self._logits and self.task != "numbers":
             with np.errstate(divide="ignore", invalid="ignore"):  # chances of 0 and 1
                 scores = np.log(scores) - np.log1p(-scores) if self.task == "binary" else np.log(scores)
@@ -275,12 +275,18 @@ class Keras:
     def _objective(self, y: Any, predicted: Any, mask: Any) -> tuple[Any, Any]:
         """Return the mean loss over rows, and their sum; a mask `[rows]` of 1 and 0 leaves rows out of both.
 
-        Keras sums the loss over all but the last axis; a row's loss is the mean over its outputs.
+        Keras sums the loss over all but the last axis; a row's loss is the mean over its outputs. Of classes at each of many
+        places, those below 0 are no target and count nowhere.
         """
         classes = self._loss_name in _CLASSES
-        inner = predicted.shape[1:-1]
-        true = y if classes else keras.ops.reshape(y, predicted.shape)
+        inner = tuple(predicted.shape[1:-1])
         weights = None if mask is None else keras.ops.reshape(mask, (-1,) + (1,) * len(inner))
+        true = y if classes else keras.ops.reshape(y, predicted.shape)
+        if classes and inner:
+            there = keras.ops.cast(y >= 0, "float32")
+            there = there / keras.ops.maximum(1.0, keras.ops.sum(there, axis=1, keepdims=True))
+            true, weights = keras.ops.maximum(y, 0), there if weights is None else there * weights
+            inner = ()
         summed = self._loss(true, predicted, sample_weight=weights) / float(np.prod(inner))
         return summed / (float(predicted.shape[0]) if mask is None else keras.ops.sum(mask)), summed
 
