@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.faults.test_recovery import killed
 from tests.federation import clients, plan, run
 from tests.server.test_retention import replayed
 
@@ -177,3 +178,12 @@ def test_updates_that_were_made_smaller_are_encrypted_as_they_are():
     encrypted, plain = simulate(plan(privacy=ENCRYPTED, **made), clients()), simulate(plan(**made), clients())
     for ours, theirs in zip(encrypted.rounds, plain.rounds, strict=True):
         assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-5)
+
+
+def test_a_server_that_is_killed_when_nodes_open_a_sum_goes_on_with_it(tmp_path):
+    """Right after the survivors, and then the sum, were asked for: nodes open one sum of a round."""
+    agreed = plan(plan={"rounds": 3}, cohort={"quorum": 1.0, "deadline": 60}, privacy=ENCRYPTED)
+    history, _ = killed(agreed, tmp_path, [("phase", 3), ("phase", 4)])
+    assert history["outcome"] == "completed", history["reason"]
+    assert all(len(row["answered"]) == 3 for row in history["rounds"])
+    assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
