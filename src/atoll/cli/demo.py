@@ -49,7 +49,12 @@ def demo(
     console = Console(quiet=as_json)
     data = demo_data.write(directory / "data", nodes, seed)
     with _broker(directory, log, console) as address:
-        plan = template().with_(plan={"rounds": rounds, "seed": seed}, cohort={"minimum": nodes}, log={"kafka": address})
+        plan = template().with_(
+            plan={"rounds": rounds, "seed": seed},
+            cohort={"minimum": nodes},
+            privacy={"secure_aggregation": nodes >= 3},
+            log={"kafka": address},
+        )
         (directory / "plan.json").write_text(plan.to_json())
         console.print(f"{nodes} hospitals, one server, {rounds} rounds; updates travel by the {log.value} log")
         history = _federate(plan, data, directory, console)
@@ -91,7 +96,8 @@ def compare(plan: Plan, nodes: int, seed: int) -> tuple[Mapping[str, Figures], F
     _, tables = demo_data.tables(nodes, seed)
     arrays = {name: (table[:, :-1], table[:, -1]) for name, table in tables.items()}
     holdout = prepare(arrays.pop("holdout"), plan).judge
-    alone, learner = plan.with_(cohort={"minimum": 1}), learners.build(plan)
+    alone = plan.with_(cohort={"minimum": 1}, privacy={"secure_aggregation": False})
+    learner = learners.build(alone)
     pooled = tuple(np.concatenate(columns) for columns in zip(*arrays.values(), strict=True))
     local = {name: simulate(alone, {name: rows}, holdout=holdout, learner=learner).holdout for name, rows in arrays.items()}
     return local, simulate(alone, {"everybody": pooled}, holdout=holdout, learner=learner).holdout

@@ -185,7 +185,8 @@ def compare(
     plans = {own: agreed}
     for rule in (word.strip() for word in rules.split(",")):
         plans.setdefault(rule, agreed.with_(aggregation={"rule": rule, "options": {}}))
-    plain = agreed.with_(aggregation={"rule": "fedavg", "options": {}}, cohort={"minimum": 1, "fraction": 1.0})
+    open_ = Plan.of({**agreed.model_dump(mode="json"), "privacy": {}})  # where all rows are in one place nothing is hidden
+    plain = open_.with_(aggregation={"rule": "fedavg", "options": {}}, cohort={"minimum": 1, "fraction": 1.0})
     rows, names = [], []
     with _ground(agreed, data, clients, partition, holdout, allow or (), strategy) as ground:
         some = list(itertools.islice(ground.clients, _ALONE))
