@@ -54,7 +54,7 @@ def test_a_policy_that_says_nothing_agrees_to_everything():
         ("time_zone = 'Europe/Berlin'", "policy.toml: policy: time_zone goes with hours or weekdays"),
         ("weekdays = ['monday']", "policy.toml: weekdays.0: Input should be 'mon'"),
         ("epsilon = 8.0", "policy.toml: policy: epsilon, epsilon_round and delta go with noise"),
-        ("noise = ['local']", "policy.toml: noise.0: Input should be 'central_noise', 'local_noise' or 'example_noise'"),
+        ("noise = ['local']", "policy.toml: noise: 'local' is no kind of noise; did you mean 'local_noise'?"),
         ("header = ['age']", "policy.toml: policy: header goes with columns"),
         ("roster = ['a', 'b', 'c']", "policy.toml: roster: 'a' is no node's id"),
         ("day = 2026-11-25", "policy.toml: Object of type date is not JSON serializable"),

@@ -18,11 +18,11 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from atoll.errors import PolicyError
+from atoll.guards import NOISES
 from atoll.plan import Plan
-from atoll.sections import Section, mistake
+from atoll.sections import Section, mistake, nearest
 
 Guard = Literal["secure_aggregation", "encryption"]
-Mechanism = Literal["central_noise", "local_noise", "example_noise"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _WEEK: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 Words = tuple[str, ...]
@@ -36,7 +36,7 @@ class Policy(Section):
     rows: PositiveInt | None = None
     guards: Annotated[tuple[Guard, ...], Field(min_length=1)] | None = None
     roster: Annotated[Words, Field(min_length=3)] | None = None
-    noise: Annotated[tuple[Mechanism, ...], Field(min_length=1)] | None = None
+    noise: Annotated[Words, Field(min_length=1)] | None = None
     epsilon: PositiveFloat | None = None
     epsilon_round: PositiveFloat | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -63,6 +63,13 @@ class Policy(Section):
         if strange := next((one for one in roster or () if not _hex(one, 32)), None):
             raise ValueError(f"'{strange}' is no node's id (32 hex digits, as `atoll keys new` shows)")
         return roster
+
+    @field_validator("noise")
+    @classmethod
+    def _are_kinds(cls, noise: Words | None) -> Words | None:
+        if strange := next((one for one in noise or () if one not in NOISES), None):
+            raise ValueError(f"'{strange}' is no kind of noise{nearest(strange, NOISES)}")
+        return noise
 
     @field_validator("hours")
     @classmethod
