@@ -15,6 +15,7 @@ from atoll.compression.press import Press, stages
 from atoll.compression.quantise import BLOCK
 from atoll.compression.rotate import PIECE, hadamard
 from atoll.errors import LayoutError, WireError
+from atoll.stages import CHOICES, CODES, COMMON, STAGES
 from atoll.vector import Group, Layout, Tensor, check_layouts, layouts_of
 from atoll.wire import pack, unpack
 
@@ -25,7 +26,7 @@ CHAINS = [
         "randomk:0.3+bfloat16 powersgd:1+4bit powersgd:3+rotate+8bit"
     ).split()
 ]
-CODES = [["8bit"], ["4bit"], ["rotate", "8bit"], ["rotate", "4bit"]]
+ROUNDED = [["8bit"], ["4bit"], ["rotate", "8bit"], ["rotate", "4bit"]]
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -76,7 +77,7 @@ def test_draws_are_those_of_plan_round_and_node(said):
         assert through(one, sent).tobytes() != through(one, sent, round_=2).tobytes()
 
 
-@pytest.mark.parametrize("said", CODES, ids="+".join)
+@pytest.mark.parametrize("said", ROUNDED, ids="+".join)
 def test_quantising_changes_nothing_on_average(said):
     x, one, draws = np.random.default_rng(0).normal(size=6000).astype(np.float32), press(*said), 400
     sent = {"parameters": Group(Layout((Tensor("t", (6000,)),)), x)}
@@ -100,7 +101,7 @@ def test_the_error_of_quantising_is_below_a_step_of_its_block(bits, levels, size
         assert np.abs(found[lo : lo + BLOCK] - x[lo : lo + BLOCK]).max() <= step * 1.001
 
 
-@pytest.mark.parametrize("said", CODES, ids="+".join)
+@pytest.mark.parametrize("said", ROUNDED, ids="+".join)
 def test_zeros_stay_zeros_and_the_tiniest_numbers_do_no_harm(said):
     layout = Layout((Tensor("t", (5000,)),))
     for x in (0.0, 1e-44, 1e-38, -1e-36):
@@ -185,6 +186,15 @@ def test_sums_of_what_common_stages_make_are_what_they_make_of_sums(said):
     summed = {"parameters": Group(one.layouts(layouts)["parameters"], small[0] + small[1] + small[2])}
     apart = sum(through(one, part, 4) for part in parts)
     np.testing.assert_allclose(one.decode(summed, layouts, 4)["parameters"].values, apart, atol=1e-4)
+
+
+def test_what_plans_check_by_name_is_what_the_stages_are():
+    made = {name: stages([name if kind is None else f"{name}:1"])[0] for name, kind in STAGES.items()}
+    assert {name for name, stage in made.items() if stage.biased} == set(CHOICES)
+    assert {name for name, stage in made.items() if stage.common} == set(COMMON)
+    wide = Layout((Tensor("t", (64, 64)),))
+    assert {name for name, stage in made.items() if stage.shapes(wide).main.dtype != "float32"} == set(CODES)
+    assert all(stage.name == name for name, stage in made.items())
 
 
 def test_powersgd_sends_a_matrix_of_its_rank_whole_and_gets_nearer_the_best_of_others_every_time():

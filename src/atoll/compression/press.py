@@ -58,7 +58,7 @@ class Press(NamedTuple):
             if not self._presses(name, layout):
                 made[name] = layout
                 continue
-            inner, beside, _ = self._shapes(layout)
+            inner, beside = self._shapes(layout)
             made[name] = inner[-1]
             made |= {f"{name}.{stage.name}.{what}": one for stage, found in beside for what, one in found.items()}
         return made
@@ -67,15 +67,15 @@ class Press(NamedTuple):
         averaged = layout.total == "weighted" and layout.dtype in ("float32", "float64")
         return bool(self.stages) and averaged and layout.size > 1 and name != "buffers"
 
-    def _shapes(self, layout: Layout) -> tuple[list[Layout], list[tuple[Stage, Layouts]], Layout]:
+    def _shapes(self, layout: Layout) -> tuple[list[Layout], list[tuple[Stage, Layouts]]]:
         """Return the layouts of the vector before each stage and after the last, and of what each puts beside it."""
-        first = Layout(layout.tensors)
-        inner, beside = [first], []
+        inner: list[Layout] = [Layout(layout.tensors)]
+        beside: list[tuple[Stage, Layouts]] = []
         for stage in self.stages:
             found = stage.shapes(inner[-1])
             inner.append(found.main)
             beside.append((stage, found.beside))
-        return inner, beside, first
+        return inner, beside
 
     def encode(self, groups: Groups, memory: Groups, round_: int, who: str) -> tuple[dict[str, Group], dict[str, Group]]:
         """Make groups small.
@@ -143,7 +143,7 @@ class Press(NamedTuple):
         }
 
     def _opened(self, name: str, groups: Groups, layout: Layout, round_: int) -> Read:
-        inner, beside, _ = self._shapes(layout)
+        inner, beside = self._shapes(layout)
         read = reader(groups[name].values)
         for place in reversed(range(len(self.stages))):
             stage, what = beside[place]

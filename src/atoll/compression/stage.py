@@ -46,7 +46,6 @@ class Stage(NamedTuple):
             Raises `WireError` for arrays that no encoder makes.
         biased: what it leaves out has to be remembered (error feedback).
         common: it does the same to every node's vector, so that sums of what it makes are what it makes of sums.
-        kinds: whether it needs to know the arrays inside the vector.
     """
 
     name: str
