@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, mode
 
 from atoll.sections import Section
 
-NOISES = ("central_noise", "distributed_noise", "local_noise", "example_noise")
+NOISES = ("central_noise", "tree_noise", "distributed_noise", "local_noise", "example_noise")
 """The keys of `[privacy]` that each name a mechanism of differential privacy."""
 
 
@@ -82,6 +82,7 @@ class Privacy(Section):
     clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
     largest_weight: PositiveFloat | None = None
     central_noise: Noise | None = None
+    tree_noise: Noise | None = None
     distributed_noise: Noise | None = None
     local_noise: Noise | None = None
     example_noise: ExampleNoise | None = None
@@ -117,8 +118,8 @@ class Privacy(Section):
             )
         if self.roster is not None and len(set(self.roster)) < len(self.roster):
             raise ValueError("roster names a node twice")
-        if self.sums and self.central_noise:
-            raise ValueError(f"{self.sums} shows the server no update to add central_noise to: take distributed_noise")
+        if self.sums and (self.central_noise or self.tree_noise):
+            raise ValueError(f"{self.sums} shows the server no update to add {self.mechanism} to: take distributed_noise")
         if self.distributed_noise and not self.secure_aggregation:
             raise ValueError("distributed_noise is added in secure sums: add secure_aggregation = true, or take central_noise")
         if self.distributed_noise and self.bits == 32:
@@ -132,7 +133,7 @@ class Privacy(Section):
             raise ValueError(f"{' and '.join(given)}: each promises something of its own, and one ε is told; keep one")
         if self.central_noise and self.clip is None:
             raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
-        if (self.local_noise or self.distributed_noise) and self.clip is None:
+        if (self.local_noise or self.distributed_noise or self.tree_noise) and self.clip is None:
             raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number")
         if self.distributed_noise and self.largest_weight:
             raise ValueError("under distributed_noise each node has one voice: leave largest_weight out")

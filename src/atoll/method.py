@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from atoll.errors import PlanError
 from atoll.keys import new_secret
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
-from atoll.privacy.dp import central, distributed
+from atoll.privacy.dp import central, distributed, tree
 from atoll.privacy.dp.account import Account, account
 from atoll.privacy.dp.clip import clipped
 from atoll.privacy.dp.example import Private
@@ -54,9 +54,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         algorithm = _after(algorithm, partial(_clipped, clip))
     if guards.example_noise:
         algorithm = _by_rows(plan, algorithm, learner)
-    if guards.central_noise and clip is not None:
+    if (guards.central_noise or guards.tree_noise) and clip is not None:
         bound = 1.0 if clip == "adaptive" else clip
-        late = None if plan.cohort.draw == "poisson" else algorithm.late  # a late update would be in a round that didn't draw it
+        late = (
+            None if plan.cohort.draw == "poisson" or plan.cohort.turns else algorithm.late
+        )  # a late update would be in a round that didn't draw it
         algorithm = algorithm._replace(fold=central.summed(bound, largest), late=late)
     if guards.local_noise and isinstance(clip, float) and (own := account(plan)):
         algorithm = _after(algorithm, partial(_noisy, clip, own.multiplier))
@@ -122,15 +124,27 @@ def _quiet(largest: float | None, update: Update) -> Update:
     return Update(update.groups, 1.0 if largest is None else min(update.weight, largest))
 
 
-def noise(plan: Plan, account: Account | None, cohort: int, registered: int, survivors: int) -> dict[str, Any] | None:
+class Round(NamedTuple):
+    """A round that is being closed: its number, how many nodes were asked, how many belong to the run, how many are in it."""
+
+    number: int
+    cohort: int
+    registered: int
+    survivors: int
+
+
+Made = Mapping[str, Any] | None
+"""What a round's noise was made of, as `noise` gives it."""
+
+
+def noise(plan: Plan, account: Account | None, here: Round, before: Sequence[Made]) -> dict[str, Any] | None:
     """Return what a round's noise is made of, that of the server fresh; None where the plan has none, or it is a node's own.
 
     Args:
         plan: the plan.
         account: its account.
-        cohort: how many nodes were asked.
-        registered: how many belong to the run.
-        survivors: how many nodes' updates are in the sum.
+        here: the round.
+        before: that of the rounds before: a tree's noise is all of one key.
 
     Returns:
         `key` (hex) and its `digest`, `multiplier`, and the `voices` that the sum is divided by: as many as were asked, or as
@@ -140,18 +154,20 @@ def noise(plan: Plan, account: Account | None, cohort: int, registered: int, sur
         PrivacyError: there are too few survivors for the noise that was promised.
     """
     if account is not None and plan.privacy.distributed_noise:
-        real = distributed.actual(account.multiplier, survivors, plan.cohort.minimum, plan.privacy.corrupt)
-        return {"key": None, "digest": "", "multiplier": real, "voices": survivors}
-    if account is None or plan.privacy.central_noise is None:
+        real = distributed.actual(account.multiplier, here.survivors, plan.cohort.minimum, plan.privacy.corrupt)
+        return {"key": None, "digest": "", "multiplier": real, "voices": here.survivors}
+    if account is None or not (plan.privacy.central_noise or plan.privacy.tree_noise):
         return None
-    secret = plan.cohort.draw == "poisson"
-    voices = plan.cohort.fraction * registered if secret else plan.cohort.buffer or cohort
-    key = new_secret()
-    digest = hashlib.sha256(key).hexdigest()
-    return {"key": key.hex(), "digest": digest, "multiplier": account.multiplier, "voices": voices}
+    rules = plan.cohort
+    part = 1 / rules.turns if rules.turns else rules.fraction
+    voices = part * here.registered if rules.turns or rules.draw == "poisson" else rules.buffer or here.cohort
+    last = before[-1] if before and plan.privacy.tree_noise else None
+    key = bytes.fromhex(last["key"]) if last else new_secret()
+    about = {"multiplier": account.multiplier, "voices": voices, "round": here.number}
+    return {"key": key.hex(), "digest": hashlib.sha256(key).hexdigest(), **about}
 
 
-def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any] | None) -> Callable[[Total], Total] | None:
+def noised(plan: Plan, layouts: Layouts, noise: Made) -> Callable[[Total], Total] | None:
     """Return what comes between fold and step: the server's noise that `noise` says; None where it adds none."""
     if noise is None or not noise["key"]:
         return None
@@ -159,19 +175,26 @@ def noised(plan: Plan, layouts: Layouts, noise: Mapping[str, Any] | None) -> Cal
     bound = clip if isinstance(clip, float) else 1.0
 
     def undo(total: Total) -> Total:
-        return central.noised(total, layouts, bound, noise["multiplier"], bytes.fromhex(noise["key"]), noise["voices"])
+        key, turns = bytes.fromhex(noise["key"]), plan.cohort.turns
+        draw = tree.drawn(key, noise["round"], turns) if plan.privacy.tree_noise and turns else central.fresh(key)
+        return central.noised(total, layouts, bound, noise["multiplier"], draw, noise["voices"])
 
     return undo
 
 
-def multipliers(account: Account | None, noises: Sequence[Mapping[str, Any] | None]) -> list[float]:
+def multipliers(account: Account | None, noises: Sequence[Made]) -> list[float]:
     """Return the noise multiplier of each closed round, by what is known of its noise."""
     return [] if account is None else [one["multiplier"] if one else account.multiplier for one in noises]
 
 
-def spent(account: Account | None, before: Sequence[float], noise: Mapping[str, Any] | None) -> float | None:
-    """Return ε with one more round; None where no noise bounds it."""
-    return None if account is None else account.spent_by([*before, *multipliers(account, [noise])])
+def spent(account: Account | None, noises: Sequence[Made]) -> float | None:
+    """Return ε after the rounds with these noises; None where none bounds it."""
+    return None if account is None else account.spent_by(multipliers(account, noises))
+
+
+def over(account: Account | None, noises: Sequence[Made]) -> str:
+    """Say why there can be no round after those with these noises, or nothing where there can."""
+    return "" if account is None else account.over_by(multipliers(account, noises))
 
 
 def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -> None:
@@ -188,11 +211,11 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
             raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
     if guards.distributed_noise and plan.compression.up:
         raise PlanError(f"{key}: compressed, its shares would be no such noise any more; leave compression.up out")
-    if not (guards.central_noise or guards.distributed_noise):
+    if not (guards.central_noise or guards.tree_noise or guards.distributed_noise):
         return
     if algorithm.fold not in (mean, uniformly):
         raise PlanError(f"{key}: '{rule}' makes no mean of updates, so one of them changes who knows how much; take fedavg")
-    if guards.central_noise and algorithm.fold is mean and guards.largest_weight is None:
+    if not guards.distributed_noise and algorithm.fold is mean and guards.largest_weight is None:
         raise PlanError(
             f"{key}: '{rule}' weighs nodes by their rows, which noise of one size can't hide: set aggregation.options.weighted = "
             "false, or privacy.largest_weight = the rows that count at most"

@@ -198,6 +198,7 @@ class Cohort(Section):
     cycle: PositiveInt | None = None
     buffer: PositiveInt | None = None
     draw: Literal["lot", "poisson"] = "lot"
+    turns: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _one_a_round(self) -> Self:
@@ -209,6 +210,8 @@ class Cohort(Section):
     def _each_for_itself(self) -> Self:
         if self.draw == "poisson" and (self.cycle or self.buffer):
             raise ValueError('draw = "poisson" asks each node with the chance that fraction says: leave cycle and buffer out')
+        if self.turns and (self.cycle or self.buffer or self.draw == "poisson" or self.fraction != 1):
+            raise ValueError("with turns each node is asked once in so many rounds: leave fraction, draw, cycle and buffer out")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,8 @@ def draw(state: State) -> Iterable[str]:
     idle = welcome - state.tasks.keys()
     if state.rules.draw == "poisson":
         return _each(state, idle)
+    if state.rules.turns:
+        return _whose_turn(state, idle, state.rules.turns)
     wanted = max(state.rules.minimum, math.ceil(state.rules.fraction * len(welcome)))
     asked = max(0, wanted - len(welcome - idle))
     return heapq.nsmallest(asked, idle, key=_lots(state))
@@ -36,6 +38,19 @@ def _each(state: State, nodes: Iterable[str]) -> list[str]:
         return int.from_bytes(own.digest(), "big") < below
 
     return [node for node in nodes if asked(node)]
+
+
+def _whose_turn(state: State, nodes: Iterable[str], turns: int) -> list[str]:
+    """Ask those whose one round in so many it is, by a lot that every so many rounds draws anew."""
+    epoch, turn = divmod(state.round - 1, turns)
+    common = hashlib.sha256(f"{state.seed} turns {epoch} ".encode())
+
+    def mine(node: str) -> bool:
+        own = common.copy()
+        own.update(f"{state.names[node]} {node}".encode())
+        return int.from_bytes(own.digest(), "big") % turns == turn
+
+    return [node for node in nodes if mine(node)]
 
 
 def _lots(state: State) -> Callable[[str], bytes]:

@@ -135,7 +135,7 @@ def _trained(directory: Path, row: RoundRow, layouts: Layouts) -> Groups | None:
 
 def _noised(plan: Plan, layouts: Layouts, row: RoundRow) -> Undo | None:
     """What added the round's noise: the very same, from the key that was kept."""
-    if plan.privacy.central_noise is None:
+    if not (plan.privacy.central_noise or plan.privacy.tree_noise):
         return None
     if not row.noise or not row.noise["key"]:
         raise StoreError(f"run {row.run}: what the noise of round {row.round} was made of is gone; it can't be done again")

@@ -216,9 +216,9 @@ class Server:
         now, model = self.drive.now(), self.aggregator.kept[0]
         rules: Any = {"late": self.algorithm.late is not None, "secret": new_secret()}
         rules["steps"] = self.linked.steps if self.linked else events.NO_STEPS
-        self._multipliers = method.multipliers(self.account, [row.noise for row in self.store.rounds(self.run)])
+        self._noises: list[method.Made] = [row.noise for row in self.store.rounds(self.run)]
         if self._left:
-            spent = self.account.over_by(self._multipliers) if self.account else ""
+            spent = method.over(self.account, self._noises)
             past = self.linked.takes_up(self._left.past) if self.linked else self._left.past
             self.drive.state, commands = machine.resume(self.run, self.plan, past, now, spent=spent, **rules)
             self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
@@ -401,18 +401,18 @@ class Server:
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        if self.account:
-            self._multipliers.append(made.noise["multiplier"] if made.noise else self.account.multiplier)
-        over = self.account.over_by(self._multipliers) if self.account else ""
+        self._noises.append(made.noise)
+        over = method.over(self.account, self._noises)
         await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], over))
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
         accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
-        noise = method.noise(self.plan, self.account, command.cohort, command.registered, len(command.accepted))
+        here = method.Round(command.round, command.cohort, command.registered, len(command.accepted))
+        noise = method.noise(self.plan, self.account, here, self._noises)
         undo = method.noised(self.plan, self.layouts, noise)
         made = self.aggregator.aggregate(command, accepted, model, self.linked.guard() if self.linked else None, undo)
-        return made._replace(noise=noise, epsilon=method.spent(self.account, self._multipliers, noise))
+        return made._replace(noise=noise, epsilon=method.spent(self.account, [*self._noises, noise]))
 
     def _add(self, guard: Guard) -> Total:
         """Add up the updates that are in while nobody can read them."""

@@ -143,8 +143,8 @@ class State:
 
     @property
     def least(self) -> int:
-        """The fewest updates that a round is closed with; what was drawn in secret counts whoever it is, even nobody."""
-        return 0 if self.rules.draw == "poisson" else self.rules.minimum
+        """The fewest updates that a round is closed with; where each is drawn for itself it counts whoever it is, even nobody."""
+        return 0 if self.rules.draw == "poisson" or self.rules.turns else self.rules.minimum
 
     def busy(self, node: str) -> bool:
         """Say whether a node still works for what it was asked."""

@@ -103,6 +103,7 @@ class _Run:
     reason: str = ""
     kept: Checkpoint | None = None
     account: Account | None = None
+    noises: list[method.Made] = field(default_factory=list)
     linked: Linked | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
@@ -206,11 +207,6 @@ class _Run:
         if self.down.stages:
             self.state = self.work.algorithm.init(self.groups())
 
-    @property
-    def multipliers(self) -> list[float]:
-        """The noise of the rounds so far."""
-        return method.multipliers(self.account, [row.get("noise") for row in self.rounds])
-
     def due(self, round_: int) -> bool:
         """Say whether models are judged in a round."""
         return round_ % self.judge_every == 0 or round_ == self.work.plan.plan.rounds
@@ -223,7 +219,8 @@ class _Run:
         guard = expanded(self.linked.guard, self.press, layouts, command.round) if self.linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        noise = method.noise(self.work.plan, self.account, command.cohort, len(self.clients), len(accepted))
+        here = method.Round(command.round, command.cohort, len(self.clients), len(accepted))
+        noise = method.noise(self.work.plan, self.account, here, self.noises)
         undo = method.noised(self.work.plan, layouts, noise)
         seen: list[Drift | None] = []
         see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
@@ -253,12 +250,13 @@ class _Run:
         if self.account:
             facts["noise"] = noise and {"multiplier": noise["multiplier"]}
             if due:
-                facts["epsilon"] = method.spent(self.account, self.multipliers, noise)
+                facts["epsilon"] = method.spent(self.account, [*self.noises, noise])
         if self.clock.devices:
             facts["at"] = round(self.clock.now, 3)
+        self.noises.append(noise)
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
-        over = self.account.over_by(self.multipliers) if self.account else ""
+        over = method.over(self.account, self.noises)
         judged = events.Closed(self.clock.now, self.model, facts["holdout"] or facts["nodes"], over)
         more = self.there and command.round < self.work.plan.plan.rounds
         return [*(self.presence(command.round + 1) if more else ()), judged]
@@ -324,6 +322,8 @@ class _Run:
         plan = self.work.plan
         if self.clock.devices:
             raise AtollError("--store: a run in virtual time can't go on yet; leave --devices out, or run it in one go")
+        if plan.privacy.tree_noise:
+            raise AtollError("--store: a folder must not hold the key of tree_noise; leave --store out, or run it in one go")
         if plan.cohort.buffer:
             raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
         self.kept = Checkpoint(Path(store), plan, {"clients": len(self.clients), "strategy": self.strategy.name})
@@ -485,7 +485,7 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
     steps = run.linked.steps if run.linked else events.NO_STEPS
     how: Any = {"late": work.algorithm.late is not None, "secret": new_secret(), "steps": steps}
     if past:
-        spent = run.account.over_by(run.multipliers) if run.account else ""
+        spent = method.over(run.account, run.noises)
         server, commands = machine.resume("simulated", work.plan, past, 0.0, spent=spent, **how)
     else:
         server, commands = machine.begin("simulated", work.plan, run.model, 0.0, **how)

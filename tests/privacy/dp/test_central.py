@@ -98,7 +98,7 @@ def test_a_weight_counts_up_to_the_largest():
 def test_noise_has_the_size_that_was_planned_and_lies_on_the_grid():
     layouts = {"parameters": Layout((Tensor("w", (200_000,)),), "float64")}
     zero = Total({"parameters": Group(layouts["parameters"], np.zeros(200_000))}, 1.0, 5, 5)
-    found = central.noised(zero, layouts, 0.3, 2.0, new_secret(), 4.0)
+    found = central.noised(zero, layouts, 0.3, 2.0, central.fresh(new_secret()), 4.0)
     values = found.groups["parameters"].values
     assert abs(values.std() / (0.3 * 2.0) - 1) < 5 / math.sqrt(2 * values.size)
     steps = values * (STEPS / 0.3)

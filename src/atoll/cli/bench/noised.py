@@ -34,7 +34,7 @@ def measure(nodes: int, parameters: int, now: Callable[[], float]) -> list[dict[
 
     def serve() -> None:
         total = central.summed(1.0)(bodies, [1.0] * nodes, nodes)
-        central.noised(total, bodies.layouts, 1.0, 1.0, new_secret(), nodes)
+        central.noised(total, bodies.layouts, 1.0, 1.0, central.fresh(new_secret()), nodes)
 
     def share() -> None:
         distributed.noisy(groups, 1.0, 1.0, nodes, new_secret())

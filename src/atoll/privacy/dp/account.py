@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from atoll.errors import PlanError, PrivacyError
 from atoll.guards import Noise
 from atoll.plan import Plan
+from atoll.privacy.dp import tree
 from atoll.privacy.dp.accountant import COARSE, epsilon, multiplier_for, steps_within
 
 RELATIONS = {
     "central_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is "
     "the same; who was asked is known",
+    "tree_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is the "
+    "same; each node is asked once in cohort.turns rounds",
     "poisson": "two federations are neighbours where one node is not there in one of them, and all else is the same; who was "
     "drawn stays secret",
     "distributed_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else "
@@ -34,6 +37,7 @@ class Account:
         delta: δ.
         rate: with which chance a unit's part is in a mechanism, drawn for itself and in secret; else 1.
         steps: mechanisms in one release: more than one where each local step is one.
+        span: releases that these mechanisms make together: a tree's.
         most: releases that the budget allows; None where there is none.
         promise: the budget.
         unit: what is protected, in words.
@@ -44,6 +48,7 @@ class Account:
     delta: float
     rate: float = 1.0
     steps: int = 1
+    span: int = 1
     most: int | None = None
     promise: float | None = None
     unit: str = "a node"
@@ -51,7 +56,7 @@ class Account:
 
     def spent(self, releases: int) -> float:
         """Return ε after so many releases."""
-        return epsilon(self.multiplier, self.steps * releases, self.delta, self.rate, COARSE)
+        return epsilon(self.multiplier, self.steps * -(-releases // self.span), self.delta, self.rate, COARSE)
 
     def spent_by(self, multipliers: Sequence[float]) -> float:
         """Return ε after releases with these multipliers: with noise in shares, more survivors bring more."""
@@ -95,6 +100,10 @@ def account(plan: Plan, rows: int | None = None) -> Account | None:
         about = replace(about, rate=min(1.0, pace.batch_size / rows), steps=pace.steps, unit="a row")
     elif plan.privacy.central_noise and plan.cohort.draw == "poisson":
         about = replace(about, rate=plan.cohort.fraction, relation=RELATIONS["poisson"])
+    elif plan.privacy.tree_noise:
+        if plan.cohort.turns is None:
+            raise PlanError(f"{key}: a node may be in one round of a tree alone: give cohort.turns, the rounds of a tree")
+        about = replace(about, steps=tree.levels(plan.cohort.turns), span=plan.cohort.turns)
     return _settled(about, noise, plan.plan.rounds, key)
 
 
@@ -108,12 +117,12 @@ def _settled(about: Account, noise: Noise, rounds: int, key: str) -> Account:
     try:
         if noise.multiplier is None:
             assert noise.epsilon is not None  # noqa: S101  one of both is given
-            needed = multiplier_for(noise.epsilon, steps * rounds, noise.delta, rate)
+            needed = multiplier_for(noise.epsilon, steps * -(-rounds // about.span), noise.delta, rate)
             return replace(about, multiplier=needed, most=rounds)
         about = replace(about, multiplier=noise.multiplier)
         if noise.budget is None:
             return about
-        most = steps_within(noise.budget, noise.multiplier, noise.delta, rate) // steps
+        most = steps_within(noise.budget, noise.multiplier, noise.delta, rate) // steps * about.span
     except PrivacyError as error:
         raise PlanError(f"{key}: {error}") from error
     if most == 0:

@@ -17,6 +17,7 @@ from atoll.errors import PrivacyError
 from atoll.keys import Keystream
 from atoll.privacy.dp.clip import STEPS, shortened, whole
 from atoll.privacy.dp.noise import discrete_gaussian
+from atoll.privacy.dp.tree import Draw
 from atoll.vector import Flat, Group, Layout, Layouts, Tensor, Total
 
 BLOCK = 1 << 17
@@ -82,7 +83,7 @@ def _lengths(bodies: Bodies) -> list[float]:
     return [math.sqrt(square) for square in squares]
 
 
-def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, key: bytes, voices: float) -> Total:
+def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, draw: Draw, voices: float) -> Total:
     """Return what `summed` gave with noise, off the grid again, to be divided by a fixed number of voices.
 
     Args:
@@ -90,13 +91,13 @@ def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, key:
         layouts: of an update's groups, for their dtypes.
         bound: as for `summed`.
         multiplier: the noise's standard deviation over the bound; with the group `within`, of both together, see `shares`.
-        key: 32 bytes of the operating system's generator, for this round alone.
+        draw: gives the noise: `fresh` of a key, or `tree.drawn`.
         voices: what the sum is divided by; the same whatever nodes' rows are.
 
     Raises:
         PrivacyError: the multiplier is out of its range.
     """
-    stream, groups = Keystream(key), dict[str, Group]()
+    groups = dict[str, Group]()
     sigmas = shares(multiplier) if WITHIN in total.groups else {}
     for name in sorted(total.groups):
         steps, layout = total.groups[name].values, layouts[name]
@@ -104,11 +105,17 @@ def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, key:
         sigma, unit = sigmas.get(name, sigmas.get("", multiplier)) * STEPS, (1.0 if name == WITHIN else bound) / STEPS
         for lo in range(0, layout.size, BLOCK):
             part = steps[lo : lo + BLOCK]
-            values[lo : lo + BLOCK] = (part + discrete_gaussian(sigma, part.size, stream)) * unit
+            values[lo : lo + BLOCK] = (part + draw(sigma, part.size)) * unit
         groups[name] = Group(layout, values)
     if not voices > 0:
         raise PrivacyError(f"a sum for {voices} voices: nobody was asked")
     return replace(total, groups=groups, weight=float(voices))
+
+
+def fresh(key: bytes) -> Draw:
+    """Return noise of 32 bytes of the operating system's generator, for one round alone."""
+    stream = Keystream(key)
+    return lambda sigma, count: discrete_gaussian(sigma, count, stream)
 
 
 def shares(multiplier: float) -> Mapping[str, float]:
