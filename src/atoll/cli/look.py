@@ -16,7 +16,7 @@ from rich.console import Console
 from atoll.cli import app
 from atoll.cli.plot import curves, plot
 from atoll.cli.reach import Ca, ClientCertificate, OperatorToken, Pin, ask
-from atoll.cli.show import figure, rounds_table, working
+from atoll.cli.show import plainly, rounds_table, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 from atoll.wire import Address
@@ -171,8 +171,7 @@ def _show(found: dict[str, Any]) -> None:
     if found["rounds"]:
         console.print(rounds_table(found["rounds"], found["planned"], "", found["metrics"]))
         for node, judged in sorted(found["rounds"][-1]["by_node"].items()):
-            figures = ", ".join(f"{name} {figure(judged, name)}" for name in judged)
-            console.print(f"  {node}, on its own rows: {figures}", soft_wrap=True)
+            console.print(f"  {node}, on its own rows: {plainly(judged)}", soft_wrap=True)
     for row in found["rounds"]:
         for refused in row["refused"]:
             console.print(f"  round {row['round']}: {refused['name']}: {refused['status']}: {refused['reason']}", soft_wrap=True)

@@ -65,6 +65,15 @@ def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
     return f"{figures[name]:.{digits}f}" if name in figures else "–"
 
 
+def plainly(judged: Mapping[str, float]) -> str:
+    """Return all figures in one line, without how far off those are that are counted in bins: `--json` has that.
+
+    >>> plainly({"loss": 0.5, "auc": 0.75, "auc_within": 0.001})
+    'loss 0.5000, auc 0.7500'
+    """
+    return ", ".join(f"{name} {figure(judged, name)}" for name in judged if not name.endswith("_within"))
+
+
 def told(judged: Mapping[str, float], asked: Collection[str] = ()) -> list[str]:
     """Return the names of the figures that have room in one line: loss, accuracy, and the metrics that the plan asked for."""
     return [name for name in judged if name in asked or name not in ASIDE]

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from atoll.cli import app
 from atoll.cli.look import Allow
 from atoll.cli.run import Watch, show_run
-from atoll.cli.show import clock, figure, working
+from atoll.cli.show import clock, plainly, working
 from atoll.errors import AtollError
 from atoll.plan import Plan
 
@@ -196,6 +196,6 @@ def _tell(plan: Plan, done: Simulated, seconds: float, *, as_json: bool) -> None
         print(f"  virtual time: {clock(done.rounds[-1]['at'])}")
     shown = {"the holdout": done.holdout} if done.holdout else dict(list(done.by_node.items())[:20])
     for name, judged in shown.items():
-        print(f"  on {name}: {', '.join(f'{one} {figure(judged, one)}' for one in judged)}")
+        print(f"  on {name}: {plainly(judged)}")
     if not done.holdout and len(done.by_node) > len(shown):
         print(f"  and on {len(done.by_node) - len(shown)} more (--json has all)")
