@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.chain import Chain, Link, attested, canonical, read
+from atoll.chain import Chain, Noted, attested, canonical, read
 from atoll.errors import AuditError
 from atoll.keys import Identity
 
 PLAN = "a" * 64
 
 
-def chained(facts: list[dict[str, object]], identity: Identity) -> list[Link]:
+def chained(facts: list[dict[str, object]], identity: Identity) -> list[Noted]:
     chain = Chain(identity, "run", PLAN)
     links = []
     for number, one in enumerate(facts):

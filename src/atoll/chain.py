@@ -20,7 +20,7 @@ _KEY, _SIGNATURE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True)
-class Link:
+class Noted:
     """An entry of a run's record in its place.
 
     Args:
@@ -64,17 +64,17 @@ class Chain:
         last: the newest link, of which another server may have written.
     """
 
-    def __init__(self, identity: Identity, run: str, plan: str, last: Link | None = None) -> None:
+    def __init__(self, identity: Identity, run: str, plan: str, last: Noted | None = None) -> None:
         self.key = identity.public.hex()
         self.last = last
         self._identity, self._run, self._plan = identity, run, plan
 
-    def next(self, facts: Mapping[str, Any]) -> Link:
+    def next(self, facts: Mapping[str, Any]) -> Noted:
         """Return the link that says `facts`; it is the newest only once it is stored, and `last` is set to it."""
         number = self.last.number + 1 if self.last else 1
         entry = canonical(facts)
         head = _head(self.last.head if self.last else _start(self._run, self._plan), entry)
-        return Link(self._run, number, entry, head, self._identity.sign(signed(self._run, self._plan, number, head)).hex())
+        return Noted(self._run, number, entry, head, self._identity.sign(signed(self._run, self._plan, number, head)).hex())
 
 
 def _start(run: str, plan: str) -> str:
@@ -85,7 +85,7 @@ def _head(before: str, entry: str) -> str:
     return hashlib.sha256(bytes.fromhex(before) + entry.encode()).hexdigest()
 
 
-def read(links: Sequence[Link], run: str, plan: str) -> list[dict[str, Any]]:
+def read(links: Sequence[Noted], run: str, plan: str) -> list[dict[str, Any]]:
     """Return what the entries of a record say; the first of them names the key that signs them all.
 
     Raises:

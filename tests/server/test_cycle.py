@@ -12,7 +12,7 @@ from atoll.errors import PlanError
 from atoll.learners import build
 from atoll.plan import Plan
 from atoll.preprocess import prepare
-from atoll.server import events, machine
+from atoll.server import ending, events, machine
 from atoll.simulate import simulate
 
 
@@ -41,7 +41,7 @@ def test_who_fails_is_passed_over():
     state, commands = machine.transition(state, events.Joined(1.0, {"c": "c"}))
     asked = [one.nodes for one in commands if isinstance(one, events.Train)]
     for _ in itertools.repeat(None, 2):
-        state, commands = machine.transition(state, events.Declined(2.0, machine._address(state, state.cohort[0]), "no"))
+        state, commands = machine.transition(state, events.Declined(2.0, ending.address(state, state.cohort[0]), "no"))
         asked += [one.nodes for one in commands if isinstance(one, events.Train)]
     assert sorted(asked) == [("a",), ("b",), ("c",)]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atoll.chain import Link, attested, read, signed
+from atoll.chain import Noted, attested, read, signed
 from atoll.errors import AtollError, AuditError
 from atoll.keys import Identity
 from atoll.server import entries
@@ -123,7 +123,7 @@ def _course(run: RunRow, said: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"that it {run.outcome} ({run.reason[:80]}) is stored, but the record doesn't end so: one of them was altered"
 
 
-def _against_ledger(place: Path, run: RunRow, links: Sequence[Link], said: Sequence[dict[str, Any]]) -> int:
+def _against_ledger(place: Path, run: RunRow, links: Sequence[Noted], said: Sequence[dict[str, Any]]) -> int:
     """Compare a node's ledger; return how many heads it holds."""
     if not (place / "ledger.sqlite").exists():
         raise AtollError(f"{place}: no ledger is there; name the directory of a node, its --dir")
@@ -143,7 +143,7 @@ def _against_ledger(place: Path, run: RunRow, links: Sequence[Link], said: Seque
     return len(heads)
 
 
-def _head(one: Seen, run: RunRow, links: Sequence[Link], key: str) -> str | None:
+def _head(one: Seen, run: RunRow, links: Sequence[Noted], key: str) -> str | None:
     if not attested(one.key, one.signature, signed(one.run, one.plan, one.number, one.head)):
         return f"the ledger's head of entry {one.number} was altered: its signature doesn't fit"
     if (one.key, one.plan) != (key, run.plan_digest):

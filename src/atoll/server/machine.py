@@ -17,13 +17,28 @@ Every wait has a deadline: `Wake` asks for the next `Tick`, and `waiting_for` te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from atoll.plan import Plan
 from atoll.server import offences, phases
 from atoll.server.draw import by_name, draw
+from atoll.server.ending import (
+    Result,
+    address,
+    broken,
+    drop,
+    farewell,
+    finish,
+    goodbye,
+    left,
+    rest,
+    stop,
+    stop_closing,
+    stop_unmasking,
+    tick_ending,
+)
 from atoll.server.events import (
     NO_STEPS,
     Abandoned,
@@ -34,16 +49,12 @@ from atoll.server.events import (
     Closed,
     Collect,
     Collected,
-    Command,
     Declined,
-    End,
     Event,
-    Finish,
     Joined,
     Judge,
     Left,
     Lost,
-    Outcome,
     Past,
     Refused,
     Revoked,
@@ -55,14 +66,9 @@ from atoll.server.events import (
     Wake,
 )
 from atoll.server.state import Phase, State, admits, here
-from atoll.wire import Address
 
 ATTEMPTS = 3
 """How often a round is tried before the run gives up."""
-FAREWELL = 10.0
-"""How long the server waits, in seconds, for nodes to take the final model; one that was just lost may come back for it."""
-
-Result = tuple[State, tuple[Command, ...]]
 
 
 def begin(  # what most plans go without, by its name
@@ -98,7 +104,7 @@ def resume(run: str, plan: Plan, past: Past, now: float, *, spent: str = "", **r
     done = replace(state, **known, round=min(past.closed + 1, state.rounds))
     over = past.course.over(plan.stopping) or spent or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
-        return _farewell(done, "completed", over, now, past.answered)
+        return farewell(done, "completed", over, now, past.answered)
     asked = frozenset(node for node, task in past.tasks.items() if task.round > past.closed)
     if steps != NO_STEPS and not past.summed:
         attempt = past.attempt + bool(asked)
@@ -134,7 +140,7 @@ def _join_waiting(state: State, event: Joined) -> Result:
 
 def _join_ending(state: State, event: Joined) -> Result:
     state, _ = _joined(state, event)
-    return replace(state, leaving=state.leaving | event.nodes.keys()), (_end(state, tuple(event.nodes)),)
+    return replace(state, leaving=state.leaving | event.nodes.keys()), (goodbye(state, tuple(event.nodes)),)
 
 
 def _lost(state: State, event: Lost) -> Result:
@@ -146,12 +152,12 @@ def _revoked(state: State, event: Revoked) -> Result:
     node, why = event.node, "the node was revoked"
     state = replace(state, present=state.present - {node}, leaving=state.leaving - {node})
     if state.phase is Phase.ENDING and not state.leaving:
-        return _finish(state)
+        return finish(state)
     if state.phase is Phase.UNMASKING:
         return _advance(phases.without(state, node), event.now)
     if node not in state.tasks or node in state.closing:
         return state, ()
-    dropped = (Judge(_address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
+    dropped = (Judge(address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
     state, commands = _without(state, node, why, event.now)
     return state, (*dropped, *commands)
 
@@ -164,11 +170,6 @@ def _without(state: State, node: str, why: str, now: float) -> Result:
         return _settle(state, now) if state.phase is Phase.TRAINING else _advance(phases.without(state, node), now)
     answers = {one: digest for one, digest in state.answers.items() if one != node}
     return replace(state, answers=answers, tasks={one: task for one, task in state.tasks.items() if one != node}), ()
-
-
-def _left(state: State, event: Left) -> Result:
-    state = replace(state, leaving=state.leaving - {event.node})
-    return (state, ()) if state.leaving else _finish(state)
 
 
 def _appended(state: State, event: Appended) -> Result:
@@ -249,7 +250,7 @@ def _advance(state: State, now: float) -> Result:
 def _tick_waiting(state: State, event: Tick) -> Result:
     if event.now < state.until:
         return _expire(state, event.now), ()
-    return _farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
+    return farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
 
 
 def _tick_training(state: State, event: Tick) -> Result:
@@ -266,10 +267,6 @@ def _tick_phase(state: State, event: Tick) -> Result:
 
 def _tick_closing(state: State, event: Tick) -> Result:
     return _expire(state, event.now), ()
-
-
-def _tick_ending(state: State, event: Tick) -> Result:
-    return _finish(state) if event.now >= state.until else (state, ())
 
 
 def _expire(state: State, now: float) -> State:
@@ -335,40 +332,29 @@ def _again(state: State, now: float, why: str = "") -> Result:
     why = why or f"{len(state.accepted)} of at least {state.rules.minimum} updates came"
     reason = f"round {state.round} attempt {state.attempt}: {why}{f' ({said})' if said else ''}"
     if state.outcome:  # somebody asked to stop meanwhile
-        return _farewell(state, state.outcome, state.reason, now)
+        return farewell(state, state.outcome, state.reason, now)
     if state.attempt - state.first + 1 >= ATTEMPTS:
-        return _farewell(state, "gave_up", reason, now)
-    dropped = _drop(state, f"{reason}; the round is tried again")
-    waiting = replace(_rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
+        return farewell(state, "gave_up", reason, now)
+    dropped = drop(state, f"{reason}; the round is tried again")
+    waiting = replace(rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
     started, commands = _start_if_enough(waiting, now)
     return started, (*dropped, *commands, *(() if started.phase is not Phase.WAITING else (Wake(waiting.until),)))
 
 
-def _address(state: State, node: str) -> Address:
-    return Address(state.run, *state.tasks[node][:2], node)
-
-
-def _rest(state: State) -> State:
-    """Nobody is asked for anything, and nothing has come."""
-    return replace(
-        state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, enough=None, relay=None
-    )
-
-
 def _closed(state: State, event: Closed) -> Result:
-    verdicts = tuple(Judge(_address(state, node), digest, True) for node, digest in state.closing.items())
+    verdicts = tuple(Judge(address(state, node), digest, True) for node, digest in state.closing.items())
     course = state.course.after(state.stopping, event.judged)
     open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
     conduct = state.conduct.closed([one for node in state.closing if (one := state.lengths.get(node)) is not None])
-    done = replace(_rest(state), model=event.model, attempt=1, first=1, course=course, conduct=conduct)
+    done = replace(rest(state), model=event.model, attempt=1, first=1, course=course, conduct=conduct)
     coming = {node: length for node, length in state.lengths.items() if node in state.answers}
     done = replace(done, tasks=open_, answers=state.answers, lengths=coming)
     if state.outcome:  # somebody asked to stop while the round was closing
-        ended, commands = _farewell(done, state.outcome, state.reason, event.now, state.closing)
+        ended, commands = farewell(done, state.outcome, state.reason, event.now, state.closing)
     elif state.round >= state.rounds:
-        ended, commands = _farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.closing)
+        ended, commands = farewell(done, "completed", f"all {state.rounds} rounds are done", event.now, state.closing)
     elif early := course.over(state.stopping) or event.over:
-        ended, commands = _farewell(done, "completed", early, event.now, state.closing)
+        ended, commands = farewell(done, "completed", early, event.now, state.closing)
     else:
         until = event.now + state.rules.deadline
         ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
@@ -398,49 +384,6 @@ def _train(task: Task, nodes: tuple[str, ...], now: float, *, again: bool = Fals
     return Train(nodes, task.round, task.attempt, task.model, max(0.0, task.until - now), again)
 
 
-def _end(state: State, nodes: tuple[str, ...]) -> End:
-    return End(nodes, state.outcome or "stopped", state.reason)
-
-
-def _stop(state: State, event: Stop) -> Result:
-    return _farewell(state, "stopped", event.reason, event.now)
-
-
-def _stop_unmasking(state: State, event: Stop) -> Result:
-    """What nodes gave to unmask is given once in a round: it is finished where that can be done soon."""
-    until = min(state.until, event.now + FAREWELL)
-    return replace(state, outcome="stopped", reason=event.reason, until=until), (Wake(until),)
-
-
-def _stop_closing(state: State, event: Stop) -> Result:
-    return replace(state, outcome="stopped", reason=event.reason), ()
-
-
-def _broken(state: State, event: Broken) -> Result:
-    return _farewell(state, "gave_up", event.reason, event.now)
-
-
-def _drop(state: State, reason: str) -> tuple[Command, ...]:
-    """Tell the nodes whose updates were in that they don't count after all."""
-    came = {**state.closing, **state.answers}
-    return tuple(Judge(_address(state, node), digest, False, reason) for node, digest in came.items() if digest is not None)
-
-
-def _farewell(state: State, outcome: Outcome, reason: str, now: float, answered: Iterable[str] = ()) -> Result:
-    """Say goodbye to who is here, and to who answered in the last round and is away just now."""
-    until = now + FAREWELL
-    leaving, dropped = state.present | set(answered), _drop(state, reason)
-    state = replace(_rest(state), phase=Phase.ENDING, outcome=outcome, reason=reason, until=until, leaving=leaving)
-    if leaving:
-        return state, (*dropped, _end(state, tuple(sorted(state.present))), Wake(until))
-    ended, commands = _finish(state)
-    return ended, (*dropped, *commands)
-
-
-def _finish(state: State) -> Result:
-    return replace(state, phase=Phase.ENDED), (Finish(state.outcome or "stopped", state.reason),)
-
-
 def _ignored(state: State, event: Event) -> Result:
     """What the table leaves out has no meaning in its phase: it was under way when the phase changed."""
     del event
@@ -451,28 +394,28 @@ _W, _K, _T, _U = Phase.WAITING, Phase.KEYING, Phase.TRAINING, Phase.UNMASKING
 _C, _E, _X = Phase.CLOSING, Phase.ENDING, Phase.ENDED
 TABLE: Mapping[tuple[Phase, type[Event]], Callable[[State, Any], Result]] = {
     (_W, Joined): _join_waiting,
-    (_W, Broken): _broken,
+    (_W, Broken): broken,
     (_W, Tick): _tick_waiting,
-    (_W, Stop): _stop,
+    (_W, Stop): stop,
     **dict.fromkeys(((phase, Answered) for phase in (_K, _U)), _answered),
     **dict.fromkeys(((phase, Collected) for phase in (_K, _U)), _collected),
     **dict.fromkeys(((phase, Abandoned) for phase in (_K, _T, _U, _C)), _abandoned),
     **dict.fromkeys(((phase, Joined) for phase in (_K, _T, _U)), _joined),
-    **dict.fromkeys(((phase, Broken) for phase in (_K, _U)), _broken),
+    **dict.fromkeys(((phase, Broken) for phase in (_K, _U)), broken),
     **dict.fromkeys(((phase, Tick) for phase in (_K, _U)), _tick_phase),
-    (_K, Stop): _stop,
-    (_U, Stop): _stop_unmasking,
-    (_T, Broken): _broken,
+    (_K, Stop): stop,
+    (_U, Stop): stop_unmasking,
+    (_T, Broken): broken,
     (_T, Tick): _tick_training,
-    (_T, Stop): _stop,
+    (_T, Stop): stop,
     (_C, Joined): _joined,
     (_C, Closed): _closed,
-    (_C, Broken): _broken,
+    (_C, Broken): broken,
     (_C, Tick): _tick_closing,
-    (_C, Stop): _stop_closing,
+    (_C, Stop): stop_closing,
     (_E, Joined): _join_ending,
-    (_E, Left): _left,
-    (_E, Tick): _tick_ending,
+    (_E, Left): left,
+    (_E, Tick): tick_ending,
     (_X, Joined): _join_ending,
     **dict.fromkeys(((phase, Lost) for phase in Phase), _lost),
     **dict.fromkeys(((phase, Appended) for phase in Phase), _appended),

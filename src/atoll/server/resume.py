@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from atoll.chain import Link, read
+from atoll.chain import Noted, read
 from atoll.errors import StoreError
 from atoll.keys import Identity
 from atoll.learner import summary
@@ -45,7 +45,7 @@ class Unfinished(NamedTuple):
     counted: Mapping[str, str]
     refused: frozenset[tuple[Address, str]]
     open: frozenset[Address]
-    last: Link | None
+    last: Noted | None
 
 
 def unfinished(store: SqlStore, plan: Plan, identity: Identity) -> Unfinished:

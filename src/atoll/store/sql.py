@@ -29,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from atoll.chain import Link
+from atoll.chain import Noted
 from atoll.errors import StoreError
 from atoll.learner import summary
 from atoll.metrics import reliability
@@ -99,35 +99,35 @@ class SqlStore:
         """Let go of the database."""
         self._base.close()
 
-    def begin_run(self, row: RunRow, link: Link | None = None) -> None:
+    def begin_run(self, row: RunRow, link: Noted | None = None) -> None:
         """Store that a run has begun."""
         with self._base.begin() as base:
             base.execute(insert(_RUNS).values(asdict(row)))
             _chain(base, link)
 
-    def record(self, link: Link) -> None:
+    def record(self, link: Noted) -> None:
         """Store an entry of a run's record by itself."""
         with self._base.begin() as base:
             _chain(base, link)
 
-    def links(self, run: str) -> list[Link]:
+    def links(self, run: str) -> list[Noted]:
         """Return the record of a run."""
-        return [Link(**row) for row in self._read(select(_RECORD).where(_RECORD.c.run == run).order_by(_RECORD.c.number))]
+        return [Noted(**row) for row in self._read(select(_RECORD).where(_RECORD.c.run == run).order_by(_RECORD.c.number))]
 
-    def open_round(self, run: str, opened: Mapping[str, Any], link: Link | None = None) -> None:
+    def open_round(self, run: str, opened: Mapping[str, Any], link: Noted | None = None) -> None:
         """Store that a round has begun, see `RunRow.opened`, and that the run goes on."""
         with self._base.begin() as base:
             going = {"opened": opened, "outcome": "running", "ended": None, "reason": ""}
             base.execute(update(_RUNS).where(_RUNS.c.run == run).values(**going))
             _chain(base, link)
 
-    def end_run(self, run: str, outcome: str, reason: str, now: float, link: Link | None = None) -> None:
+    def end_run(self, run: str, outcome: str, reason: str, now: float, link: Noted | None = None) -> None:
         """Store how a run ended."""
         with self._base.begin() as base:
             base.execute(update(_RUNS).where(_RUNS.c.run == run).values(outcome=outcome, reason=reason, ended=now))
             _chain(base, link)
 
-    def saw_node(self, row: NodeRow, link: Link | None = None) -> None:
+    def saw_node(self, row: NodeRow, link: Noted | None = None) -> None:
         """Store that a node joined, or that it is back."""
         mine = (_NODES.c.run == row.run) & (_NODES.c.node == row.node)
         with self._base.begin() as base:
@@ -135,14 +135,14 @@ class SqlStore:
                 base.execute(insert(_NODES).values(asdict(row)))
             _chain(base, link)
 
-    def record_update(self, row: UpdateRow, link: Link | None = None) -> None:
+    def record_update(self, row: UpdateRow, link: Noted | None = None) -> None:
         """Store an update that doesn't count, and why."""
         with self._base.begin() as base:
             base.execute(insert(_UPDATES).values(asdict(row)))
             _chain(base, link)
 
     def close_round(
-        self, row: RoundRow, updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow], link: Link | None = None
+        self, row: RoundRow, updates: Sequence[UpdateRow], evaluations: Sequence[EvaluationRow], link: Noted | None = None
     ) -> None:
         """Store a closed round whole, in one transaction: its model, its accepted updates, how models did."""
         with self._base.begin() as base:
@@ -307,7 +307,7 @@ def _reliability(evaluations: Sequence[EvaluationRow]) -> list[dict[str, float]]
     return curves.get("holdout") or curves.get("nodes") or []
 
 
-def _chain(base: Any, link: Link | None) -> None:
+def _chain(base: Any, link: Noted | None) -> None:
     if link is not None:
         base.execute(insert(_RECORD), vars(link))
 

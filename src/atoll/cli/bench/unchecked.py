@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from atoll.chain import Chain, Link
+from atoll.chain import Chain, Noted
 from atoll.durable import write_all
 from atoll.keys import Identity
 from atoll.logs.bodies import Incoming
@@ -38,7 +38,7 @@ def install() -> None:
     _either(Identity, "sign", lambda *_: bytes(64))
     _either(Envelope, "verify", lambda *_: None)
     _either(intake, "check", lambda *_: 0.0)
-    _either(Chain, "next", lambda self, _: self.last or Link("", 0, "", "0" * 64, "0" * 128))
+    _either(Chain, "next", lambda self, _: self.last or Noted("", 0, "", "0" * 64, "0" * 128))
     _either(sql, "_chain", lambda *_: None)
     _either(witness, "attested", lambda *_: True)
     _either(download, "finite", lambda *_: True)
