@@ -140,7 +140,7 @@ def join(
     from atoll.tls import Trust
 
     if policy:
-        plan = consent(url, Trust(pin, ca, certificate), policy, directory, allow) or plan
+        plan = plan or consent(url, Trust(pin, ca, certificate), policy, directory, allow)
     with _print_json_or_say(as_json) as watch:
         source = data if query is None else Query(data, query)
         about: Any = {"plan": plan, "policy": policy, "allow": allow or (), "pin": pin, "ca": ca, "token": token}
