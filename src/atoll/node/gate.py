@@ -70,7 +70,8 @@ class Gate:
 
     def released(self, task: StartTraining, left: int) -> int:
         """Return how many releases there were before a task: each closed round's model; of a node's own noise each update."""
-        return task.round - 1 if self.plan.privacy.central_noise else left
+        shared = self.plan.privacy.central_noise or self.plan.privacy.tree_noise
+        return task.round - 1 if shared else left
 
     def spent(self, task: StartTraining) -> Spent | None:
         """Return what the run has cost with a task's update; None where no noise bounds it."""

@@ -19,6 +19,7 @@ from atoll.privacy.dp.accountant import epsilon
 from atoll.server import events
 from atoll.server.machine import begin, transition
 from atoll.server.replay import replay
+from atoll.store.ledger import Ledger
 from atoll.store.sql import SqlStore
 
 UNIFORM = {"options": {"weighted": False}}
@@ -78,6 +79,10 @@ def test_a_deployed_run_replays_and_keeps_one_key(tmp_path):
     history = run(agreed, clients(4), tmp_path, holdout=Rows(*rows(9)))
     assert len(history["rounds"]) == 5
     assert history["rounds"][-1]["epsilon"] == account(agreed).spent(5)
+    for name in clients(4):  # a node counts whole trees, in each of which it was once
+        ledger = Ledger(tmp_path / name)
+        assert [one["epsilon"] for one in ledger.entries()] == [account(agreed).spent(one["round"]) for one in ledger.entries()]
+        ledger.close()
     store = SqlStore(tmp_path / "store")
     closed = store.rounds(store.find().run)
     assert len({row.noise["key"] for row in closed}) == 1
