@@ -80,7 +80,7 @@ class Perceptron:
 
         def judge(part: Rows) -> Metrics:
             _, chances, losses = self._forward(groups["parameters"].values, part.x, part.y)
-            return classified(float(losses.sum()), chances.argmax(axis=1), part.y)
+            return classified(float(losses.sum()), chances.argmax(axis=1), part.y, two=chances.shape[1] == 2)
 
         return by_blocks(judge, rows)
 

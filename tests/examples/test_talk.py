@@ -20,6 +20,7 @@ from tests.federation import plan, rows, run
 
 import atoll
 from atoll.messages import StartTraining
+from atoll.node.machine import Event, Trained
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server import events
@@ -78,11 +79,11 @@ def test_nothing_that_arrives_is_unpickled(kafka, tmp_path):
             return Path.touch, (made,)
 
     class Pickling(Node):
-        def _work(self, task: StartTraining, body: Any) -> str:
+        async def _made(self, task: StartTraining) -> Event:
             trap = [memoryview(pickle.dumps(Trap()))]
             envelope = seal(self.identity, self._address(task), self.plan.digest, trap)
             self.outbox.keep(envelope, trap)
-            return envelope.digest
+            return Trained(self.drive.now(), task, envelope.digest)
 
     agreed = plan(plan={"rounds": 3}, cohort={"minimum": 2, "quorum": 1.0}, log={"kafka": kafka, "prefix": "pickle."})
 
