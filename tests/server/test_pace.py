@@ -20,7 +20,7 @@ from atoll.logs.upload import HttpAppender
 from atoll.messages import Decline
 from atoll.node.offer import greeting, offered
 from atoll.node.runtime import Node
-from atoll.server import machine
+from atoll.server import ending
 from atoll.server.pace import BURST, RATE, Pace
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
@@ -70,7 +70,7 @@ class Rude:
 @pytest.fixture(autouse=True)
 def short_farewell(monkeypatch):
     """A node that floods is gone without a word, and would be waited for."""
-    monkeypatch.setattr(machine, "FAREWELL", 0.5)
+    monkeypatch.setattr(ending, "FAREWELL", 0.5)
 
 
 @contextlib.asynccontextmanager
