@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.federation import plan
 
-from atoll.server import events, machine
+from atoll.server import events, machine, tries
 from atoll.server.offences import Conduct
 from atoll.server.state import Phase
 from atoll.testing.linked_network import LinkedFederation
@@ -146,7 +146,7 @@ def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
         if event.address.node not in state.tasks:
             return state, ()
         answers = {**state.answers, event.address.node: event.digest}
-        return machine._settle(machine.replace(state, answers=answers), event.now)
+        return tries.settle(machine.replace(state, answers=answers), event.now)
 
     monkeypatch.setattr(machine, "TABLE", {**machine.TABLE, (Phase.TRAINING, events.Appended): lax})
     with pytest.raises(AssertionError, match=r"what counts isn't what the log holds for that round|counted is gone"):
@@ -155,7 +155,7 @@ def test_a_machine_that_counts_what_came_too_late_is_caught(monkeypatch):
 
 def test_a_machine_that_forgets_who_is_at_work_is_caught(monkeypatch):
     """Asked anew while it trains, a node gives up what it does: its update is lost, or comes as of another round."""
-    draw = machine.draw
-    monkeypatch.setattr(machine, "draw", lambda state: draw(machine.replace(state, tasks={})))
+    draw = tries.draw
+    monkeypatch.setattr(tries, "draw", lambda state: draw(tries.replace(state, tasks={})))
     with pytest.raises(AssertionError):
         some(UNKIND["slow"], buffer=2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.federation import plan
 
-from atoll.server import events, machine
+from atoll.server import events, machine, tries
 from atoll.server.state import Phase, State, waiting_for
 from atoll.wire import Address
 
@@ -125,7 +125,7 @@ def test_an_algorithm_that_can_fold_no_late_update_leaves_nobody_at_work():
 
 def test_a_round_with_too_few_is_tried_again_and_then_given_up():
     state, _ = feed(begin(), joined())
-    for attempt in range(1, machine.ATTEMPTS + 1):
+    for attempt in range(1, tries.ATTEMPTS + 1):
         assert (state.round, state.attempt, state.phase) == (1, attempt, Phase.TRAINING)
         stale = update(state, "id-0", state.until - 1)
         state, _ = feed(state, stale)

@@ -11,7 +11,7 @@ A task belongs to its node. A round that closes without a node leaves it at work
 anything else, and its update counts in the round that is open when it comes, with what it is late by. One engine runs
 synchronous plans and buffered ones; they differ in how many updates a round needs.
 
-A round that ends with fewer updates than the minimum is tried again, a few times; then the run gives up.
+A round that ends with fewer updates than the minimum is tried again, a few times; then the run gives up: see `tries`.
 Every wait has a deadline: `Wake` asks for the next `Tick`, and `waiting_for` tells a person what is waited for.
 """
 
@@ -22,13 +22,12 @@ from dataclasses import replace
 from typing import Any
 
 from atoll.plan import Plan
-from atoll.server import offences, phases
-from atoll.server.draw import by_name, draw
+from atoll.server import offences, phases, tries
+from atoll.server.draw import by_name
 from atoll.server.ending import (
     Result,
     address,
     broken,
-    drop,
     farewell,
     finish,
     goodbye,
@@ -45,9 +44,7 @@ from atoll.server.events import (
     Answered,
     Appended,
     Broken,
-    Close,
     Closed,
-    Collect,
     Collected,
     Declined,
     Event,
@@ -60,15 +57,10 @@ from atoll.server.events import (
     Revoked,
     Steps,
     Stop,
-    Task,
     Tick,
-    Train,
     Wake,
 )
 from atoll.server.state import Phase, State, admits, here
-
-ATTEMPTS = 3
-"""How often a round is tried before the run gives up."""
 
 
 def begin(  # what most plans go without, by its name
@@ -127,14 +119,14 @@ def _joined(state: State, event: Joined) -> Result:
     back = [node for node in by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
     tasks = dict.fromkeys(state.tasks[node] for node in back)
     again = tuple(
-        _train(task, tuple(node for node in back if state.tasks[node] == task), event.now, again=True) for task in tasks
+        tries.train(task, tuple(node for node in back if state.tasks[node] == task), event.now, again=True) for task in tasks
     )
     return state, (*again, *phases.again(state, event.nodes))
 
 
 def _join_waiting(state: State, event: Joined) -> Result:
     state, again = _joined(state, event)
-    state, commands = _start_if_enough(state, event.now)
+    state, commands = tries.start_if_enough(state, event.now)
     return state, (*again, *commands)
 
 
@@ -154,7 +146,7 @@ def _revoked(state: State, event: Revoked) -> Result:
     if state.phase is Phase.ENDING and not state.leaving:
         return finish(state)
     if state.phase is Phase.UNMASKING:
-        return _advance(phases.without(state, node), event.now)
+        return tries.advance(phases.without(state, node), event.now)
     if node not in state.tasks or node in state.closing:
         return state, ()
     dropped = (Judge(address(state, node), digest, False, why),) if (digest := state.answers.get(node)) else ()
@@ -167,7 +159,7 @@ def _without(state: State, node: str, why: str, now: float) -> Result:
     if state.phase in (Phase.KEYING, Phase.TRAINING):
         declines = {**state.declines, node: why}
         state = replace(state, answers={**state.answers, node: None}, declines=declines)
-        return _settle(state, now) if state.phase is Phase.TRAINING else _advance(phases.without(state, node), now)
+        return tries.settle(state, now) if state.phase is Phase.TRAINING else tries.advance(phases.without(state, node), now)
     answers = {one: digest for one, digest in state.answers.items() if one != node}
     return replace(state, answers=answers, tasks={one: task for one, task in state.tasks.items() if one != node}), ()
 
@@ -184,8 +176,8 @@ def _appended(state: State, event: Appended) -> Result:
         return _offended(state, event, reason, event.length and event.length.norm)
     state = replace(state, answers={**state.answers, node: event.digest}, lengths={**state.lengths, node: event.length})
     if state.phase is Phase.TRAINING:
-        return _settle(state, event.now)
-    return _start_if_enough(state, event.now) if state.phase is Phase.WAITING else (state, ())
+        return tries.settle(state, event.now)
+    return tries.start_if_enough(state, event.now) if state.phase is Phase.WAITING else (state, ())
 
 
 def _refused(state: State, event: Refused) -> Result:
@@ -208,7 +200,7 @@ def _offended(state: State, event: Appended | Refused, reason: str, norm: float 
 def _declined(state: State, event: Declined) -> Result:
     node = event.address.node
     if state.phase is Phase.UNMASKING and admits(state, event.address) is None:
-        return _advance(phases.without(state, node), event.now)
+        return tries.advance(phases.without(state, node), event.now)
     if admits(state, event.address) or state.answered(node):
         return state, ()
     return _without(state, node, event.reason, event.now)
@@ -216,129 +208,43 @@ def _declined(state: State, event: Declined) -> Result:
 
 def _answered(state: State, event: Answered) -> Result:
     heard = phases.heard(state, event)
-    return _advance(heard, event.now) if heard else (state, ())
+    return tries.advance(heard, event.now) if heard else (state, ())
 
 
 def _collected(state: State, event: Collected) -> Result:
     if not (relay := state.relay) or not relay.collecting or relay.phase != event.phase:
         return state, ()
     if len(event.nodes) < (fewest := state.fewest(state.steps.next(event.phase))):
-        return _again(state, event.now, f"{len(event.nodes)} of at least {fewest} nodes are left after '{event.phase}'")
+        return tries.again(state, event.now, f"{len(event.nodes)} of at least {fewest} nodes are left after '{event.phase}'")
     state, commands = phases.next_(state, event)
-    settled, more = (_settle if state.phase is Phase.TRAINING else _advance)(state, event.now)
+    settled, more = (tries.settle if state.phase is Phase.TRAINING else tries.advance)(state, event.now)
     return settled, (*commands, *more)
 
 
 def _abandoned(state: State, event: Abandoned) -> Result:
-    return _again(state, event.now, event.reason)
-
-
-def _advance(state: State, now: float) -> Result:
-    """Go on from a phase of the link that is over: all have answered, quorum + grace, or the deadline."""
-    relay = state.relay
-    if relay is None or relay.collecting:
-        return state, ()
-    if relay.left and now < state.until:
-        return _grace(state, now) if len(relay.said) >= state.quorum(len(relay.asked), relay.phase) else (state, ())
-    if len(relay.said) < (fewest := state.fewest(relay.phase)):
-        return _again(state, now, f"{len(relay.said)} of at least {fewest} nodes answered in phase '{relay.phase}'")
-    if relay.phase == state.steps.last:
-        return _fold(state)
-    return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, tuple(sorted(relay.said))),)
+    return tries.again(state, event.now, event.reason)
 
 
 def _tick_waiting(state: State, event: Tick) -> Result:
     if event.now < state.until:
-        return _expire(state, event.now), ()
+        return tries.expire(state, event.now), ()
     return farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
 
 
 def _tick_training(state: State, event: Tick) -> Result:
     state, said = phases.once_more(state, event.now)
-    state, commands = _settle(_expire(state, event.now), event.now)
+    state, commands = tries.settle(tries.expire(state, event.now), event.now)
     return state, (*said, *commands)
 
 
 def _tick_phase(state: State, event: Tick) -> Result:
     state, said = phases.once_more(state, event.now)
-    state, commands = _advance(_expire(state, event.now), event.now)
+    state, commands = tries.advance(tries.expire(state, event.now), event.now)
     return state, (*said, *commands)
 
 
 def _tick_closing(state: State, event: Tick) -> Result:
-    return _expire(state, event.now), ()
-
-
-def _expire(state: State, now: float) -> State:
-    """Wait no longer for what was asked before the open round and is past its deadline: these nodes can be asked anew."""
-    kept = state.asked if state.phase in (Phase.KEYING, Phase.TRAINING) else frozenset[str]()
-    gone = {node for node, task in state.tasks.items() if task.until <= now and state.busy(node) and node not in kept}
-    if not gone:
-        return state
-    tasks = {node: task for node, task in state.tasks.items() if node not in gone}
-    return replace(state, tasks=tasks, cohort=tuple(node for node in state.cohort if node not in gone))
-
-
-def _settle(state: State, now: float) -> Result:
-    """Close the open round if it is over: all have answered, the buffer is full, quorum + grace, or the deadline."""
-    count = len(state.answers) - len(state.declines)  # told apart node by node only at the end: cohorts are large
-    if len(state.answers) == len(state.cohort) or now >= state.until:
-        return _close(state, now) if count >= state.least else _again(state, now)
-    if count < state.needed:
-        return state, ()
-    if state.rules.buffer or _late_only(state):
-        return _close(state, now)
-    return _grace(state, now)
-
-
-def _grace(state: State, now: float) -> Result:
-    """Enough are in: the others have so much longer."""
-    if state.enough is not None:
-        return state, ()
-    state = replace(state, enough=now, until=min(state.until, now + state.rules.grace))
-    if now < state.until:
-        return state, (Wake(state.until),)
-    return _close(state, now) if state.phase is Phase.TRAINING else _advance(state, now)
-
-
-def _late_only(state: State) -> bool:
-    """Say whether only nodes are missing that are late already: for them there is no grace."""
-    late = len(state.cohort) - len(state.asked)
-    return len(state.cohort) - len(state.answers) <= late and state.asked.isdisjoint(state.missing)
-
-
-def _close(state: State, now: float) -> Result:
-    """Make a model of what is in. Who isn't done goes on until its own deadline, and counts in a later round."""
-    accepted = dict(state.accepted)
-    goes_on = {node for node in state.missing if state.late and state.tasks[node].until > now}
-    tasks = {node: task for node, task in state.tasks.items() if node in accepted or node in goes_on}
-    state = replace(state, closing=accepted, answers={}, declines={}, tasks=tasks)
-    return phases.unmask(state, now) if state.steps.after else _fold(state)
-
-
-def _fold(state: State) -> Result:
-    return replace(state, phase=Phase.CLOSING, relay=None), (closing(state),)
-
-
-def closing(state: State) -> Close:
-    """Return what a round is made of, once that is known."""
-    late = {node: state.tasks[node] for node in state.closing if node not in state.asked}
-    return Close(state.round, state.attempt, state.closing, len(state.cohort), len(state.names), late)
-
-
-def _again(state: State, now: float, why: str = "") -> Result:
-    """Try a round with too few updates, or that its link gave up, again; what had come for it doesn't count."""
-    said = "; ".join(f"{state.names[node]}: {why}" for node, why in list(state.declines.items())[:3])
-    why = why or f"{len(state.accepted)} of at least {state.rules.minimum} updates came"
-    reason = f"round {state.round} attempt {state.attempt}: {why}{f' ({said})' if said else ''}"
-    if state.outcome:  # somebody asked to stop meanwhile
-        return farewell(state, state.outcome, state.reason, now)
-    if state.attempt - state.first + 1 >= ATTEMPTS:
-        return farewell(state, "gave_up", reason, now)
-    dropped = drop(state, f"{reason}; the round is tried again")
-    waiting = replace(rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
-    started, commands = _start_if_enough(waiting, now)
-    return started, (*dropped, *commands, *(() if started.phase is not Phase.WAITING else (Wake(waiting.until),)))
+    return tries.expire(state, event.now), ()
 
 
 def _closed(state: State, event: Closed) -> Result:
@@ -357,31 +263,9 @@ def _closed(state: State, event: Closed) -> Result:
         ended, commands = farewell(done, "completed", early, event.now, state.closing)
     else:
         until = event.now + state.rules.deadline
-        ended, commands = _start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
+        ended, commands = tries.start_if_enough(replace(done, phase=Phase.WAITING, round=state.round + 1, until=until), event.now)
         commands = commands or (Wake(until),)
     return ended, (*verdicts, *commands)
-
-
-def _start_if_enough(state: State, now: float) -> Result:
-    """Open the next round where enough nodes are here, at work or not, or have answered for it already."""
-    state = _expire(state, now)
-    welcome, cycle = state.conduct.welcome(state.present, state.round), state.rules.cycle
-    if len(welcome) < cycle if cycle else len(welcome | state.answers.keys()) < state.rules.minimum:
-        return state, ()
-    until = now + state.rules.deadline
-    task = Task(state.round, state.attempt, state.model, until)
-    drawn = draw(state)
-    asked = replace(_train(task, by_name(state, drawn), now), late=state.tasks)
-    tasks = {**state.tasks, **dict.fromkeys(drawn, task)}
-    cohort = by_name(state, tasks)
-    state = phases.opened(replace(state, tasks=tasks, cohort=cohort, asked=frozenset(drawn), until=until, enough=None), now)
-    # Those that are late may be enough by themselves.
-    settled, commands = _settle(state, now) if state.phase is Phase.TRAINING else (state, ())
-    return settled, (asked, Wake(until), *phases.wakes(state), *commands)
-
-
-def _train(task: Task, nodes: tuple[str, ...], now: float, *, again: bool = False) -> Train:
-    return Train(nodes, task.round, task.attempt, task.model, max(0.0, task.until - now), again)
 
 
 def _ignored(state: State, event: Event) -> Result:

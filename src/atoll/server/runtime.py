@@ -28,7 +28,7 @@ from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlU
 from atoll.plan import Plan
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
-from atoll.server import acting, events, http, machine, page, transcript, uploads, web
+from atoll.server import acting, events, http, machine, page, transcript, tries, uploads, web
 from atoll.server.aggregate import Aggregator
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
@@ -416,7 +416,7 @@ class Server:
 
     def _add(self, guard: Guard) -> Total:
         """Add up the updates that are in while nobody can read them."""
-        command = machine.closing(self.drive.state)
+        command = tries.closing(self.drive.state)
         accepted = self.book.accepted(command, self.log.body)
         return folded(guard, opened(guard.layouts, self.drive.state.model, accepted), command.registered)
 
