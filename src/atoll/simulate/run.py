@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from atoll import algorithms, compression, learners, method
-from atoll.algorithms import Memory, State
+from atoll.algorithms import State
 from atoll.algorithms.drift import Drift, drift, told
-from atoll.compression import Press, parted
-from atoll.errors import AtollError, DataError, GaveUpError, LayoutError
+from atoll.compression import parted
+from atoll.errors import AtollError, DataError, GaveUpError
 from atoll.keys import new_secret
 from atoll.learner import Data, Learner, Rows, named, pooled, summary
-from atoll.messages import UPDATE
 from atoll.metrics import spread
 from atoll.plan import Plan
 from atoll.preprocess import prepare
@@ -25,18 +23,18 @@ from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
 from atoll.server.close import expanded, step
-from atoll.server.offences import length_of
 from atoll.server.state import State as Machine
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
 from atoll.simulate.checkpoint import Checkpoint
-from atoll.simulate.clients import Memories, Spread
+from atoll.simulate.clients import Spread
 from atoll.simulate.clock import Clock
+from atoll.simulate.cohort import Cohort, There
 from atoll.simulate.devices import Devices
 from atoll.simulate.linked import Linked
-from atoll.simulate.map import Job, Strategy, Work
-from atoll.vector import Groups, Update, check, layouts_of
-from atoll.wire import Address, digest_of, encode, pack
+from atoll.simulate.map import Strategy, Work
+from atoll.vector import Groups, layouts_of
+from atoll.wire import digest_of, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
 Made = Callable[[Work], Strategy]
@@ -75,136 +73,34 @@ class Simulated:
 
 @dataclass
 class _Run:
-    """A simulated federation in mid-run."""
+    """A simulated federation in mid-run: the server's part of it."""
 
     work: Work
-    press: Press
-    down: Press
-    clients: Mapping[str, Data]
+    cohort: Cohort
     holdout: Rows | None
     watch: Watch
     state: State
-    strategy: Strategy
     judge_every: int = 1
-    tamper: Tamper | None = None
-    there: Callable[[int], Collection[str]] | None = None
-    here: frozenset[str] = frozenset()
-    model: str = ""
-    brief: Groups = field(default_factory=dict)
-    clock: Clock = field(default_factory=Clock)
-    briefs: dict[str, Groups] = field(default_factory=dict)
-    memories: Memories = field(default_factory=Memories)
-    drafts: dict[str, Memory] = field(default_factory=dict)
-    updates: dict[str, Update] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, float | None] = field(default_factory=dict)
-    threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
+    account: Account | None = None
+    noises: list[method.Made] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
     kept: Checkpoint | None = None
-    account: Account | None = None
-    noises: list[method.Made] = field(default_factory=list)
-    linked: Linked | None = None
 
     def train(self, command: events.Train) -> list[events.Event]:
         """Let the asked clients train."""
-        task, devices = (command.round, command.attempt), self.clock.devices
-        names = [name for name in command.nodes if not (devices and devices.drops(name, task))]
-        brief = self.briefs.setdefault(command.model, self.brief)
-        clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in names}
-        judged = self.due(command.round) and not self.work.algorithm.silent
-        answers = self.strategy.train(Job(brief, command.round, clients, judged))
-        updates: dict[str, Update] = {}
-        for name in names:
-            address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
-            if isinstance(answer, LayoutError):
-                raise LayoutError(f"round {command.round}, {name}: {answer}")
-            if isinstance(answer, AtollError):
-                self.later(name, brief, events.Declined(0.0, address, str(answer)))
-                continue
-            self.drafts[name], updates[name] = answer
-        sent = self.tamper(command.round, updates) if self.tamper and updates else updates
-        if self.linked:
-            sent = {name: self.pressed(name, command.round, update) for name, update in sent.items()}
-            said = self.linked.train(command, sent)
-            return said if self.linked.steps.before else self.say(events.Say(UPDATE, tuple(sent)))
-        self.send(command.round, command.attempt, brief, sent)
-        return []
-
-    def send(self, round_: int, attempt: int, brief: Groups, sent: Mapping[str, Update]) -> None:
-        """Let updates arrive, each when its client is done with its training."""
-        self.updates.update(sent)
-        addresses = [Address("simulated", round_, attempt, name) for name in sent]
-        for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
-            self.later(name, brief, event)
-
-    def say(self, command: events.Say) -> list[events.Event]:
-        """Let clients hear what the plan's link says to them."""
-        linked = cast("Linked", self.linked)
-        if command.phase != UPDATE:
-            return linked.say(command)
-        protected = {name: linked.protect(name) for name in command.nodes}
-        updates = {name: one for name, one in protected.items() if isinstance(one, Update)}
-        self.send(*linked.tried, self.brief, updates)
-        return [
-            events.Declined(0.0, Address("simulated", *linked.tried, name), one)
-            for name, one in protected.items()
-            if isinstance(one, str)
-        ]
-
-    def collect(self, command: events.Collect) -> list[events.Event]:
-        """Let the plan's link go on to its next phase."""
-        return cast("Linked", self.linked).collect(command, self.updates, len(self.clients))
-
-    def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
-        """Let a client's word on a task come when it is done."""
-        plan = self.work.plan
-        steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
-        down = sum(layout.nbytes for layout in self.down.layouts(layouts_of(brief)).values())
-        self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
-
-    def pressed(self, name: str, round_: int, update: Update) -> Update:
-        """Return a client's update as it is before anything hides it, and let the client remember what it leaves out.
-
-        Raises:
-            LayoutError: it is too long.
-        """
-        small, left = self.press.encode(update.groups, parted(self.memories.get(name))[1], round_, name)
-        self.drafts[name] = {**self.drafts[name], **left}
-        return replace(update, groups=small)
-
-    def arrive(self, address: Address, update: Update) -> events.Appended | events.Refused | events.Declined:
-        """Take an update in as it travels, and check it as a server does; its size is known without joining its bytes."""
-        name, layouts = address.node, self.work.algorithm.updates(self.work.learner.layouts)
-        try:
-            small = update if self.linked else self.pressed(name, address.round, update)
-        except LayoutError as error:
-            return events.Declined(0.0, address, str(error))
-        size = self.sizes[name] = sum(part.nbytes for part in encode(small, self.model))
-        what = address, name, size
-        if self.linked:  # whatever words they are: they look random
-            self.updates[name] = update
-            return events.Appended(0.0, *what)
-        self.updates[name] = update = replace(update, groups=self.press.decode(small.groups, layouts, address.round))
-        try:
-            norm = check(update.groups, layouts)
-            if self.work.algorithm.verify:
-                self.work.algorithm.verify(self.work.learner.layouts, update.groups)
-            norm = self.norms[name] = None if self.work.plan.privacy.noise else norm  # as the server does it
-            return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
-        except LayoutError as error:
-            return events.Refused(0.0, *what, str(error))
+        return self.cohort.train(command, judged=self.due(command.round))
 
     def publish(self) -> None:
         """Make of the present state what clients receive."""
-        brief = self.work.algorithm.brief(self.state)
-        small, words = self.down.model(brief)
-        self.model, self.brief = digest_of(pack(small, words)), self.down.received(small, layouts_of(brief))
+        brief, to = self.work.algorithm.brief(self.state), self.cohort
+        small, words = to.down.model(brief)
+        to.model, to.brief = digest_of(pack(small, words)), to.down.received(small, layouts_of(brief))
 
     def begin(self) -> None:
         """Send the first model; the state is made anew of what clients make of it, where that is another one."""
         self.publish()
-        if self.down.stages:
+        if self.cohort.down.stages:
             self.state = self.work.algorithm.init(self.groups())
 
     def due(self, round_: int) -> bool:
@@ -213,79 +109,67 @@ class _Run:
 
     def close(self, command: events.Close) -> list[events.Event]:
         """Fold what came into the next model."""
-        accepted = {name: self.updates.pop(name) for name in command.accepted}
+        cohort, linked = self.cohort, self.cohort.linked
+        accepted = {name: cohort.updates.pop(name) for name in command.accepted}
         late = {name: command.round - task.round for name, task in command.late.items()}
         layouts = self.work.algorithm.updates(self.work.learner.layouts)
-        guard = expanded(self.linked.guard, self.press, layouts, command.round) if self.linked else None
+        guard = expanded(linked.guard, cohort.press, layouts, command.round) if linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        here = method.Round(command.round, command.cohort, len(self.clients), len(accepted))
+        here = method.Round(command.round, command.cohort, len(cohort.clients), len(accepted))
         noise = method.noise(self.work.plan, self.account, here, self.noises)
         undo = method.noised(self.work.plan, layouts, noise)
         seen: list[Drift | None] = []
         see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
-        whole = self.work.algorithm, self.state, layouts, accepted, len(self.clients)
+        whole = self.work.algorithm, self.state, layouts, accepted, len(cohort.clients)
         after = step(*whole, own, late, guard, undo=undo, see=see)
         if taught := algorithms.taught(*self.work, self.state, after, self.holdout, command.round):
             after = step(*whole, taught, late, guard, undo=undo)
         self.state = after
         sums = [one.metrics for name, one in accepted.items() if name not in late]
-        if self.linked:
-            sums = [named(self.linked.undone.metrics, sums)]
+        if linked:
+            sums = [named(linked.undone.metrics, sums)]
         self.publish()
         due = self.due(command.round)
         facts: dict[str, Any] = {
             "round": command.round,
             "answered": list(command.accepted),
-            "model": self.model,
+            "model": cohort.model,
             "late": late,
-            "bytes": sum(self.sizes[name] for name in accepted),
+            "bytes": sum(cohort.sizes[name] for name in accepted),
             "nodes": summary(pooled(sums)) if due else {},
             "spread": spread({one: summary(update.metrics) for one, update in accepted.items() if one not in late})
             if due and not guard
             else {},
-            **told(seen[0] if seen else None, {name: self.norms.get(name) for name in accepted}),
+            **told(seen[0] if seen else None, {name: cohort.norms.get(name) for name in accepted}),
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         if self.account:
             facts["noise"] = noise and {"multiplier": noise["multiplier"]}
             if due:
                 facts["epsilon"] = method.spent(self.account, [*self.noises, noise])
-        if self.clock.devices:
-            facts["at"] = round(self.clock.now, 3)
+        if cohort.clock.devices:
+            facts["at"] = round(cohort.clock.now, 3)
         self.noises.append(noise)
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
         over = method.over(self.account, self.noises)
-        judged = events.Closed(self.clock.now, self.model, facts["holdout"] or facts["nodes"], over)
-        more = self.there and command.round < self.work.plan.plan.rounds
-        return [*(self.presence(command.round + 1) if more else ()), judged]
-
-    def presence(self, round_: int) -> list[events.Event]:
-        """Let clients come and go before a round."""
-        if self.clock.devices and self.clock.devices.come_and_go:
-            return self.clock.follow(iter(self.clients))
-        names = frozenset(self.there(round_) if self.there else self.clients)
-        if unknown := names - self.clients.keys():
-            raise AtollError(f"round {round_}: '{min(unknown)}' is there, and no client has that name")
-        gone, come = self.here - names, names - self.here
-        self.here = names
-        now = self.clock.now
-        return [*(events.Lost(now, name) for name in sorted(gone)), events.Joined(now, {name: name for name in come})]
+        judged = events.Closed(cohort.clock.now, cohort.model, facts["holdout"] or facts["nodes"], over)
+        more = cohort.there and command.round < self.work.plan.plan.rounds
+        return [*(cohort.presence(command.round + 1) if more else ()), judged]
 
     def judge_update(self, command: events.Judge) -> list[events.Event]:
-        """Let a client remember what goes with its update, now that it counts; tell who watches of one that is refused."""
+        """Let a client know that its update counts; tell who watches of one that is refused."""
         name = command.address.node
         if command.accepted:
-            if memory := self.drafts.pop(name):
-                self.memories.put(name, memory)
+            self.cohort.settle(name)
         else:
             self.watch({"what": "rejected", "round": command.address.round, "name": name, "reason": command.reason})
         return []
 
     def end(self, command: events.End) -> list[events.Event]:
         """Let the clients go."""
-        return [events.Left(self.clock.now, name) for name in command.nodes]
+        return [events.Left(self.cohort.clock.now, name) for name in command.nodes]
 
     def finish(self, command: events.Finish) -> list[events.Event]:
         """Keep why it ended; raise where that was not at its end."""
@@ -296,18 +180,13 @@ class _Run:
 
     def wake(self, command: events.Wake) -> list[events.Event]:
         """Let the machine look at its deadlines, where time passes."""
-        self.clock.wake(command.at)
+        self.cohort.clock.wake(command.at)
         return []
-
-    def forget(self, server: Machine) -> None:
-        """Let go of the models that no client works from any longer."""
-        asked = {task.model for task in server.tasks.values()}
-        self.briefs = {model: brief for model, brief in self.briefs.items() if model in asked}
 
     def keep(self, server: Machine) -> None:
         """Keep the run as it is after a round, where it is to be kept."""
         if self.kept:
-            self.kept.save(server, self.state, self.memories, self.rounds[-1]["answered"], self.rounds)
+            self.kept.save(server, self.state, self.cohort.memories, self.rounds[-1]["answered"], self.rounds)
 
     def kept_in(self, store: str | Path | None, *, resume: bool) -> events.Past | None:
         """Keep the run in a folder, and go on with the one that is there where that is asked for.
@@ -320,13 +199,13 @@ class _Run:
                 raise AtollError("--resume: name the folder of the run that goes on, --store")
             return None
         plan = self.work.plan
-        if self.clock.devices:
+        if self.cohort.clock.devices:
             raise AtollError("--store: a run in virtual time can't go on yet; leave --devices out, or run it in one go")
         if plan.privacy.tree_noise:
             raise AtollError("--store: a folder must not hold the key of tree_noise; leave --store out, or run it in one go")
         if plan.cohort.buffer:
             raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
-        self.kept = Checkpoint(Path(store), plan, {"clients": len(self.clients), "strategy": self.strategy.name})
+        self.kept = Checkpoint(Path(store), plan, {"clients": len(self.cohort.clients), "strategy": self.cohort.strategy.name})
         if not resume:
             self.kept.begin()
             return None
@@ -334,43 +213,32 @@ class _Run:
         self.state, self.rounds = found.state, found.rounds
         self.publish()
         for name, memory in found.memories.items():
-            self.memories.put(name, memory)
+            self.cohort.memories.put(name, memory)
         return found.past
 
     def groups(self) -> Groups:
         """Return the present model's own groups."""
-        return {name: self.brief[name] for name in self.work.learner.layouts}
+        return {name: self.cohort.brief[name] for name in self.work.learner.layouts}
 
     def judge(self, rows: Rows) -> dict[str, float]:
         """How the present model does on some rows, as figures."""
-        return summary(self.strategy.judge(self.groups(), [rows])[0])
+        return summary(self.cohort.strategy.judge(self.groups(), [rows])[0])
 
     def judge_own(self, name: str) -> dict[str, float]:
         """How the model that a client itself uses does on its rows, as figures."""
-        (memory, _), data = parted(self.memories.get(name)), self.clients[name]
-        mine = algorithms.own(*self.work, self.brief, memory, data, self.work.plan.plan.rounds, name)
+        (memory, _), data = parted(self.cohort.memories.get(name)), self.cohort.clients[name]
+        mine = algorithms.own(*self.work, self.cohort.brief, memory, data, self.work.plan.plan.rounds, name)
         return summary(self.work.learner.evaluate(mine, data.judge))
 
     def judge_each(self) -> dict[str, dict[str, float]]:
         """How the present model does on each client's rows, as figures."""
-        if len(self.clients) > _ASKED_AT_THE_END:
+        clients = self.cohort.clients
+        if len(clients) > _ASKED_AT_THE_END:
             return {}
         if self.work.algorithm.own is not None:
-            return {name: self.judge_own(name) for name in self.clients}
-        judged = self.strategy.judge(self.groups(), [data.judge for data in self.clients.values()])
-        return {name: summary(sums) for name, sums in zip(self.clients, judged, strict=True)}
-
-
-_ACTS: Mapping[type[events.Command], Callable[[_Run, Any], list[events.Event]]] = {
-    events.Train: _Run.train,
-    events.Close: _Run.close,
-    events.End: _Run.end,
-    events.Finish: _Run.finish,
-    events.Judge: _Run.judge_update,
-    events.Say: _Run.say,
-    events.Collect: _Run.collect,
-    events.Wake: _Run.wake,
-}
+            return {name: self.judge_own(name) for name in clients}
+        judged = self.cohort.strategy.judge(self.groups(), [data.judge for data in clients.values()])
+        return {name: summary(sums) for name, sums in zip(clients, judged, strict=True)}
 
 
 def simulate(  # noqa: PLR0913  all but two have defaults
@@ -387,7 +255,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     workers: int | None = None,
     backend: str | None = None,
     judge_every: int = 1,
-    there: Callable[[int], Collection[str]] | None = None,
+    there: There | None = None,
     devices: Devices | str | Path | None = None,
     store: str | Path | None = None,
     resume: bool = False,
@@ -448,16 +316,13 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
         opened.callback(chosen.close)
-        presses = press, compression.down(plan)
-        run = _Run(
-            work, *presses, data, holdout, watch, state, chosen, judge_every, tamper, there, clock=clock, account=spending
-        )  # fmt: skip
-        opened.callback(run.threads.shutdown)
-        opened.callback(run.memories.close)
-        run.begin()
         privacy.prepare(plan)
         link, layouts = privacy.protected(plan, updates, press.layouts(updates))
-        run.linked = Linked(link, plan, work.algorithm, layouts) if link else None
+        linked = Linked(link, plan, work.algorithm, layouts) if link else None
+        cohort = Cohort(work, press, compression.down(plan), data, chosen, clock, tamper, there, linked)
+        opened.callback(cohort.close)
+        run = _Run(work, cohort, holdout, watch, state, judge_every, spending)
+        run.begin()
         return _driven(run, run.kept_in(store, resume=resume))
 
 
@@ -481,27 +346,38 @@ def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
 
 def _driven(run: _Run, past: events.Past | None) -> Simulated:
     """Let the machine go through all rounds, or through those that are left."""
-    work = run.work
-    steps = run.linked.steps if run.linked else events.NO_STEPS
+    work, cohort = run.work, run.cohort
+    acts: Mapping[type[events.Command], Callable[[Any], list[events.Event]]] = {
+        events.Train: run.train,
+        events.Close: run.close,
+        events.End: run.end,
+        events.Finish: run.finish,
+        events.Judge: run.judge_update,
+        events.Say: cohort.say,
+        events.Collect: cohort.collect,
+        events.Wake: run.wake,
+    }
+    steps = cohort.linked.steps if cohort.linked else events.NO_STEPS
     how: Any = {"late": work.algorithm.late is not None, "secret": new_secret(), "steps": steps}
     if past:
         spent = method.over(run.account, run.noises)
         server, commands = machine.resume("simulated", work.plan, past, 0.0, spent=spent, **how)
     else:
-        server, commands = machine.begin("simulated", work.plan, run.model, 0.0, **how)
-    waiting: deque[events.Event] = deque(run.presence(past.closed + 1 if past else 1))
+        server, commands = machine.begin("simulated", work.plan, cohort.model, 0.0, **how)
+    waiting: deque[events.Event] = deque(cohort.presence(past.closed + 1 if past else 1))
     for command in commands:
-        waiting.extend(_ACTS[type(command)](run, command))
-    while waiting or (run.clock and not run.reason):
-        event = waiting.popleft() if waiting else run.clock.next()
+        waiting.extend(acts[type(command)](command))
+    while waiting or (cohort.clock and not run.reason):
+        event = waiting.popleft() if waiting else cohort.clock.next()
         server, commands = machine.transition(server, event)
         if isinstance(event, events.Closed):
-            run.forget(server)
+            cohort.forget(server)
         for command in commands:
             if isinstance(command, events.Train | events.End) and isinstance(event, events.Closed):
                 run.keep(server)  # what the closed round changed is all in, and nothing of the next one
-            waiting.extend(_ACTS[type(command)](run, command))
+            waiting.extend(acts[type(command)](command))
     judged = run.rounds[-1]["holdout"] if run.holdout else {}
+    how_trained = cohort.strategy.name, cohort.strategy.said
     return Simulated(
-        run.rounds, run.groups(), run.model, judged, run.judge_each(), run.reason, run.strategy.name, run.strategy.said, run.state
+        run.rounds, run.groups(), cohort.model, judged, run.judge_each(), run.reason, *how_trained, run.state
     )  # fmt: skip

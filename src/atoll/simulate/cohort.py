@@ -1,0 +1,180 @@
+"""The clients of a simulated federation: what they train, remember and send, and when it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from atoll.algorithms import Memory
+from atoll.compression import Press, parted
+from atoll.errors import AtollError, LayoutError
+from atoll.learner import Data
+from atoll.messages import UPDATE
+from atoll.server import events
+from atoll.server.offences import length_of
+from atoll.server.state import State as Machine
+from atoll.simulate.attacks import Tamper
+from atoll.simulate.clients import Memories
+from atoll.simulate.clock import Clock
+from atoll.simulate.linked import Linked
+from atoll.simulate.map import Job, Strategy, Work
+from atoll.vector import Groups, Update, check, layouts_of
+from atoll.wire import Address, encode
+
+There = Callable[[int], Collection[str]]
+"""Round → the names of the clients that can be asked in it."""
+
+
+@dataclass
+class Cohort:
+    """All clients of a run.
+
+    Args:
+        work, press, down: the plan, its method and learner, and how updates and models are made smaller.
+        clients: name → rows.
+        strategy: how they train.
+        clock: when what they say arrives.
+        tamper: makes of a round's updates what is sent.
+        there: who can be asked in a round; all of them unless given.
+        linked: their end of the plan's link, and the server's.
+        model, brief: the model that was sent last, its digest and what clients make of it.
+        drafts: what each remembers once its update counts.
+        updates: those that have come and are in no model yet, opened, and their sizes and norms.
+    """
+
+    work: Work
+    press: Press
+    down: Press
+    clients: Mapping[str, Data]
+    strategy: Strategy
+    clock: Clock
+    tamper: Tamper | None = None
+    there: There | None = None
+    linked: Linked | None = None
+    model: str = ""
+    brief: Groups = field(default_factory=dict)
+    here: frozenset[str] = frozenset()
+    briefs: dict[str, Groups] = field(default_factory=dict)
+    memories: Memories = field(default_factory=Memories)
+    drafts: dict[str, Memory] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float | None] = field(default_factory=dict)
+    threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
+
+    def train(self, command: events.Train, *, judged: bool) -> list[events.Event]:
+        """Let the asked clients train; `judged`: and judge the model that they were sent."""
+        task, devices = (command.round, command.attempt), self.clock.devices
+        names = [name for name in command.nodes if not (devices and devices.drops(name, task))]
+        brief = self.briefs.setdefault(command.model, self.brief)
+        clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in names}
+        answers = self.strategy.train(Job(brief, command.round, clients, judged and not self.work.algorithm.silent))
+        updates: dict[str, Update] = {}
+        for name in names:
+            address, answer = Address("simulated", command.round, command.attempt, name), answers[name]
+            if isinstance(answer, LayoutError):
+                raise LayoutError(f"round {command.round}, {name}: {answer}")
+            if isinstance(answer, AtollError):
+                self.later(name, brief, events.Declined(0.0, address, str(answer)))
+                continue
+            self.drafts[name], updates[name] = answer
+        sent = self.tamper(command.round, updates) if self.tamper and updates else updates
+        if self.linked:
+            sent = {name: self.pressed(name, command.round, update) for name, update in sent.items()}
+            said = self.linked.train(command, sent)
+            return said if self.linked.steps.before else self.say(events.Say(UPDATE, tuple(sent)))
+        self.send(command.round, command.attempt, brief, sent)
+        return []
+
+    def send(self, round_: int, attempt: int, brief: Groups, sent: Mapping[str, Update]) -> None:
+        """Let updates arrive, each when its client is done with its training."""
+        self.updates.update(sent)
+        addresses = [Address("simulated", round_, attempt, name) for name in sent]
+        for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
+            self.later(name, brief, event)
+
+    def say(self, command: events.Say) -> list[events.Event]:
+        """Let clients hear what the plan's link says to them."""
+        linked = cast("Linked", self.linked)
+        if command.phase != UPDATE:
+            return linked.say(command)
+        protected = {name: linked.protect(name) for name in command.nodes}
+        updates = {name: one for name, one in protected.items() if isinstance(one, Update)}
+        self.send(*linked.tried, self.brief, updates)
+        return [
+            events.Declined(0.0, Address("simulated", *linked.tried, name), one)
+            for name, one in protected.items()
+            if isinstance(one, str)
+        ]
+
+    def collect(self, command: events.Collect) -> list[events.Event]:
+        """Let the plan's link go on to its next phase."""
+        return cast("Linked", self.linked).collect(command, self.updates, len(self.clients))
+
+    def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
+        """Let a client's word on a task come when it is done."""
+        plan = self.work.plan
+        steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
+        down = sum(layout.nbytes for layout in self.down.layouts(layouts_of(brief)).values())
+        self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
+
+    def pressed(self, name: str, round_: int, update: Update) -> Update:
+        """Return a client's update as it is before anything hides it, and let the client remember what it leaves out.
+
+        Raises:
+            LayoutError: it is too long.
+        """
+        small, left = self.press.encode(update.groups, parted(self.memories.get(name))[1], round_, name)
+        self.drafts[name] = {**self.drafts[name], **left}
+        return replace(update, groups=small)
+
+    def arrive(self, address: Address, update: Update) -> events.Appended | events.Refused | events.Declined:
+        """Take an update in as it travels, and check it as a server does; its size is known without joining its bytes."""
+        name, layouts = address.node, self.work.algorithm.updates(self.work.learner.layouts)
+        try:
+            small = update if self.linked else self.pressed(name, address.round, update)
+        except LayoutError as error:
+            return events.Declined(0.0, address, str(error))
+        size = self.sizes[name] = sum(part.nbytes for part in encode(small, self.model))
+        what = address, name, size
+        if self.linked:  # whatever words they are: they look random
+            self.updates[name] = update
+            return events.Appended(0.0, *what)
+        self.updates[name] = update = replace(update, groups=self.press.decode(small.groups, layouts, address.round))
+        try:
+            norm = check(update.groups, layouts)
+            if self.work.algorithm.verify:
+                self.work.algorithm.verify(self.work.learner.layouts, update.groups)
+            norm = self.norms[name] = None if self.work.plan.privacy.noise else norm  # as the server does it
+            return events.Appended(0.0, *what, length_of(self.work.plan, norm, update.weight, address.round))
+        except LayoutError as error:
+            return events.Refused(0.0, *what, str(error))
+
+    def presence(self, round_: int) -> list[events.Event]:
+        """Let clients come and go before a round."""
+        if self.clock.devices and self.clock.devices.come_and_go:
+            return self.clock.follow(iter(self.clients))
+        names = frozenset(self.there(round_) if self.there else self.clients)
+        if unknown := names - self.clients.keys():
+            raise AtollError(f"round {round_}: '{min(unknown)}' is there, and no client has that name")
+        gone, come = self.here - names, names - self.here
+        self.here = names
+        now = self.clock.now
+        return [*(events.Lost(now, name) for name in sorted(gone)), events.Joined(now, {name: name for name in come})]
+
+    def forget(self, server: Machine) -> None:
+        """Let go of the models that no client works from any longer."""
+        asked = {task.model for task in server.tasks.values()}
+        self.briefs = {model: brief for model, brief in self.briefs.items() if model in asked}
+
+    def settle(self, name: str) -> None:
+        """Let a client remember what goes with its update, now that it counts."""
+        if memory := self.drafts.pop(name):
+            self.memories.put(name, memory)
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+        self.threads.shutdown()
+        self.memories.close()
