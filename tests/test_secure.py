@@ -12,7 +12,7 @@ from tests.server.test_retention import replayed
 from atoll.errors import PlanError, RefusedError
 from atoll.keys import Identity
 from atoll.messages import StartTraining
-from atoll.node import machine
+from atoll.node import events
 from atoll.node.runtime import Node
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
@@ -96,11 +96,11 @@ class Lost(Node):
         if task.round < 3:
             await super().start_training(task)
 
-    async def _answer(self, command: machine.Answer) -> None:
+    async def _answer(self, command: events.Answer) -> None:
         if (command.task.round, command.phase) != (2, self.phase):
             await super()._answer(command)
 
-    async def _protect(self, command: machine.Protect) -> None:
+    async def _protect(self, command: events.Protect) -> None:
         if (command.task.round, "update") != (2, self.phase):
             await super()._protect(command)
 

@@ -20,7 +20,7 @@ from tests.federation import plan, rows, run
 
 import atoll
 from atoll.messages import StartTraining
-from atoll.node.machine import Event, Trained
+from atoll.node.events import Event, Trained
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server import events

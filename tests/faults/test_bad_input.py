@@ -20,7 +20,7 @@ from atoll.keys import Identity
 from atoll.learners.logistic import Logistic
 from atoll.messages import NAMESPACE, StartTraining
 from atoll.node import offer
-from atoll.node.machine import Event, Trained
+from atoll.node.events import Event, Trained
 from atoll.node.offer import greeting
 from atoll.node.runtime import Node
 from atoll.plan import Plan

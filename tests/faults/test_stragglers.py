@@ -21,7 +21,7 @@ from atoll.errors import PlanError
 from atoll.keys import Identity
 from atoll.learner import Rows
 from atoll.logs.broker import free_port
-from atoll.node.machine import Append
+from atoll.node.events import Append
 from atoll.node.runtime import Node
 from atoll.plan import Plan
 from atoll.server import machine

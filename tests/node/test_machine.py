@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from atoll.messages import EndSession, StartTraining, Verdict
-from atoll.node import machine
+from atoll.node import events, machine
 from atoll.node.machine import Phase
 
 DIGEST = "a" * 64
@@ -24,7 +24,7 @@ def verdict(round_: int = 1, *, accepted: bool = True) -> Verdict:
     return Verdict(run="run", round=round_, attempt=1, digest=DIGEST, accepted=accepted)
 
 
-def feed(state: machine.State, *happened: machine.Event) -> tuple[machine.State, list[Any]]:
+def feed(state: machine.State, *happened: events.Event) -> tuple[machine.State, list[Any]]:
     commands: list[Any] = []
     for event in happened:
         state, more = machine.transition(state, event)
@@ -37,81 +37,81 @@ def kinds(commands: list[Any]) -> list[str]:
 
 
 def start() -> machine.State:
-    return feed(machine.begin(60.0)[0], machine.Connected(0.0))[0]
+    return feed(machine.begin(60.0)[0], events.Connected(0.0))[0]
 
 
 def test_a_round_from_asked_to_judged():
     state, commands = feed(
         start(),
-        machine.Asked(0.0, task()),
-        machine.Trained(1.0, task(), DIGEST),
-        machine.Appended(2.0, task()),
-        machine.Judged(3.0, verdict()),
+        events.Asked(0.0, task()),
+        events.Trained(1.0, task(), DIGEST),
+        events.Appended(2.0, task()),
+        events.Judged(3.0, verdict()),
     )
     assert kinds(commands) == ["Train", "Append", "Say", "Settle"]
     assert state.phase is Phase.IDLE
 
 
 def test_asked_again_for_what_is_in_hand_trains_nothing_new():
-    state, _ = feed(start(), machine.Asked(0.0, task()))
-    assert feed(state, machine.Asked(1.0, task()))[1] == []
-    state, _ = feed(state, machine.Trained(1.0, task(), DIGEST), machine.Appended(2.0, task()))
-    assert kinds(feed(state, machine.Asked(3.0, task()))[1]) == ["Say"]
+    state, _ = feed(start(), events.Asked(0.0, task()))
+    assert feed(state, events.Asked(1.0, task()))[1] == []
+    state, _ = feed(state, events.Trained(1.0, task(), DIGEST), events.Appended(2.0, task()))
+    assert kinds(feed(state, events.Asked(3.0, task()))[1]) == ["Say"]
 
 
 def test_a_newer_task_takes_the_place_of_the_old_one():
-    state, commands = feed(start(), machine.Asked(0.0, task(1)), machine.Asked(1.0, task(2)))
+    state, commands = feed(start(), events.Asked(0.0, task(1)), events.Asked(1.0, task(2)))
     assert kinds(commands) == ["Train", "Train"]
-    assert feed(state, machine.Trained(2.0, task(1), DIGEST))[1] == []
-    assert kinds(feed(state, machine.Trained(2.0, task(2), DIGEST))[1]) == ["Append"]
+    assert feed(state, events.Trained(2.0, task(1), DIGEST))[1] == []
+    assert kinds(feed(state, events.Trained(2.0, task(2), DIGEST))[1]) == ["Append"]
 
 
 def test_a_lost_channel_is_dialled_with_growing_pauses_and_the_update_is_told_on_return():
-    state, _ = feed(start(), machine.Asked(0.0, task()), machine.Trained(1.0, task(), DIGEST), machine.Disconnected(1.0))
-    state, commands = feed(state, machine.Appended(2.0, task()))
+    state, _ = feed(start(), events.Asked(0.0, task()), events.Trained(1.0, task(), DIGEST), events.Disconnected(1.0))
+    state, commands = feed(state, events.Appended(2.0, task()))
     assert commands == []
     assert state.dial_at == 1.0 + machine.SHORTEST
-    state, commands = feed(state, machine.Tick(1.3), machine.Disconnected(1.3))
+    state, commands = feed(state, events.Tick(1.3), events.Disconnected(1.3))
     assert kinds(commands) == ["Dial", "Wake"]
     assert state.dial_at == 1.3 + 2 * machine.SHORTEST
-    assert kinds(feed(state, machine.Connected(2.0))[1]) == ["Say"]
+    assert kinds(feed(state, events.Connected(2.0))[1]) == ["Say"]
     assert [machine.pause(k) for k in (1, 2, 3, 99)] == [0.25, 0.5, 1.0, machine.LONGEST]
 
 
 def test_sending_is_tried_again_until_it_goes_through():
-    state, _ = feed(start(), machine.Asked(0.0, task()), machine.Trained(1.0, task(), DIGEST))
-    state, commands = feed(state, machine.Unanswered(1.0, task()), machine.Tick(1.1))
+    state, _ = feed(start(), events.Asked(0.0, task()), events.Trained(1.0, task(), DIGEST))
+    state, commands = feed(state, events.Unanswered(1.0, task()), events.Tick(1.1))
     assert kinds(commands) == ["Wake"]
-    assert kinds(feed(state, machine.Tick(1.3))[1]) == ["Append"]
+    assert kinds(feed(state, events.Tick(1.3))[1]) == ["Append"]
 
 
 def test_a_model_that_did_not_come_is_asked_for_again_and_never_declined():
-    state, commands = feed(start(), machine.Asked(0.0, task()), machine.Unanswered(1.0, task()), machine.Tick(1.3))
+    state, commands = feed(start(), events.Asked(0.0, task()), events.Unanswered(1.0, task()), events.Tick(1.3))
     assert kinds(commands) == ["Train", "Wake", "Train"]
-    state, commands = feed(state, machine.Unanswered(2.0, task()), machine.Asked(2.1, task(2)), machine.Tick(3.0))
-    assert [command.task for command in commands if isinstance(command, machine.Train)] == [task(2)]
+    state, commands = feed(state, events.Unanswered(2.0, task()), events.Asked(2.1, task(2)), events.Tick(3.0))
+    assert [command.task for command in commands if isinstance(command, events.Train)] == [task(2)]
 
 
 def test_what_cannot_be_trained_is_declined_with_the_reason():
-    state, commands = feed(start(), machine.Asked(0.0, task()), machine.CannotTrain(1.0, task(), "NaN"))
-    assert commands[-1] == machine.Refuse(task(), "NaN")
+    state, commands = feed(start(), events.Asked(0.0, task()), events.CannotTrain(1.0, task(), "NaN"))
+    assert commands[-1] == events.Refuse(task(), "NaN")
     assert state.phase is Phase.IDLE
 
 
 def test_the_end_is_taken_even_if_the_model_comes_late():
-    state, commands = feed(start(), machine.Told(0.0, END), machine.NotTaken(1.0), machine.Tick(1.3), machine.Taken(2.0))
+    state, commands = feed(start(), events.Told(0.0, END), events.NotTaken(1.0), events.Tick(1.3), events.Taken(2.0))
     assert kinds(commands) == ["Take", "Wake", "Take", "Leave"]
     assert state.phase is Phase.ENDED
 
 
 def test_a_server_that_stays_away_too_long_is_given_up():
-    state, commands = feed(start(), machine.Disconnected(0.0), machine.Tick(1.0), machine.Disconnected(60.0))
-    assert commands[-1] == machine.Leave(None)
+    state, commands = feed(start(), events.Disconnected(0.0), events.Tick(1.0), events.Disconnected(60.0))
+    assert commands[-1] == events.Leave(None)
     assert state.phase is Phase.ENDED
 
 
 def test_the_table_knows_every_event():
-    assert set(machine.TABLE) == set(machine.Event.__subclasses__())
+    assert set(machine.TABLE) == set(events.Event.__subclasses__())
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -124,44 +124,44 @@ class AnyOrder(RuleBasedStateMachine):
         self.trains: list[StartTraining] = []
         self.left = 0
 
-    def happen(self, event: machine.Event) -> None:
+    def happen(self, event: events.Event) -> None:
         self.state, commands = machine.transition(self.state, event)
         for command in commands:
-            if isinstance(command, machine.Train):
+            if isinstance(command, events.Train):
                 self.trains.append(command.task)
-            if isinstance(command, machine.Leave):
+            if isinstance(command, events.Leave):
                 self.left += 1
 
     @rule(round_=st.integers(1, 3))
     def asked(self, round_: int) -> None:
-        self.happen(machine.Asked(self.now, task(round_)))
+        self.happen(events.Asked(self.now, task(round_)))
 
     @rule(round_=st.integers(1, 3), what=st.sampled_from(["trained", "appended", "not", "cannot"]))
     def worked(self, round_: int, what: str) -> None:
-        events = {
-            "trained": machine.Trained(self.now, task(round_), DIGEST),
-            "appended": machine.Appended(self.now, task(round_)),
-            "not": machine.Unanswered(self.now, task(round_)),
-            "cannot": machine.CannotTrain(self.now, task(round_), "no"),
+        happened = {
+            "trained": events.Trained(self.now, task(round_), DIGEST),
+            "appended": events.Appended(self.now, task(round_)),
+            "not": events.Unanswered(self.now, task(round_)),
+            "cannot": events.CannotTrain(self.now, task(round_), "no"),
         }
-        self.happen(events[what])
+        self.happen(happened[what])
 
     @rule(back=st.booleans())
     def channel(self, back: bool) -> None:
-        self.happen(machine.Connected(self.now) if back else machine.Disconnected(self.now))
+        self.happen(events.Connected(self.now) if back else events.Disconnected(self.now))
 
     @rule(round_=st.integers(1, 3), accepted=st.booleans())
     def judged(self, round_: int, accepted: bool) -> None:
-        self.happen(machine.Judged(self.now, verdict(round_, accepted=accepted)))
+        self.happen(events.Judged(self.now, verdict(round_, accepted=accepted)))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 40.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.happen(machine.Tick(self.now))
+        self.happen(events.Tick(self.now))
 
     @rule()
     def told(self) -> None:
-        self.happen(machine.Told(self.now, END))
+        self.happen(events.Told(self.now, END))
 
     @invariant()
     def leaves_once_and_only_then_ended(self) -> None:

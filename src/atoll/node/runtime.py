@@ -34,7 +34,7 @@ from atoll.messages import (
     StartTraining,
     Verdict,
 )
-from atoll.node import machine
+from atoll.node import events, machine
 from atoll.node.download import Downloads
 from atoll.node.gate import Gate
 from atoll.node.linked import Linked
@@ -118,17 +118,17 @@ class Node:
         self._watch: Watch = watch or (lambda _: None)
         self.holding = Holding(data, self.directory, self._tell)
         acts: Mapping[type, Callable[[Any], Awaitable[None]]] = {
-            machine.Dial: self.connect,
-            machine.Train: self.fit,
-            machine.Answer: self._answer,
-            machine.Protect: self._protect,
-            machine.Append: self.send_updates,
-            machine.Say: self._say,
-            machine.Refuse: self._refuse,
-            machine.Settle: self._settle,
-            machine.Take: self._take,
-            machine.Wake: self._wake,
-            machine.Leave: self._leave,
+            events.Dial: self.connect,
+            events.Train: self.fit,
+            events.Answer: self._answer,
+            events.Protect: self._protect,
+            events.Append: self.send_updates,
+            events.Say: self._say,
+            events.Refuse: self._refuse,
+            events.Settle: self._settle,
+            events.Take: self._take,
+            events.Wake: self._wake,
+            events.Leave: self._leave,
         }
         self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._fail)
         self._training = asyncio.Lock()
@@ -258,40 +258,40 @@ class Node:
         self._tell("connected", run=message.run, round=message.round)
         if message.held_out >= message.round:
             self._tell("held_out", until=message.held_out)
-        await self.drive.happen(machine.Connected(self.drive.now()))
+        await self.drive.happen(events.Connected(self.drive.now()))
 
     async def start_training(self, task: StartTraining) -> None:
         """The server asks for an update."""
-        await self.drive.happen(machine.Asked(self.drive.now(), task))
+        await self.drive.happen(events.Asked(self.drive.now(), task))
 
     async def link(self, part: Letter) -> None:
         """The server says something to the plan's link."""
         if self.linked and (letter := self.linked.take(part)):
-            await self.drive.happen(machine.Said(self.drive.now(), *letter))
+            await self.drive.happen(events.Said(self.drive.now(), *letter))
 
     async def _judged(self, verdict: Verdict) -> None:
         what = verdict.round, verdict.attempt, verdict.digest
         if what != self._told_of:  # it is said again to whoever says that an update is there
             self._tell("verdict", round=verdict.round, accepted=verdict.accepted, reason=verdict.reason)
         self._told_of = what
-        await self.drive.happen(machine.Judged(self.drive.now(), verdict))
+        await self.drive.happen(events.Judged(self.drive.now(), verdict))
 
     async def _slowed(self, message: Slowed) -> None:
         self._tell("waiting", reason=f"the server slows this node: {message.reason}")
 
     async def end_session(self, end: EndSession) -> None:
         """The run is over: the final model is fetched, judged on this node's rows, and saved."""
-        await self.drive.happen(machine.Told(self.drive.now(), end))
+        await self.drive.happen(events.Told(self.drive.now(), end))
 
     async def _lost(self, *reason: object) -> None:
         del reason
         if self.drive.state.end is None and not self._over.done():
             self._tell("waiting", reason="the server is away; reconnecting")
-        await self.drive.happen(machine.Disconnected(self.drive.now()))
+        await self.drive.happen(events.Disconnected(self.drive.now()))
 
     # What the machine decides.
 
-    async def connect(self, command: machine.Dial) -> None:
+    async def connect(self, command: events.Dial) -> None:
         """Open the control channel; a refusal ends the node."""
         del command
         self.drive.spawn(self._dial())
@@ -308,14 +308,14 @@ class Node:
             )
         except (UnreachableError, socketio.exceptions.ConnectionError) as error:
             log.info("not connected: %s", error)
-            await self.drive.happen(machine.Disconnected(self.drive.now()))
+            await self.drive.happen(events.Disconnected(self.drive.now()))
 
     async def _not_connected(self, reason: object = None) -> None:
         """Hear why the channel could not be opened: a server that answers says it in a message, and means it."""
         if isinstance(reason, dict) and "message" in reason and reason.get("data") != {"again": True}:
             self._fail(RefusedError(f"{self.url}: {str(reason['message'])[:2000]}"))
 
-    async def fit(self, command: machine.Train) -> None:
+    async def fit(self, command: events.Train) -> None:
         """Fetch the model and train, unless the update for this task was made and kept already."""
         self.drive.spawn(self._fit(command.task))
 
@@ -328,31 +328,31 @@ class Node:
                 event = await self._made(task)
             except (UnreachableError, UnwritableError) as error:
                 self._tell("waiting", reason=str(error))
-                await self.drive.happen(machine.Unanswered(self.drive.now(), task))
+                await self.drive.happen(events.Unanswered(self.drive.now(), task))
             except AtollError as error:
-                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
+                await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
             except Exception as error:  # a framework's own, in whose words there may be values of rows: they stay here
                 log.exception("round %d: training failed", task.round)
                 said = f"training failed ({type(error).__name__}); the node's own log says more"
-                await self.drive.happen(machine.CannotTrain(self.drive.now(), task, said))
+                await self.drive.happen(events.CannotTrain(self.drive.now(), task, said))
             else:
                 await self.drive.happen(event)
 
-    async def _made(self, task: StartTraining) -> machine.Event:
+    async def _made(self, task: StartTraining) -> events.Event:
         """Return that the update for a task is made; what its link has to protect is only trained."""
         if kept := self.outbox.kept(self._address(task)):
-            return machine.Trained(self.drive.now(), task, kept)
+            return events.Trained(self.drive.now(), task, kept)
         if self._fitted is None or self._fitted[0] != task:
             memory, update = await self._train(task)
             if self.linked is None:
-                return machine.Trained(self.drive.now(), task, await asyncio.to_thread(self.work.seal, task, memory, update))
+                return events.Trained(self.drive.now(), task, await asyncio.to_thread(self.work.seal, task, memory, update))
             self._fitted = task, memory, update
-        return machine.Fitted(self.drive.now(), task)
+        return events.Fitted(self.drive.now(), task)
 
-    async def _answer(self, command: machine.Answer) -> None:
+    async def _answer(self, command: events.Answer) -> None:
         self.drive.spawn(self._answering(command))
 
-    async def _answering(self, command: machine.Answer) -> None:
+    async def _answering(self, command: events.Answer) -> None:
         task, phase = command.task, command.phase
         if self.linked is None:
             return
@@ -364,7 +364,7 @@ class Node:
             if sums is not None:
                 answer = await self._send_sum(task, answer)
         except AtollError as error:
-            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
+            await self.drive.happen(events.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
             return
         for part in written(task.run, task.round, task.attempt, phase, answer):
             await self._emit(part)
@@ -398,10 +398,10 @@ class Node:
         self._tell("waiting", reason=str(error))
         await asyncio.sleep(machine.SHORTEST)
 
-    async def _protect(self, command: machine.Protect) -> None:
+    async def _protect(self, command: events.Protect) -> None:
         self.drive.spawn(self._protecting(command))
 
-    async def _protecting(self, command: machine.Protect) -> None:
+    async def _protecting(self, command: events.Protect) -> None:
         if self.linked is None or self._fitted is None or self._fitted[0] != command.task:
             return
         (task, memory, update), self._fitted = self._fitted, None
@@ -410,9 +410,9 @@ class Node:
             hidden = await asyncio.to_thread(self.linked.protect, task, command.body, mine)
             digest = await asyncio.to_thread(self.work.seal, task, memory, hidden)
         except AtollError as error:
-            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
+            await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
         else:
-            await self.drive.happen(machine.Trained(self.drive.now(), task, digest))
+            await self.drive.happen(events.Trained(self.drive.now(), task, digest))
 
     async def _train(self, task: StartTraining) -> tuple[Memory, Update]:
         body = await self._model(task.model)
@@ -432,7 +432,7 @@ class Node:
         limit = sum(layout.nbytes for layout in self.layouts.values()) + HEADER_LIMIT
         return await self.downloads.get(self.session, digest, limit)
 
-    async def send_updates(self, command: machine.Append) -> None:
+    async def send_updates(self, command: events.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""
         self.drive.spawn(self._send(command.task))
 
@@ -443,17 +443,17 @@ class Node:
             await self.appender.append(envelope, path)
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
-            await self.drive.happen(machine.Unanswered(self.drive.now(), task))
+            await self.drive.happen(events.Unanswered(self.drive.now(), task))
         except AtollError as error:
-            await self.drive.happen(machine.CannotTrain(self.drive.now(), task, str(error)))
+            await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
         else:
             self._tell("sent", round=task.round, bytes=envelope.size)
-            await self.drive.happen(machine.Appended(self.drive.now(), task))
+            await self.drive.happen(events.Appended(self.drive.now(), task))
 
-    async def _say(self, command: machine.Say) -> None:
+    async def _say(self, command: events.Say) -> None:
         await self._emit(command.message)
 
-    async def _refuse(self, command: machine.Refuse) -> None:
+    async def _refuse(self, command: events.Refuse) -> None:
         task = command.task
         self._tell("declined", round=task.round, reason=command.reason)
         self.outbox.drop(self._address(task))
@@ -464,12 +464,12 @@ class Node:
         await self._call(decline)
         self._fail(PolicyError(self.gate.shut))
 
-    async def _settle(self, command: machine.Settle) -> None:
+    async def _settle(self, command: events.Settle) -> None:
         verdict = command.verdict
         self.outbox.drop(Address(verdict.run, verdict.round, verdict.attempt, self.identity.node))
         self.ledger.judged(verdict.digest, verdict.accepted, verdict.reason, time.time())
 
-    async def _take(self, command: machine.Take) -> None:
+    async def _take(self, command: events.Take) -> None:
         self.drive.spawn(self._taking(command.end))
 
     async def _taking(self, end: EndSession) -> None:
@@ -483,19 +483,19 @@ class Node:
                     self.ledger.telling(end.run, self.plan.digest, told, time.time())
         except (UnreachableError, UnwritableError) as error:
             self._tell("waiting", reason=str(error))
-            await self.drive.happen(machine.NotTaken(self.drive.now()))
+            await self.drive.happen(events.NotTaken(self.drive.now()))
             return
         except AtollError as error:
             self._tell("not_kept", reason=str(error))
         if end.outcome == "completed":
             self.memories.forget(end.run)
         await self._call(SessionEnded(run=end.run, metrics=dict(told)))
-        await self.drive.happen(machine.Taken(self.drive.now()))
+        await self.drive.happen(events.Taken(self.drive.now()))
 
-    async def _wake(self, command: machine.Wake) -> None:
-        self.drive.wake(command.at, machine.Tick)
+    async def _wake(self, command: events.Wake) -> None:
+        self.drive.wake(command.at, events.Tick)
 
-    async def _leave(self, command: machine.Leave) -> None:
+    async def _leave(self, command: events.Leave) -> None:
         if not self._over.done():
             self._over.set_result(command.end)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from atoll.messages import UPDATE, StartTraining
-from atoll.node import machine as node_machine
+from atoll.node import events as node_events
 from atoll.server import events
 from atoll.testing.network import Federation
 from atoll.testing.stored import RUN, made
@@ -71,7 +71,7 @@ class LinkedFederation(Federation):
                         return
                     key = (RUN, state.round, state.attempt)
                     for node in nodes:
-                        self._to_node(node, partial(node_machine.Said, key=key, phase=phase, body=phase.encode()))
+                        self._to_node(node, partial(node_events.Said, key=key, phase=phase, body=phase.encode()))
                 case _:
                     super()._serve((command,))
 
@@ -93,12 +93,12 @@ class LinkedFederation(Federation):
 
     # A node's link.
 
-    def _act(self, key: str, commands: tuple[node_machine.Command, ...]) -> None:
+    def _act(self, key: str, commands: tuple[node_events.Command, ...]) -> None:
         for command in commands:
             match command:
-                case node_machine.Answer(task, phase):
+                case node_events.Answer(task, phase):
                     self._after_delay(partial(self._answer, key, task, phase, self._nodes[key].life))
-                case node_machine.Protect(task):
+                case node_events.Protect(task):
                     self._after_delay(partial(self._protect, key, task, self._nodes[key].life))
                 case _:
                     super()._act(key, (command,))
@@ -111,7 +111,7 @@ class LinkedFederation(Federation):
         if phase == STEPS.before[0]:
             self._joined[key] = life, tried
         if given != tried or self._joined.get(key) != (life, tried):
-            self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason="no part in this try"), life)
+            self._tell_node(key, partial(node_events.CannotTrain, task=task, reason="no part in this try"), life)
             return
         if phase == STEPS.last:
             self._given[key, task.round] = tried
@@ -129,18 +129,18 @@ class LinkedFederation(Federation):
         if (task.round, task.attempt) in node.outbox:
             super()._trained(key, task, life)
         elif not self._server.up or self._world.happens(self.faults.broken):  # the model can't be fetched
-            self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
+            self._tell_node(key, partial(node_events.Unanswered, task=task), life)
         else:
             node.trained += 1
-            self._tell_node(key, partial(node_machine.Fitted, task=task), life)
+            self._tell_node(key, partial(node_events.Fitted, task=task), life)
 
     def _protect(self, key: str, task: StartTraining, life: int) -> None:
         node, tried = self._nodes[key], (task.round, task.attempt)
         if not node.up or node.life != life:
             return
         if self._joined.get(key) != (life, tried):
-            self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason="no part in this try"), life)
+            self._tell_node(key, partial(node_events.CannotTrain, task=task, reason="no part in this try"), life)
             return
         update = node.outbox.setdefault(tried, made(Address(RUN, *tried, key), task.model, task.counted))
         node.memories = {task.counted, update}
-        self._tell_node(key, partial(node_machine.Trained, task=task, digest=update), life)
+        self._tell_node(key, partial(node_events.Trained, task=task, digest=update), life)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from atoll.messages import EndSession, FlUpdate, StartTraining, Verdict
+from atoll.node import events as node_events
 from atoll.node import machine as node_machine
 from atoll.plan import Plan
 from atoll.server import events
@@ -206,13 +207,13 @@ class Federation:
                     verdict = self._verdict(address, digest, accepted=accepted)
                     if not accepted:
                         self._store.refused.add(address)
-                    self._to_node(address.node, partial(node_machine.Judged, verdict=verdict))
+                    self._to_node(address.node, partial(node_events.Judged, verdict=verdict))
                 case events.Close():
                     self._after_delay(partial(self._closed, command, self._server.life))
                 case events.End(nodes, outcome):
                     end = EndSession.model_construct(run=RUN, rounds=0, model=self.model, outcome=outcome, reason="")
                     for node in nodes:
-                        self._to_node(node, partial(node_machine.Told, end=end))
+                        self._to_node(node, partial(node_events.Told, end=end))
                 case events.Wake(at):
                     tick = partial(self._tell_server, events.Tick, self._server.life)
                     self._world.later(max(0.0, at * self._rate - self._world.now) + 1e-6, tick)
@@ -228,7 +229,7 @@ class Federation:
         )
         for node in command.nodes:
             mine = task.model_copy(update={"counted": self._store.counted(node)})
-            self._to_node(node, partial(node_machine.Asked, task=mine))
+            self._to_node(node, partial(node_events.Asked, task=mine))
 
     def _verdict(self, address: Address, digest: str, *, accepted: bool) -> Verdict:
         _, round_, attempt, _ = address
@@ -261,12 +262,12 @@ class Federation:
         """One try to append: it may fail before, or after the update is durable."""
         address, digest = Address(RUN, task.round, task.attempt, key), node.outbox[task.round, task.attempt]
         if self._log_away or self._world.happens(self.faults.broken) or (self._embedded and not self._server.up):
-            self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
+            self._tell_node(key, partial(node_events.Unanswered, task=task), life)
             return
         if address not in self.log:
             gone = "revoked" if key in self.hostile.revoked else None
             if self._embedded and self._server.state and (no := gone or admits(self._server.state, address)):
-                self._tell_node(key, partial(node_machine.CannotTrain, task=task, reason=no), life)
+                self._tell_node(key, partial(node_events.CannotTrain, task=task, reason=no), life)
                 return
             self.log[address] = digest
             self._written.append(address)
@@ -274,7 +275,7 @@ class Federation:
         if not self._embedded and self._world.happens(self.faults.dies):
             self._log_away = True
             self._world.later(self._world.about(self.faults.away, self.faults.longest), self._log_is_back)
-        heard = node_machine.Unanswered if self._world.happens(self.faults.broken) else node_machine.Appended
+        heard = node_events.Unanswered if self._world.happens(self.faults.broken) else node_events.Appended
         self._after_delay(partial(self._tell_node, key, partial(heard, task=task), life))
 
     def _read(self) -> None:
@@ -309,7 +310,7 @@ class Federation:
             self._hangs_up(node, node.connection)
         self._world.later(self._world.about(self.faults.away, self.faults.longest), partial(self._start_node, key))
 
-    def _tell_node(self, key: str, event: Callable[[float], node_machine.Event], life: int) -> None:
+    def _tell_node(self, key: str, event: Callable[[float], node_events.Event], life: int) -> None:
         node = self._nodes[key]
         if not node.up or node.life != life:
             return
@@ -318,32 +319,32 @@ class Federation:
         if self._nodes[key].up and self._world.happens(self.faults.dies):  # it may have left
             self._kill_node(key)
 
-    def _act(self, key: str, commands: tuple[node_machine.Command, ...]) -> None:
+    def _act(self, key: str, commands: tuple[node_events.Command, ...]) -> None:
         node = self._nodes[key]
         for command in commands:
             life = node.life
             match command:
-                case node_machine.Dial():
+                case node_events.Dial():
                     self._after_delay(partial(self._dial, key, life))
-                case node_machine.Train(task):
+                case node_events.Train(task):
                     self._world.later(
                         self._world.about(self.faults.fit, self.faults.longest), partial(self._trained, key, task, life)
                     )
-                case node_machine.Append(task):
+                case node_events.Append(task):
                     self._after_delay(partial(self._append, node, key, task, life))
-                case node_machine.Say(message):
+                case node_events.Say(message):
                     self._to_server(key, partial(self._said_update, key, message))
-                case node_machine.Settle(verdict):
+                case node_events.Settle(verdict):
                     if verdict.accepted:
                         node.counted.add(verdict.digest)
-                case node_machine.Take(end):
+                case node_events.Take(end):
                     self._after_delay(partial(self._take, key, end, life))
-                case node_machine.Wake(at):
-                    tick = partial(self._tell_node, key, node_machine.Tick, life)
+                case node_events.Wake(at):
+                    tick = partial(self._tell_node, key, node_events.Tick, life)
                     self._world.later(max(0.0, at * node.rate - self._world.now) + 1e-6, tick)
-                case node_machine.Leave(end):
+                case node_events.Leave(end):
                     self._leave(key, end)
-                case node_machine.Refuse(task, reason):
+                case node_events.Refuse(task, reason):
                     address = Address(RUN, task.round, task.attempt, key)
                     self._to_server(key, partial(self._declines, address, reason, self._server.life))
 
@@ -361,13 +362,13 @@ class Federation:
             node.up = False  # a refusal ends it
             return
         if not server.up or self._world.happens(self.faults.broken):
-            self._tell_node(key, node_machine.Disconnected, life)
+            self._tell_node(key, node_events.Disconnected, life)
             return
         node.connection = next(self._connections)
         self._store.names[key] = node.name
         self._tell_server(partial(events.Joined, nodes={key: node.name}), server.life)
         if node.connection is not None:
-            self._tell_node(key, node_machine.Connected, life)
+            self._tell_node(key, node_events.Connected, life)
 
     def _trained(self, key: str, task: StartTraining, life: int) -> None:
         """Training gives the same bits for the same round and model; what was kept is not trained again."""
@@ -376,7 +377,7 @@ class Federation:
             return
         if (task.round, task.attempt) not in node.outbox:
             if not self._server.up or self._world.happens(self.faults.broken):  # the model can't be fetched
-                self._tell_node(key, partial(node_machine.Unanswered, task=task), life)
+                self._tell_node(key, partial(node_events.Unanswered, task=task), life)
                 return
             assert task.counted in node.memories, "what goes with the node's last update that counted is gone"
             node.trained += 1
@@ -384,16 +385,16 @@ class Federation:
             node.outbox[task.round, task.attempt] = update
             node.memories = {task.counted, update}
             self.hostile.spoils(key, update)
-        self._tell_node(key, partial(node_machine.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
+        self._tell_node(key, partial(node_events.Trained, task=task, digest=node.outbox[task.round, task.attempt]), life)
 
     def _said_update(self, key: str, message: FlUpdate) -> None:
         address = Address(RUN, message.round, message.attempt, key)
         if verdict := self._server.verdicts.get((address, message.digest)):
-            self._to_node(key, partial(node_machine.Judged, verdict=verdict))
+            self._to_node(key, partial(node_events.Judged, verdict=verdict))
 
     def _take(self, key: str, end: EndSession, life: int) -> None:
         failed = not self._server.up or self._world.happens(self.faults.broken)
-        self._tell_node(key, node_machine.NotTaken if failed else node_machine.Taken, life)
+        self._tell_node(key, node_events.NotTaken if failed else node_events.Taken, life)
         del end
 
     def _leave(self, key: str, end: EndSession | None) -> None:
@@ -405,7 +406,7 @@ class Federation:
 
     # The control channel.
 
-    def _to_node(self, key: str, event: Callable[[float], node_machine.Event]) -> None:
+    def _to_node(self, key: str, event: Callable[[float], node_events.Event]) -> None:
         node = self._nodes[key]
         if node.connection is not None:
             self._send(node, partial(self._tell_node, key, event, node.life))
@@ -436,7 +437,7 @@ class Federation:
             return
         node.connection = None
         key, life = next(key for key, one in self._nodes.items() if one is node), self._server.life
-        self._after_delay(partial(self._tell_node, key, node_machine.Disconnected, node.life))
+        self._after_delay(partial(self._tell_node, key, node_events.Disconnected, node.life))
         self._after_delay(partial(self._lose, key, life))
 
     def _lose(self, key: str, life: int) -> None:
