@@ -39,12 +39,12 @@ QUORUM = {"minimum": 3, "quorum": 0.67, "grace": 0, "deadline": 60}
 
 
 class Gated(Node):
-    """A node that sends an update when it may: `gate(round)` waits until then."""
+    """A node that sends an update when it may: `may(round)` waits until then."""
 
-    gate: Callable[[int], Awaitable[object]]
+    may: Callable[[int], Awaitable[object]]
 
     async def send_updates(self, command: Append) -> None:
-        await self.gate(command.task.round)
+        await self.may(command.task.round)
         await super().send_updates(command)
 
 
@@ -57,7 +57,7 @@ def gated(server: Server, place: Path, gates: dict[str, Callable[[int], Awaitabl
     nodes = []
     for name, data in clients(len(gates)).items():
         node = Gated(server.url, data, name=name, directory=place / name)
-        node.gate = gates[name]
+        node.may = gates[name]
         nodes.append(node)
     return nodes
 
@@ -172,7 +172,7 @@ class Flags:
             for name, data in clients(4).items():
                 slow = name == "node-3"
                 node = Gated(url, data, name=name, directory=place / name, watch=self.watch if slow else None)
-                node.gate = self.slow if slow else self.quick
+                node.may = self.slow if slow else self.quick
                 nodes.append(node)
             others = [asyncio.create_task(node.start_async()) for node in nodes[:3]]
             await until(self.begun.is_set)  # round 1 is the three others'
