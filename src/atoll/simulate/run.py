@@ -33,7 +33,7 @@ from atoll.simulate.cohort import Cohort, There
 from atoll.simulate.devices import Devices
 from atoll.simulate.linked import Linked
 from atoll.simulate.map import Strategy, Work
-from atoll.vector import Groups, layouts_of
+from atoll.vector import Groups, Update, layouts_of
 from atoll.wire import digest_of, pack
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -108,40 +108,19 @@ class _Run:
         return round_ % self.judge_every == 0 or round_ == self.work.plan.plan.rounds
 
     def close(self, command: events.Close) -> list[events.Event]:
-        """Fold what came into the next model."""
-        cohort, linked = self.cohort, self.cohort.linked
+        """Fold what came into the next model, and tell how it does."""
+        cohort, due = self.cohort, self.due(command.round)
         accepted = {name: cohort.updates.pop(name) for name in command.accepted}
-        late = {name: command.round - task.round for name, task in command.late.items()}
-        layouts = self.work.algorithm.updates(self.work.learner.layouts)
-        guard = expanded(linked.guard, cohort.press, layouts, command.round) if linked else None
-        layouts = guard.layouts if guard else layouts
-        own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        here = method.Round(command.round, command.cohort, len(cohort.clients), len(accepted))
-        noise = method.noise(self.work.plan, self.account, here, self.noises)
-        undo = method.noised(self.work.plan, layouts, noise)
-        seen: list[Drift | None] = []
-        see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
-        whole = self.work.algorithm, self.state, layouts, accepted, len(cohort.clients)
-        after = step(*whole, own, late, guard, undo=undo, see=see)
-        if taught := algorithms.taught(*self.work, self.state, after, self.holdout, command.round):
-            after = step(*whole, taught, late, guard, undo=undo)
-        self.state = after
-        sums = [one.metrics for name, one in accepted.items() if name not in late]
-        if linked:
-            sums = [named(linked.undone.metrics, sums)]
+        noise, seen = self.fold(command, accepted)
         self.publish()
-        due = self.due(command.round)
         facts: dict[str, Any] = {
             "round": command.round,
             "answered": list(command.accepted),
             "model": cohort.model,
-            "late": late,
+            "late": _late(command),
             "bytes": sum(cohort.sizes[name] for name in accepted),
-            "nodes": summary(pooled(sums)) if due else {},
-            "spread": spread({one: summary(update.metrics) for one, update in accepted.items() if one not in late})
-            if due and not guard
-            else {},
-            **told(seen[0] if seen else None, {name: cohort.norms.get(name) for name in accepted}),
+            **self.at_clients({name: one for name, one in accepted.items() if name not in command.late}, due=due),
+            **told(seen, {name: cohort.norms.get(name) for name in accepted}),
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         if self.account:
@@ -157,6 +136,33 @@ class _Run:
         judged = events.Closed(cohort.clock.now, cohort.model, facts["holdout"] or facts["nodes"], over)
         more = cohort.there and command.round < self.work.plan.plan.rounds
         return [*(cohort.presence(command.round + 1) if more else ()), judged]
+
+    def fold(self, command: events.Close, accepted: Mapping[str, Update]) -> tuple[method.Made, Drift | None]:
+        """Fold updates into the next state; return the noise in it, and how they differed where that can be seen."""
+        cohort, linked, late = self.cohort, self.cohort.linked, _late(command)
+        layouts = self.work.algorithm.updates(self.work.learner.layouts)
+        guard = expanded(linked.guard, cohort.press, layouts, command.round) if linked else None
+        layouts = guard.layouts if guard else layouts
+        own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
+        here = method.Round(command.round, command.cohort, len(cohort.clients), len(accepted))
+        noise = method.noise(self.work.plan, self.account, here, self.noises)
+        undo = method.noised(self.work.plan, layouts, noise)
+        seen: list[Drift | None] = []
+        see = None if guard or undo or not self.due(command.round) else (lambda *them: seen.append(drift(*them)))
+        whole = self.work.algorithm, self.state, layouts, accepted, len(cohort.clients)
+        after = step(*whole, own, late, guard, undo=undo, see=see)
+        if taught := algorithms.taught(*self.work, self.state, after, self.holdout, command.round):
+            after = step(*whole, taught, late, guard, undo=undo)
+        self.state = after
+        return noise, seen[0] if seen else None
+
+    def at_clients(self, updates: Mapping[str, Update], *, due: bool) -> dict[str, Any]:
+        """How the model that clients were sent does at them: over all, and from one to another where no guard hides that."""
+        linked, sums = self.cohort.linked, [one.metrics for one in updates.values()]
+        if linked:
+            sums = [named(linked.undone.metrics, sums)]
+        apart = {name: summary(one.metrics) for name, one in updates.items()} if due and not linked else None
+        return {"nodes": summary(pooled(sums)) if due else {}, "spread": spread(apart) if apart is not None else {}}
 
     def judge_update(self, command: events.Judge) -> list[events.Event]:
         """Let a client know that its update counts; tell who watches of one that is refused."""
@@ -239,6 +245,11 @@ class _Run:
             return {name: self.judge_own(name) for name in clients}
         judged = self.cohort.strategy.judge(self.groups(), [data.judge for data in clients.values()])
         return {name: summary(sums) for name, sums in zip(clients, judged, strict=True)}
+
+
+def _late(command: events.Close) -> dict[str, int]:
+    """By how many rounds updates are late."""
+    return {name: command.round - task.round for name, task in command.late.items()}
 
 
 def simulate(  # noqa: PLR0913  all but two have defaults
