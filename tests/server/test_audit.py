@@ -41,7 +41,7 @@ class Reluctant(Node):
 
     async def start_training(self, task: StartTraining) -> None:
         if task.round == 2:
-            await self._emit(Decline(run=task.run, round=2, attempt=task.attempt, reason="[red]not today"))
+            await self.channel.say(Decline(run=task.run, round=2, attempt=task.attempt, reason="[red]not today"))
         else:
             await super().start_training(task)
 

@@ -8,12 +8,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
-import socketio
 
-from atoll import algorithms, compression, learners, method
+from atoll import algorithms
 from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
@@ -21,20 +20,10 @@ from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.letters import written
 from atoll.logs import access
-from atoll.logs.upload import HttpAppender
-from atoll.messages import (
-    NAMESPACE,
-    ConnectionReceived,
-    Decline,
-    EndSession,
-    Letter,
-    Message,
-    SessionEnded,
-    Slowed,
-    StartTraining,
-    Verdict,
-)
+from atoll.messages import ConnectionReceived, Decline, EndSession, Letter, Message, SessionEnded, Slowed, StartTraining, Verdict
 from atoll.node import events, machine
+from atoll.node.agree import Own, ready
+from atoll.node.channel import Channel
 from atoll.node.download import Downloads
 from atoll.node.gate import Gate
 from atoll.node.linked import Linked
@@ -43,17 +32,16 @@ from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
 from atoll.node.policy import Policy, guard_said
 from atoll.node.rows import Holding
+from atoll.node.sums import Sums
 from atoll.node.trust import certain
 from atoll.node.witness import Witness
-from atoll.node.work import Work
 from atoll.plan import Plan
 from atoll.preprocess import Given
-from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import account
 from atoll.store.ledger import Ledger
 from atoll.tls import Trust
-from atoll.vector import Groups, Metrics, Update, layouts_of
-from atoll.wire import HEADER_LIMIT, Address, Buffer, seal, unpack
+from atoll.vector import Metrics, Update
+from atoll.wire import HEADER_LIMIT, Address, Buffer, seal
 
 log = logging.getLogger("atoll.node")
 Watch = Callable[[Mapping[str, Any]], None]
@@ -109,7 +97,7 @@ class Node:
         self.gate = Gate(policy, self.ledger)
         self.memories = Memories(self.directory / "memory")
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
-        self.sums = Downloads(self.url, self.directory / "sum")
+        self.sums = Sums(self.url, Downloads(self.url, self.directory / "sum"), lambda: self.drive.state.task, self._tell)
         self.run: str | None = None
         self.metrics: dict[str, float] = {}
         self.kept = False
@@ -134,12 +122,15 @@ class Node:
         self._training = asyncio.Lock()
         self.linked: Linked | None = None
         self._fitted: tuple[StartTraining, Memory, Update] | None = None
-        quiet = logging.getLogger("atoll.node.channel")  # a connection that breaks is told as an event, not by the library
-        quiet.setLevel(logging.CRITICAL)
-        self.sio = socketio.AsyncClient(
-            reconnection=False, handle_sigint=False, engineio_logger=quiet, websocket_extra_options={"ssl": self._tls}
-        )
-        self._hear()
+        hears: Mapping[type[Message], Callable[[Any], Awaitable[None]]] = {
+            ConnectionReceived: self.connection_received,
+            StartTraining: self.start_training,
+            Letter: self.link,
+            Verdict: self._judged,
+            EndSession: self.end_session,
+            Slowed: self._slowed,
+        }
+        self.channel = Channel(self.url, self._tls, hears=hears, check=self._check, lost=self._lost, failed=self._fail)
 
     def start(self) -> EndSession:
         """Take part to the end of the run.
@@ -211,19 +202,9 @@ class Node:
         if why := self.gate.meets(self.plan):  # the server is told when it asks; nothing is read or built for it
             self._tell("refused", reason=why)
             return
-        self.learner = self._own if self._own is not None else await asyncio.to_thread(learners.build, self.plan, self._allow)
-        self.algorithm = method.find(self.plan, self.learner)
-        updates = self.algorithm.updates(self.learner.layouts)
-        press = compression.find(self.plan, updates, sums=algorithms.adds(self.algorithm))
-        updates = press.layouts(updates)
-        link = privacy.link(self.plan, updates)
-        await asyncio.to_thread(privacy.prepare, self.plan)
-        known = self.gate.policy.roster
-        self.linked = Linked(link, self.plan, self.identity, self.ledger, link.updates(updates), known) if link else None
-        self.data = await self.holding.ready(self.plan)
-        self.layouts = layouts_of(self.algorithm.brief(self.algorithm.init(self.learner.initial(0))))
-        mine = self.data, self.name, self.identity, self.directory, self.outbox, self.memories
-        self.work = Work(self.plan, self.algorithm, self.learner, press, compression.down(self.plan), self.layouts, *mine)
+        mine = self.holding, self.name, self.identity, self.directory, self.ledger, self.outbox, self.memories
+        own = Own(self._own, self._allow, self.gate.policy.roster, *mine)
+        self.learner, self.algorithm, self.linked, self.data, self.work = await ready(self.plan, own)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
         self.gate.rows, self.gate.judged = train, len(self.data.judge)
@@ -232,26 +213,8 @@ class Node:
 
     # What the server says.
 
-    def _hear(self) -> None:
-        def on(kind: type[Message], act: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
-            async def handle(payload: object = None) -> None:
-                try:
-                    await act(self.witness.heard(kind.read(payload), self.plan.digest))
-                except (RefusedError, StoreError) as error:  # not the server that this node knows
-                    self._fail(error)
-                except AtollError as error:
-                    log.warning("from the server: %s", error)
-
-            self.sio.on(kind.event, handle, namespace=NAMESPACE)
-
-        on(ConnectionReceived, self.connection_received)
-        on(StartTraining, self.start_training)
-        on(Letter, self.link)
-        on(Verdict, self._judged)
-        on(EndSession, self.end_session)
-        on(Slowed, self._slowed)
-        self.sio.on("disconnect", self._lost, namespace=NAMESPACE)
-        self.sio.on("connect_error", self._not_connected, namespace=NAMESPACE)
+    def _check(self, message: Message) -> Message:
+        return self.witness.heard(message, self.plan.digest)
 
     async def connection_received(self, message: ConnectionReceived) -> None:
         """The server has let this node in."""
@@ -303,17 +266,10 @@ class Node:
                 raise RefusedError(f"{self.url} runs another plan by now ({offer['digest'][:12]}): join again to take part in it")
             self.run = str(offer["run"])
             hello = greeting(self.identity, self.name, offer, self._token)
-            await self.sio.connect(
-                self.url, namespaces=[NAMESPACE], auth=hello.payload(), transports=["websocket"], wait_timeout=10
-            )
-        except (UnreachableError, socketio.exceptions.ConnectionError) as error:
+            await self.channel.open(hello)
+        except UnreachableError as error:
             log.info("not connected: %s", error)
             await self.drive.happen(events.Disconnected(self.drive.now()))
-
-    async def _not_connected(self, reason: object = None) -> None:
-        """Hear why the channel could not be opened: a server that answers says it in a message, and means it."""
-        if isinstance(reason, dict) and "message" in reason and reason.get("data") != {"again": True}:
-            self._fail(RefusedError(f"{self.url}: {str(reason['message'])[:2000]}"))
 
     async def fit(self, command: events.Train) -> None:
         """Fetch the model and train, unless the update for this task was made and kept already."""
@@ -359,7 +315,7 @@ class Node:
         try:
             self.gate.check(task)
             digest, body = self.linked.shown(phase, command.body)
-            sums = await self._sums(task, digest) if digest else None
+            sums = await self.sums.fetch(self.session, task, digest, self.linked.layouts) if digest else None
             answer = await asyncio.to_thread(self.linked.answer, task, phase, body, sums)
             if sums is not None:
                 answer = await self._send_sum(task, answer)
@@ -367,36 +323,13 @@ class Node:
             await self.drive.happen(events.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
             return
         for part in written(task.run, task.round, task.attempt, phase, answer):
-            await self._emit(part)
-
-    async def _sums(self, task: StartTraining, digest: str) -> Groups:
-        """Fetch the sum that a node is shown; a server that is away is asked again, until it asks for something else."""
-        layouts = cast("Linked", self.linked).layouts
-        limit = sum(layout.nbytes for layout in layouts.values()) + HEADER_LIMIT
-        while True:
-            try:
-                return unpack(await self.sums.get(self.session, digest, limit), layouts)[0]
-            except UnreachableError as error:
-                await self._again(task, error)
+            await self.channel.say(part)
 
     async def _send_sum(self, task: StartTraining, opened: bytes) -> bytes:
         """Put an opened sum where the server finds it by its digest, which is returned."""
         envelope = seal(self.identity, self._address(task), self.plan.digest, [opened])
-        upload = HttpAppender(self.url, self.session, "sums")
-        while True:
-            try:
-                await upload.append(envelope, [opened])
-            except UnreachableError as error:
-                await self._again(task, error)
-            else:
-                return bytes.fromhex(envelope.digest)
-
-    async def _again(self, task: StartTraining, error: UnreachableError) -> None:
-        """Wait a moment, for as long as the task is what the server asked for last."""
-        if self.drive.state.task is not task:
-            raise error
-        self._tell("waiting", reason=str(error))
-        await asyncio.sleep(machine.SHORTEST)
+        await self.sums.send(self.session, task, envelope, opened)
+        return bytes.fromhex(envelope.digest)
 
     async def _protect(self, command: events.Protect) -> None:
         self.drive.spawn(self._protecting(command))
@@ -429,7 +362,7 @@ class Node:
         return memory, update
 
     async def _model(self, digest: str) -> Buffer:
-        limit = sum(layout.nbytes for layout in self.layouts.values()) + HEADER_LIMIT
+        limit = sum(layout.nbytes for layout in self.work.layouts.values()) + HEADER_LIMIT
         return await self.downloads.get(self.session, digest, limit)
 
     async def send_updates(self, command: events.Append) -> None:
@@ -451,7 +384,7 @@ class Node:
             await self.drive.happen(events.Appended(self.drive.now(), task))
 
     async def _say(self, command: events.Say) -> None:
-        await self._emit(command.message)
+        await self.channel.say(command.message)
 
     async def _refuse(self, command: events.Refuse) -> None:
         task = command.task
@@ -459,9 +392,9 @@ class Node:
         self.outbox.drop(self._address(task))
         decline = Decline(run=task.run, round=task.round, attempt=task.attempt, reason=command.reason[:2000])
         if self.gate.shut is None:
-            await self._emit(decline)
+            await self.channel.say(decline)
             return
-        await self._call(decline)
+        await self.channel.say_last(decline)
         self._fail(PolicyError(self.gate.shut))
 
     async def _settle(self, command: events.Settle) -> None:
@@ -489,7 +422,7 @@ class Node:
             self._tell("not_kept", reason=str(error))
         if end.outcome == "completed":
             self.memories.forget(end.run)
-        await self._call(SessionEnded(run=end.run, metrics=dict(told)))
+        await self.channel.say_last(SessionEnded(run=end.run, metrics=dict(told)))
         await self.drive.happen(events.Taken(self.drive.now()))
 
     async def _wake(self, command: events.Wake) -> None:
@@ -502,7 +435,7 @@ class Node:
     async def disconnect(self) -> None:
         """Hang up, and clean up what only a running node needs."""
         self.drive.stop()
-        await self.sio.disconnect()
+        await self.channel.close()
         with contextlib.suppress(AttributeError):
             await self.appender.close()
         try:
@@ -510,15 +443,6 @@ class Node:
         except StoreError as error:
             log.warning("what became of the last update isn't in the ledger: %s", error)
         self.holding.close()
-
-    async def _emit(self, message: Message) -> None:
-        with contextlib.suppress(socketio.exceptions.SocketIOError):  # away: the machine says it again on return
-            await self.sio.emit(message.event, message.payload(), namespace=NAMESPACE)
-
-    async def _call(self, message: Message) -> None:
-        """Say something last: wait until the server has heard it."""
-        with contextlib.suppress(socketio.exceptions.SocketIOError):
-            await self.sio.call(message.event, message.payload(), namespace=NAMESPACE, timeout=10)
 
     def _address(self, task: StartTraining) -> Address:
         return Address(task.run, task.round, task.attempt, self.identity.node)
