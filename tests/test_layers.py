@@ -18,7 +18,7 @@ FLOOR = "atoll.cli.bench.floor"
 """What Atoll is measured against is written by hand from bare parts, and so imports them itself."""
 SERVING = (
     FLOOR,
-    "atoll.server.runtime",
+    "atoll.server.served",
     "atoll.server.channel",
     "atoll.server.lines",
     "atoll.server.http",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atoll import algorithms
-from atoll.algorithms import Algorithm, State
+from atoll import algorithms, method
+from atoll.algorithms import State
 from atoll.algorithms.drift import Drift, drift
-from atoll.compression import Press
 from atoll.errors import StoreError
-from atoll.learner import Learner, Rows
-from atoll.plan import Plan
+from atoll.learner import Rows
+from atoll.server.agreed import Agreed
 from atoll.server.book import Made
 from atoll.server.close import Accepted, Guard, Undo, close
 from atoll.server.events import Close
@@ -22,11 +21,10 @@ class Aggregator:
     """What the server has of the model.
 
     Args:
-        plan: what everyone agreed to.
-        algorithm, learner: the plan's.
-        presses: what made updates small, and what makes models small.
+        agreed: the plan, and what it comes to.
         models: where states and models are kept.
         holdout: the server's own test rows.
+        noises: what the closed rounds' noise was made of; whoever closes another one adds its own.
 
     Attributes:
         state: the newest; views into its file, which cost no memory.
@@ -36,18 +34,11 @@ class Aggregator:
     state: State
     kept: tuple[str, str]
 
-    def __init__(
-        self,
-        plan: Plan,
-        algorithm: Algorithm,
-        learner: Learner,
-        presses: tuple[Press, Press],
-        models: Models,
-        holdout: Rows | None,
-    ) -> None:
-        self._plan, self._algorithm, self._learner = plan, algorithm, learner
-        self._press, self._down = presses
-        self._models, self._holdout = models, holdout
+    def __init__(self, agreed: Agreed, models: Models, holdout: Rows | None, noises: Sequence[method.Made] = ()) -> None:
+        self._plan, self._algorithm, self._learner = agreed.plan, agreed.algorithm, agreed.learner
+        self._press, self._down = agreed.press, agreed.down
+        self._protected, self._account = agreed.layouts, agreed.account
+        self._models, self._holdout, self.noises = models, holdout, list(noises)
 
     def begin(self, first: Groups) -> str:
         """Store a run's first model, and return its digest; the first state is made of it as nodes receive it."""
@@ -91,10 +82,18 @@ class Aggregator:
         layouts = layouts_of(self._algorithm.brief(self.state))
         return self._down.received(self._models.get(self.kept[0], self._down.layouts(layouts)), layouts)
 
-    def aggregate(
-        self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None = None, undo: Undo | None = None
-    ) -> Made:
-        """Fold accepted updates into the next state, and store it; `model`, `guard` and `undo` as in `close`."""
+    def aggregate(self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None = None) -> Made:
+        """Fold accepted updates into the next state, and store it; `model` and `guard` as in `close`."""
+        here = method.Round(command.round, command.cohort, command.registered, len(command.accepted))
+        noise = method.noise(self._plan, self._account, here, self.noises)
+        made = self._fold(command, accepted, model, guard, method.noised(self._plan, self._protected, noise))
+        return made._replace(noise=noise, epsilon=method.spent(self._account, [*self.noises, noise]))
+
+    def over(self) -> str:
+        """Say why there can be no further round by what the noise promises, or nothing where there can."""
+        return method.over(self._account, self.noises)
+
+    def _fold(self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None, undo: Undo | None) -> Made:
         own = algorithms.reference(self._plan, self._algorithm, self._learner, self.state, self._holdout, command.round)
         reference = self._models.put(own) if own else ""
         layouts = self._learner.layouts

@@ -31,14 +31,6 @@ _NOTICED = 3.0
 class Host(Protocol):
     """What the channel asks of the server behind it."""
 
-    async def connect(self, message: Connect, node: str) -> Message:
-        """Admit a node: the answer to it.
-
-        Raises:
-            RefusedError: it may not come in.
-        """
-        ...
-
     async def connected(self, node: str, name: str) -> None:
         """The node is in and can be told things."""
         ...
@@ -69,10 +61,16 @@ class Host(Protocol):
 
 
 class Channel:
-    """Who is connected, and how to reach them."""
+    """Who is connected, and how to reach them.
 
-    def __init__(self, host: Host, run: str) -> None:
-        self._host, self._run = host, run
+    Args:
+        admit: admits a node, and gives the answer to it; refuses one with RefusedError.
+        host: what the nodes that are in come to.
+        run: its id.
+    """
+
+    def __init__(self, admit: Callable[[Connect, str], Awaitable[Message]], host: Host, run: str) -> None:
+        self._admit, self._host, self._run = admit, host, run
         self.challenges = Challenges()
         self._nodes: dict[str, Line] = {}
         self._paces: dict[str, Pace] = {}
@@ -142,7 +140,7 @@ class Channel:
             node = node_of(key)
             if wait := self.spare(node, HANDSHAKE):
                 raise UnreachableError(f"the node comes and goes too often: come back in {wait:.0f} s")
-            welcome = await self._host.connect(message, node)
+            welcome = await self._admit(message, node)
         except AtollError as error:
             raise NotWelcomeError(str(error), {"again": isinstance(error, UnreachableError | StoreError)}) from None
         before = self._nodes.get(node)

@@ -6,19 +6,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from atoll.compression import Press
 from atoll.drive import Drive
 from atoll.errors import AtollError, LayoutError, LogError, RefusedError, StoreError, WireError
 from atoll.logs import Reader, Record
-from atoll.plan import Plan
 from atoll.server import events, offences, quarantine
+from atoll.server.agreed import Agreed
 from atoll.server.book import Book
 from atoll.server.channel import Channel
 from atoll.server.door import Door
 from atoll.server.state import State, admits
-from atoll.vector import Groups, Layouts, Update, check, check_layouts
+from atoll.vector import Update, check, check_layouts
 from atoll.wire import Envelope, decode
 
 _LOG = logging.getLogger("atoll.server")
@@ -28,23 +28,18 @@ class Intake:
     """Between the log and the machine.
 
     Args:
-        plan: what everyone agreed to.
-        layouts: of an update's groups.
-        press: what made them small.
+        agreed: the plan, and what it comes to.
         log: what brings updates.
         drive: the machine in motion.
         book, channel, door: the server's.
         aside: where refused updates are kept: a directory, and what makes room there.
         tell: told of each thing that a person would like to see.
         closed: so many rounds another server closed.
-        verify: the method's own look at an update's groups, where it has one.
     """
 
     def __init__(  # noqa: PLR0913  parts of a server, by their names
         self,
-        plan: Plan,
-        layouts: Layouts,
-        press: Press,
+        agreed: Agreed,
         log: Reader,
         *,
         drive: Drive[State],
@@ -54,11 +49,12 @@ class Intake:
         aside: tuple[Path, Callable[[int], str | None]],
         tell: Callable[..., None],
         closed: int,
-        verify: Callable[[Groups], None] | None = None,
     ) -> None:
-        self._plan, self._layouts, self._press, self._log, self._drive = plan, layouts, press, log, drive
+        self._plan, self._layouts, self._press, self._log, self._drive = agreed.plan, agreed.layouts, agreed.press, log, drive
         self._book, self._channel, self._door = book, channel, door
-        self._aside, self._tell, self._closed, self._further = aside, tell, closed, verify
+        self._aside, self._tell, self._closed = aside, tell, closed
+        further = agreed.algorithm.verify  # the method's own look at an update's groups, where it has one
+        self._further = further and partial(further, agreed.learner.layouts)
 
     async def take(self, record: Record) -> None:
         """Verify an update and hand it to the machine."""

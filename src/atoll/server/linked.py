@@ -16,10 +16,10 @@ from atoll.errors import PrivacyError
 from atoll.letters import Desk, written
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import UPDATE, Letter
-from atoll.plan import Plan
 from atoll.privacy.choose import terms
 from atoll.privacy.link import Letters, Link, Own, Undone
 from atoll.server import transcript
+from atoll.server.agreed import Agreed
 from atoll.server.channel import Channel
 from atoll.server.close import Guard
 from atoll.server.events import Abandoned, Answered, Collect, Collected, Past, Say, Steps
@@ -27,7 +27,7 @@ from atoll.server.patience import Patience
 from atoll.server.state import State
 from atoll.server.transcript import Said, Transcript
 from atoll.store.models import Models
-from atoll.vector import Layouts, Total
+from atoll.vector import Total
 from atoll.wire import Address
 
 
@@ -36,8 +36,7 @@ class Linked:
 
     Args:
         link: the plan's.
-        plan: what everyone agreed to.
-        layouts: of a protected update's groups.
+        agreed: the plan, and what it comes to.
         run: its id.
         drive: the machine in motion.
         channel: how to reach nodes.
@@ -58,8 +57,7 @@ class Linked:
     def __init__(  # noqa: PLR0913, PLR0917  parts of a server
         self,
         link: Link,
-        plan: Plan,
-        layouts: Layouts,
+        agreed: Agreed,
         run: str,
         drive: Drive[State],
         channel: Channel,
@@ -71,7 +69,7 @@ class Linked:
         sums: EmbeddedLog | None = None,
     ) -> None:
         self.steps = Steps(link.before, link.after, link.opens, link.few)
-        self._link, self._plan, self._layouts, self._run = link, plan, layouts, run
+        self._link, self._plan, self._layouts, self._run = link, agreed.plan, agreed.layouts, run
         self._drive, self._channel, self._add, self._models = drive, channel, add, models
         self._directory, self._patience, self._tell, self._sums = directory, patience, tell, sums
         self._kept: Transcript | None = None

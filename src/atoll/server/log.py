@@ -1,4 +1,4 @@
-"""The server's end of the log that a plan names: its own, or Kafka."""
+"""The server's end of the log that a plan names: its own, or Kafka; and of that where sums come which nodes opened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from atoll.logs import Reader
 from atoll.logs.access import Access
 from atoll.logs.embedded import EmbeddedLog, Room
 from atoll.plan import Plan
+from atoll.server import transcript
+from atoll.server.agreed import Agreed
 from atoll.server.resume import Unfinished
 
 
@@ -40,3 +42,10 @@ def open_log(
     for node in left.past.names if left else ():
         reader.follow(node)
     return reader
+
+
+def open_sums(agreed: Agreed, directory: Path, run: str, room: Room) -> EmbeddedLog | None:
+    """Open where sums come that nodes opened, in a store's directory; None where the plan has nodes open none."""
+    if not agreed.link or not agreed.link.opens:
+        return None
+    return EmbeddedLog(directory / transcript.PLACE, run, 2 * agreed.opened_size + (1 << 20), room)

@@ -1,4 +1,7 @@
-"""The server at work: what the machine decides, done. Its methods carry the names of the talk that Atoll grew from."""
+"""The server at work: what the machine decides, done. What nodes say comes to `guests`; `served` is what others may ask for.
+
+Its methods, and those there, carry the names of the talk that Atoll grew from.
+"""
 
 from __future__ import annotations
 
@@ -12,46 +15,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.routing import Route
-from starlette.types import ASGIApp
-
-from atoll import algorithms, compression, learners, method
+from atoll import learners
 from atoll.chain import Chain
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import AtollError, GaveUpError, PlanError, PrivacyError, RefusedError, StoreError
 from atoll.keys import Identity, new_secret
 from atoll.learner import Learner, Rows
 from atoll.logs import access
-from atoll.logs.embedded import EmbeddedLog
-from atoll.messages import Connect, ConnectionReceived, Decline, EndSession, FlUpdate, Letter, SessionEnded, StartTraining
+from atoll.messages import Connect, ConnectionReceived, EndSession, StartTraining
 from atoll.plan import Plan
-from atoll.privacy import choose as privacy
-from atoll.privacy.dp.account import account
-from atoll.server import acting, events, http, machine, page, transcript, tries, uploads, web
+from atoll.server import events, machine, served, tries, web
 from atoll.server.aggregate import Aggregator
+from atoll.server.agreed import agreed
 from atoll.server.book import Book, Made
 from atoll.server.channel import MESSAGE_LIMIT, Channel
 from atoll.server.close import Guard, folded, opened
 from atoll.server.door import Door
+from atoll.server.guests import Guests
 from atoll.server.intake import Intake
 from atoll.server.linked import Linked
-from atoll.server.log import open_log
-from atoll.server.pace import UPLOAD
+from atoll.server.log import open_log, open_sums
 from atoll.server.patience import Patience
 from atoll.server.resume import unfinished
 from atoll.server.retention import Quota
-from atoll.server.state import Phase, admits
 from atoll.server.state import State as RunState
+from atoll.server.state import admits
 from atoll.server.status import status
-from atoll.server.viewing import Viewing
 from atoll.store import RunRow
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.store.viewers import Viewers
 from atoll.tls import authority, required
 from atoll.vector import Groups, Metrics, Total
-from atoll.wire import Address, Envelope
+from atoll.wire import Address
 
 log = logging.getLogger("atoll.server")
 PORT = 8740
@@ -103,15 +99,9 @@ class Server:
     ) -> None:
         if resume and start is not None:
             raise PlanError("--start and --resume exclude each other: a run goes on from its own newest model; leave one out")
-        self.plan, self.holdout, self.directory, self.account = plan, holdout, Path(store), account(plan)
-        self.learner = learner or learners.build(plan, allow)
-        self.algorithm = method.find(plan, self.learner)
-        algorithms.rooted(plan, self.algorithm, holdout)
-        updates = self.algorithm.updates(self.learner.layouts)
-        self.press = compression.find(plan, updates, sums=algorithms.adds(self.algorithm))
-        self._link, self.layouts = privacy.protected(plan, updates, self.press.layouts(updates))
-        self._size = sum(layout.nbytes for layout in self.press.layouts(self.layouts).values())
-        first = learners.first(plan, self.learner, start)
+        self.plan, self.directory = plan, Path(store)
+        self.agreed = agreed(plan, learner, allow, holdout)
+        first = learners.first(plan, self.agreed.learner, start)
         if client_certificates and not tls:
             raise AtollError("--client-certificates is a part of TLS: add --tls, or --tls-cert and --tls-key")
         known_by = access.read(Path(kafka_config) if kafka_config else None)
@@ -128,34 +118,30 @@ class Server:
             self.door, self.viewers = Door(self.directory, self.run), Viewers(self.directory)
             opened.callback(self.door.close)
             opened.callback(self.viewers.close)
-            self.log = open_log(plan, self.directory / "log", self.run, self._size, self.quota.room, self._left, known_by)
+            self.log = open_log(plan, self.directory / "log", self.run, self.agreed.size, self.quota.room, self._left, known_by)
             self._opened = opened.pop_all()
-        self.channel = Channel(self, self.run)
+        self.guests = Guests(self, self._tell)
+        self.channel = Channel(self.connect, self.guests, self.run)
         self.url = f"{'https' if self.certificate else 'http'}://{host}:{self._listener.getsockname()[1]}"
         self._watch: Watch = watch or (lambda _: None)
         chain = Chain(self.identity, self.run, plan.digest, self._left and self._left.last)
         self.patience = Patience(plan.cohort.deadline, lambda why: self._tell("waiting", reason=why))
         self.book = Book(self.store, chain, self.run, self.patience, self._left)
-        self.aggregator = Aggregator(
-            plan, self.algorithm, self.learner, (self.press, compression.down(plan)), self.models, holdout
-        )
+        noises = [row.noise for row in self.store.rounds(self.run)]
+        self.aggregator = Aggregator(self.agreed, self.models, holdout, noises)
         self._begin(first)
         self._make_room(plan.cohort.minimum)
-        self._ended, self._opening, self._coming = asyncio.Event(), asyncio.Lock(), dict[str, str]()
+        self._ended, self._opening = asyncio.Event(), asyncio.Lock()
         self.drive, self.intake = self._driving()
 
     def _driving(self) -> tuple[Drive[RunState], Intake]:
         """Return the machine, not yet in motion, and what hands it the log's updates."""
         acts = dict[type, Callable[[Any], Awaitable[None]]]()
         drive: Drive[RunState] = Drive(machine.transition, acts, self._failed)
-        self.sums: EmbeddedLog | None = None
-        if self._link and self._link.opens:
-            limit = 2 * sum(layout.nbytes for layout in self.algorithm.updates(self.learner.layouts).values()) + (1 << 20)
-            self.sums = EmbeddedLog(self.directory / transcript.PLACE, self.run, limit, self.quota.room)
-        self.linked = self._link and Linked(
-            self._link,
-            self.plan,
-            self.layouts,
+        self.sums = open_sums(self.agreed, self.directory, self.run, self.quota.room)
+        self.linked = self.agreed.link and Linked(
+            self.agreed.link,
+            self.agreed,
             self.run,
             drive,
             self.channel,
@@ -167,9 +153,7 @@ class Server:
             self.sums,
         )
         intake = Intake(
-            self.plan,
-            self.layouts,
-            self.press,
+            self.agreed,
             self.log,
             drive=drive,
             book=self.book,
@@ -178,7 +162,6 @@ class Server:
             aside=(self.directory, self.quota.room),
             tell=self._tell,
             closed=self._left.past.closed if self._left else 0,
-            verify=self.algorithm.verify and partial(self.algorithm.verify, self.learner.layouts),
         )
         acts |= {
             events.Train: self._train,
@@ -196,7 +179,7 @@ class Server:
         """Store the run and its first state; or take up the last one that another server left."""
         if self._left:
             self.book.goes_on(self._left)
-            self.aggregator.take_up(self.algorithm.init(first), self._left.past.model, self._left.state)
+            self.aggregator.take_up(self.agreed.algorithm.init(first), self._left.past.model, self._left.state)
             return
         model = self.aggregator.begin(first)
         about = self.plan.plan.name, self.plan.digest, self.plan.to_json()
@@ -214,22 +197,20 @@ class Server:
     async def serve_async(self) -> dict[str, Any]:
         """Do as `serve`, inside a running event loop."""
         now, model = self.drive.now(), self.aggregator.kept[0]
-        rules: Any = {"late": self.algorithm.late is not None, "secret": new_secret()}
+        rules: Any = {"late": self.agreed.algorithm.late is not None, "secret": new_secret()}
         rules["steps"] = self.linked.steps if self.linked else events.NO_STEPS
-        self._noises: list[method.Made] = [row.noise for row in self.store.rounds(self.run)]
         if self._left:
-            spent = method.over(self.account, self._noises)
             past = self.linked.takes_up(self._left.past) if self.linked else self._left.past
-            self.drive.state, commands = machine.resume(self.run, self.plan, past, now, spent=spent, **rules)
+            self.drive.state, commands = machine.resume(self.run, self.plan, past, now, spent=self.aggregator.over(), **rules)
             self.book.opens(self.drive.state.round, self.drive.state.attempt, self._left.past.tasks.values(), now)
         else:
             self.drive.state, commands = machine.begin(self.run, self.plan, model, now, **rules)
         # Who is still taking the final model has as long for it as a round may last.
-        site = web.Web(self._app(), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
+        site = web.Web(served.app(self), self.certificate, MESSAGE_LIMIT, self.plan.cohort.deadline, self._clients)
         serving = asyncio.create_task(site.serve(sockets=[self._listener]))
         self.drive.spawn(self.consume_updates())
         self.drive.spawn(self.channel.pulse())
-        self.drive.spawn(self.door.watch(self._revoke))
+        self.drive.spawn(self.door.watch(self.guests.revoke))
         try:
             with on_signals(self.stop):
                 log.info("run %s of plan %s: listening on %s", self.run, self.plan.plan.name, self.url)
@@ -254,8 +235,6 @@ class Server:
             raise GaveUpError(f"{self.drive.state.reason}; what was done until then is in {self.directory}", run=self.run)
         return history
 
-    # What nodes do (the channel calls these).
-
     async def connect(self, message: Connect, node: str) -> ConnectionReceived:
         """Admit a node, or refuse it."""
         if message.plan != self.plan.digest:
@@ -270,65 +249,6 @@ class Server:
         run: Any = {"run": self.run, "plan": self.plan.digest, "rounds": self.plan.plan.rounds, "round": self.drive.state.round}
         run["held_out"] = self.drive.state.conduct.until.get(node, 0)
         return ConnectionReceived(**run, key=self.identity.public.hex(), head=self.book.head)
-
-    async def connected(self, node: str, name: str) -> None:
-        """Count a node in."""
-        self._tell("joined", node=node, name=name)
-        self._coming[node] = name
-        await asyncio.sleep(0)  # thousands may come at once: those of one turn of the loop are counted in together
-        if self._coming:
-            coming, self._coming = self._coming, {}
-            await self.drive.happen(events.Joined(self.drive.now(), coming))
-
-    async def disconnected(self, node: str) -> None:
-        """Count a node out until it comes back."""
-        self.book.lost[node] = time.time()
-        self._coming.pop(node, None)
-        if self.drive.state.outcome is None:
-            self._tell("lost", node=node, name=self.book.names[node])
-        await self.drive.happen(events.Lost(self.drive.now(), node))
-
-    async def _revoke(self, node: str) -> None:
-        """Part with a node for good, also in mid-round."""
-        if await self.channel.hang_up(node) or node in self.drive.state.present | set(self.drive.state.missing):
-            self._tell("revoked", node=node, name=self.book.names.get(node))
-        await self.book.revoked(node)
-        await self.drive.happen(events.Revoked(self.drive.now(), node))
-
-    async def fl_update(self, node: str, message: FlUpdate) -> None:
-        """Hear that an update is durable; the log's reader brings it, so this only tells the node if it was judged already."""
-        address = Address(message.run, message.round, message.attempt, node)
-        if verdict := self.book.verdict(address, message.digest):
-            await self.channel.tell(node, verdict)
-
-    async def decline(self, node: str, message: Decline) -> None:
-        """Hear that a node gives nothing in this round."""
-        address = Address(message.run, message.round, message.attempt, node)
-        unmasking = self.drive.state.phase is Phase.UNMASKING
-        if admits(self.drive.state, address) or (self.drive.state.answered(node) and not unmasking):
-            return  # said already, or of no round that is open: nothing to remember
-        if address not in self.book.spoils:  # else that is why, and it is stored already
-            await self.book.refused("declined", events.Judge(address, "", accepted=False, reason=message.reason))
-        self._tell("declined", node=node, name=self.book.names[node], reason=message.reason)
-        await self.drive.happen(events.Declined(self.drive.now(), address, message.reason))
-
-    async def link(self, node: str, message: Letter) -> None:
-        """Hear what a node says to the plan's link."""
-        if self.linked:
-            await self.linked.hear(node, message)
-
-    def slowed(self, node: str, reason: str) -> None:
-        """Hear that a node says more than it may, and is slowed."""
-        log.warning("%s is slowed: %s", self.book.names[node], reason)
-        self._tell("slowed", node=node, name=self.book.names[node], reason=reason)
-
-    async def session_ended(self, node: str, message: SessionEnded) -> None:
-        """Hear how the final model does on a node's rows, and let it go."""
-        try:
-            await self.book.farewell(node, message.metrics)
-        except StoreError as error:
-            log.warning("how the final model does at %s isn't stored: %s", self.book.names[node], error)
-        await self.drive.happen(events.Left(self.drive.now(), node))
 
     # What the log brings.
 
@@ -401,18 +321,13 @@ class Server:
             await self.drive.happen(events.Broken(self.drive.now(), f"round {command.round} can't be closed: {error}"))
             return
         self._tell("round", **facts)
-        self._noises.append(made.noise)
-        over = method.over(self.account, self._noises)
-        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], over))
+        self.aggregator.noises.append(made.noise)
+        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], self.aggregator.over()))
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
-        accepted, model = self.book.accepted(command, self.log.body), self.drive.state.model
-        here = method.Round(command.round, command.cohort, command.registered, len(command.accepted))
-        noise = method.noise(self.plan, self.account, here, self._noises)
-        undo = method.noised(self.plan, self.layouts, noise)
-        made = self.aggregator.aggregate(command, accepted, model, self.linked.guard() if self.linked else None, undo)
-        return made._replace(noise=noise, epsilon=method.spent(self.account, [*self._noises, noise]))
+        accepted = self.book.accepted(command, self.log.body)
+        return self.aggregator.aggregate(command, accepted, self.drive.state.model, self.linked.guard() if self.linked else None)
 
     def _add(self, guard: Guard) -> Total:
         """Add up the updates that are in while nobody can read them."""
@@ -427,7 +342,7 @@ class Server:
     def _make_room(self, nodes: int) -> None:
         """Make room, as far as the quota asks for it, for the updates of so many nodes."""
         self.aggregator.keep_again()  # pruned with the run that made it first, just before this one's row named it
-        self.quota.recount(nodes * self._size)
+        self.quota.recount(nodes * self.agreed.size)
 
     async def store_history(self, command: events.Close, made: Made, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
@@ -476,26 +391,6 @@ class Server:
         """End the run in order: nodes are told, everything is stored that can be."""
         self.patience.end()
         self.drive.spawn(self.drive.happen(events.Stop(self.drive.now(), reason)))
-
-    def _app(self) -> ASGIApp:
-        routes: list[Route] = [*http.routes(self), *page.routes(self), *acting.routes(self)]
-        if isinstance(self.log, EmbeddedLog):
-            routes += uploads.routes(self.log, self._admits, self.intake.spoilt, lambda node: self.channel.spare(node, UPLOAD))
-        if self.sums:
-            wait = partial(self.channel.spare, cost=UPLOAD)
-            routes += uploads.routes(self.sums, self._admits_sum, wait=wait, path=uploads.SUMS)
-        return self.channel.over(Viewing(Starlette(routes=routes), self.viewers))
-
-    def _admits(self, envelope: Envelope) -> str | None:
-        return self.door.refuses(envelope.address.node) or admits(self.drive.state, envelope.address)
-
-    def _admits_sum(self, envelope: Envelope) -> str | None:
-        """Say why a node's opened sum isn't wanted now."""
-        run, address = self.drive.state, envelope.address
-        asked = run.relay.asked if run.relay and run.relay.phase == run.steps.opens else ()
-        if address.node in asked and (address.round, address.attempt) == (run.round, run.attempt):
-            return self.door.refuses(address.node)
-        return f"nobody asks this node to open a sum of round {address.round} attempt {address.attempt}"
 
     def _tell(self, what: str, **facts: Any) -> None:
         self._watch({"what": what, **facts})
