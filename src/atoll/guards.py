@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, mode
 
 from atoll.sections import Section
 
+_OWN = ("distributed_noise", "local_noise", "example_noise")
+"""Noise that a node adds itself."""
 NOISES = ("central_noise", "tree_noise", "distributed_noise", "local_noise", "example_noise")
 """The keys of `[privacy]` that each name a mechanism of differential privacy."""
 
@@ -119,7 +121,12 @@ class Privacy(Section):
         if self.roster is not None and len(set(self.roster)) < len(self.roster):
             raise ValueError("roster names a node twice")
         if self.sums and (self.central_noise or self.tree_noise):
-            raise ValueError(f"{self.sums} shows the server no update to add {self.mechanism} to: take distributed_noise")
+            raise ValueError(
+                f"{self.sums} shows the server no update to add {self.mechanism} to: "
+                "take distributed_noise, with secure_aggregation"
+            )
+        if self.sums and self.local_noise:
+            raise ValueError("local_noise is too much for numbers that are added up unseen: take distributed_noise, or no sums")
         if self.distributed_noise and not self.secure_aggregation:
             raise ValueError("distributed_noise is added in secure sums: add secure_aggregation = true, or take central_noise")
         if self.distributed_noise and self.bits == 32:
@@ -135,8 +142,8 @@ class Privacy(Section):
             raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
         if (self.local_noise or self.distributed_noise or self.tree_noise) and self.clip is None:
             raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number")
-        if self.distributed_noise and self.largest_weight:
-            raise ValueError("under distributed_noise each node has one voice: leave largest_weight out")
+        if self.largest_weight and (own := next((name for name in _OWN if getattr(self, name)), None)):
+            raise ValueError(f"under {own} each node has one voice, or its weight would tell of rows: leave largest_weight out")
         if self.clip == "adaptive" and not self.central_noise:
             raise ValueError('clip = "adaptive" follows what central_noise tells of lengths: give central_noise, or a number')
         return self

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from atoll.errors import LayoutError, StoreError
 from atoll.keys import Identity
+from atoll.store.database import SCHEMA
 from atoll.store.ledger import Ledger
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
@@ -42,7 +43,7 @@ def test_a_newer_schema_is_not_touched(tmp_path):
     base.execute("UPDATE schema SET version = 99")
     base.commit()
     base.close()
-    with pytest.raises(StoreError, match=r"made by a newer Atoll \(schema 99, this one knows 8\); upgrade Atoll"):
+    with pytest.raises(StoreError, match=rf"made by a newer Atoll \(schema 99, this one knows {SCHEMA}\); upgrade Atoll"):
         SqlStore(tmp_path)
 
 

@@ -5,9 +5,10 @@ What a try's secrets were goes with the process: a node that was started again h
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from atoll.errors import PrivacyError
@@ -17,7 +18,7 @@ from atoll.messages import Letter, StartTraining
 from atoll.plan import Plan
 from atoll.privacy.choose import protect, terms
 from atoll.privacy.link import Link, Own
-from atoll.store.ledger import Ledger
+from atoll.store.ledger import Gift, Ledger
 from atoll.vector import Groups, Layouts, Update
 
 _Try = tuple[str, int, int]
@@ -79,11 +80,12 @@ class Linked:
                 if said != body:
                     raise PrivacyError(f"the server says in phase '{phase}' something else than before")
                 return answer
-            if phase == self._link.gives:
-                self._ledger.gives(task.run, task.round, task.attempt, time.time())
             if sums is not None:
                 self._own = self._link.see(self._own, sums)
-            self._own, answer = self._link.answer(self._own, phase, body)
+            own, answer = self._link.answer(self._own, phase, body)
+            if phase == self._link.gives:  # before the answer leaves
+                self._gives(task, self._link.whose(self._own) or self._link.whose(own))
+            self._own = own
             self._answered[phase] = body, answer
             return answer
 
@@ -99,6 +101,10 @@ class Linked:
             self._here(task)
             self._own, hidden = protect(self._plan, self._link, self._own, body, update)
             return hidden
+
+    def _gives(self, task: StartTraining, nodes: Sequence[str]) -> None:
+        cohort = hashlib.sha256("\n".join(sorted(nodes)).encode()).hexdigest()
+        self._ledger.gives(Gift(task.run, task.round, task.attempt, self._plan.digest, task.model, cohort), time.time())
 
     def _joins(self, task: StartTraining) -> None:
         tried = (task.run, task.round, task.attempt)

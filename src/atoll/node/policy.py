@@ -229,8 +229,8 @@ def _against_round(policy: Policy, plan: Plan, asked: Asked, now: float) -> Iter
         if most and (spent is None or spent > most):
             said = "nothing bounds it" if spent is None else f"it comes to {spent:.4g}"
             yield f"{key}: {said} with this round's update, at most {most:g} is allowed"
-    if policy.rows and (fewest := min(_used(plan, asked.rows), asked.judged)) < policy.rows:
-        yield f"rows: {fewest} would be in the update or its figures, and each could be told from it; it takes {policy.rows}"
+    if policy.rows and min(_used(plan, asked.rows), asked.judged) < policy.rows:
+        yield f"rows: fewer than {policy.rows} would be in the update or its figures, and each could be told from it"
     if policy.epochs and (epochs := _passes(plan, asked.rows)) > policy.epochs:
         yield f"epochs: the plan goes over these rows {epochs:.4g} times a round, {policy.epochs:.4g} are allowed"
     if closed := _closed(policy, now):

@@ -15,7 +15,16 @@ import aiohttp
 from atoll import algorithms
 from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
-from atoll.errors import AtollError, GaveUpError, PolicyError, RefusedError, StoreError, UnreachableError, UnwritableError
+from atoll.errors import (
+    AtollError,
+    GaveUpError,
+    PolicyError,
+    PrivacyError,
+    RefusedError,
+    StoreError,
+    UnreachableError,
+    UnwritableError,
+)
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
 from atoll.letters import written
@@ -30,7 +39,7 @@ from atoll.node.linked import Linked
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
-from atoll.node.policy import Policy, guard_said
+from atoll.node.policy import Policy, guard_said, guards_of
 from atoll.node.rows import Holding
 from atoll.node.sums import Sums
 from atoll.node.trust import certain
@@ -225,6 +234,8 @@ class Node:
 
     async def start_training(self, task: StartTraining) -> None:
         """The server asks for an update."""
+        if task.run != self.run:
+            raise PrivacyError(f"it asks for an update to run {task.run}, and said that this is {self.run}: nothing is made")
         await self.drive.happen(events.Asked(self.drive.now(), task))
 
     async def link(self, part: Letter) -> None:
@@ -286,7 +297,7 @@ class Node:
                 self._tell("waiting", reason=str(error))
                 await self.drive.happen(events.Unanswered(self.drive.now(), task))
             except AtollError as error:
-                await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
+                await self.drive.happen(events.CannotTrain(self.drive.now(), task, self._said(task, error)))
             except Exception as error:  # a framework's own, in whose words there may be values of rows: they stay here
                 log.exception("round %d: training failed", task.round)
                 said = f"training failed ({type(error).__name__}); the node's own log says more"
@@ -298,6 +309,8 @@ class Node:
         """Return that the update for a task is made; what its link has to protect is only trained."""
         if kept := self.outbox.kept(self._address(task)):
             return events.Trained(self.drive.now(), task, kept)
+        if self.ledger.sent(task.run, task.round, task.attempt):  # another one would be noise drawn anew, for the same numbers
+            raise PrivacyError(f"the update of attempt {task.attempt} of round {task.round} left already, and is made once")
         if self._fitted is None or self._fitted[0] != task:
             memory, update = await self._train(task)
             if self.linked is None:
@@ -320,7 +333,8 @@ class Node:
             if sums is not None:
                 answer = await self._send_sum(task, answer)
         except AtollError as error:
-            await self.drive.happen(events.CannotTrain(self.drive.now(), task, f"phase '{phase}': {error}"))
+            said = f"phase '{phase}': {self._said(task, error)}"
+            await self.drive.happen(events.CannotTrain(self.drive.now(), task, said))
             return
         for part in written(task.run, task.round, task.attempt, phase, answer):
             await self.channel.say(part)
@@ -343,9 +357,16 @@ class Node:
             hidden = await asyncio.to_thread(self.linked.protect, task, command.body, mine)
             digest = await asyncio.to_thread(self.work.seal, task, memory, hidden)
         except AtollError as error:
-            await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
+            await self.drive.happen(events.CannotTrain(self.drive.now(), task, self._said(task, error)))
         else:
             await self.drive.happen(events.Trained(self.drive.now(), task, digest))
+
+    def _said(self, task: StartTraining, error: AtollError) -> str:
+        """Return why nothing comes, for the server: where its plan hides updates, words that rows decide stay here."""
+        if isinstance(error, PolicyError | PrivacyError) or not (guards_of(self.plan) or self.plan.privacy.noise):
+            return str(error)
+        log.warning("round %d: %s", task.round, error)
+        return "its rows and this model can't go together; the node's own log says why"
 
     async def _train(self, task: StartTraining) -> tuple[Memory, Update]:
         body = await self._model(task.model)

@@ -58,6 +58,7 @@ class Link(NamedTuple):
             are told something in this phase, by way of `see`, before they answer.
         few: how many answers that phase takes: those that are told something in it answer for all.
         see: node: (state, the groups of the fold's total) → state.
+        whose: node: the ids of the nodes whose sum a state is agreed to reveal; empty before that, and after.
     """
 
     before: tuple[str, ...]
@@ -73,6 +74,7 @@ class Link(NamedTuple):
     opens: str = ""
     few: int = 0
     see: Callable[[Own, Groups], Own] = lambda own, _: own
+    whose: Callable[[Own], tuple[str, ...]] = lambda _: ()
 
     @property
     def gives(self) -> str:

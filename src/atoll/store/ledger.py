@@ -40,6 +40,7 @@ _GIVEN = Table(
     Column("run", String, primary_key=True),
     Column("round", Integer, primary_key=True),
     Column("attempt", Integer),
+    *(Column(name, String) for name in ("plan", "model", "cohort")),
     Column("at", Float),
 )
 _HEADS = Table(
@@ -57,6 +58,17 @@ class Spent(NamedTuple):
 
     epsilon: float
     delta: float
+
+
+class Gift(NamedTuple):
+    """A sum that a node helps to reveal: where it stands, the model that updates were made from, and a hash of whose they are."""
+
+    run: str
+    round: int
+    attempt: int
+    plan: str
+    model: str
+    cohort: str
 
 
 def own_noise(guard: str) -> bool:
@@ -135,14 +147,34 @@ class Ledger:
                 f"attempt {given} of round {round_} got what reveals its sum; a second sum would tell of single nodes"
             )
 
-    def gives(self, run: str, round_: int, attempt: int, now: float) -> None:
-        """Write that a try of a round is about to get what reveals its sum; see `may_give`.
+    def gives(self, gift: Gift, now: float) -> None:
+        """Write that a sum is about to get what reveals it; see `may_give`.
 
         Raises:
-            PrivacyError: another one did.
+            PrivacyError: another sum of this round got it, or one over other nodes of updates that were made from this very
+                model, in whatever run: training is the same there, and the two would differ by single updates.
         """
-        self.may_give(run, round_, attempt)
-        self._write(insert(_GIVEN).prefix_with("OR IGNORE").values(run=run, round=round_, attempt=attempt, at=now))
+        facts = gift._asdict()
+        with self._base.begin() as base:  # written before it is looked at: whoever else has this file open waits
+            base.execute(insert(_GIVEN).prefix_with("OR IGNORE").values(**facts, at=now))
+            alike = ((_GIVEN.c.run == gift.run) & (_GIVEN.c.round == gift.round)) | (
+                (_GIVEN.c.plan == gift.plan) & (_GIVEN.c.model == gift.model)
+            )
+            for row in base.execute(select(_GIVEN).where(alike)).mappings():
+                here = (row["run"], row["round"]) == (gift.run, gift.round)
+                if here and (row["attempt"], row["cohort"]) != (gift.attempt, gift.cohort):
+                    raise PrivacyError(f"another sum of round {gift.round} was revealed; a second one would tell of single nodes")
+                if row["cohort"] != gift.cohort:
+                    raise PrivacyError(
+                        "a sum over other nodes of updates from this very model was revealed, and a second one would tell of "
+                        "single nodes; a new run of the plan takes another plan.seed, or all the nodes of the last one"
+                    )
+
+    def sent(self, run: str, round_: int, attempt: int) -> bool:
+        """Say whether an update for a try of a round left already."""
+        place = (_ENTRIES.c.run == run) & (_ENTRIES.c.round == round_) & (_ENTRIES.c.attempt == attempt)
+        with self._base.begin() as base:
+            return base.scalar(select(_ENTRIES.c.id).where(place).limit(1)) is not None
 
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""

@@ -85,12 +85,16 @@ def test_a_simulated_secure_run_is_the_plain_mean_but_for_noise(monkeypatch):
     assert not quiet.rounds[-1]["nodes"]
 
 
-def test_a_row_s_noise_and_a_node_s_own_go_into_secure_sums_too():
-    for privacy in (
-        {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0}},
-        {"clip": 1.0, "local_noise": {"multiplier": 0.5, "delta": 1e-5}},
-    ):
-        assert atoll.simulate(plan(privacy={"secure_aggregation": True, **privacy}), clients(4)).rounds
+def test_rows_noise_goes_into_secure_sums_and_a_node_s_own_would_be_cut_there():
+    rows = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0}}
+    assert atoll.simulate(plan(privacy={"secure_aggregation": True, **rows}), clients(4)).rounds
+    own = {"clip": 1.0, "local_noise": {"multiplier": 0.5, "delta": 1e-5}}
+    for guard in ("secure_aggregation", "encryption"):
+        with pytest.raises(PlanError, match="take distributed_noise, or no sums"):
+            plan(privacy={guard: True, **own})
+    for noise in ({"clip": 1.0, "local_noise": own["local_noise"]}, rows):
+        with pytest.raises(PlanError, match="its weight would tell of rows: leave largest_weight out"):
+            plan(privacy={**noise, "largest_weight": 5.0})
 
 
 def test_shares_are_not_compressed():

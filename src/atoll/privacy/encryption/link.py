@@ -82,9 +82,14 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
         return Undone(*how.decode(total, opened), {**relayed.faults, **faults})
 
     code(1)
-    return Link(
-        BEFORE, AFTER, updates, _join, answer, protect, _begin, _collect, _close, undo, opens="open", few=server.OPENERS, see=_see
-    )
+    sides = updates, _join, answer, protect, _begin, _collect, _close, undo
+    return Link(BEFORE, AFTER, *sides, opens="open", few=server.OPENERS, see=_see, whose=_whose)
+
+
+def _whose(own: _Node) -> tuple[str, ...]:
+    if not isinstance(own.at, node.Confirmed):
+        return ()
+    return tuple(own.at.encrypted.cohort.records[place].node for place in sorted(own.at.survivors))
 
 
 def _join(terms: Terms, identity: Identity) -> _Node:

@@ -51,7 +51,13 @@ def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: floa
         faults = server.unmask(relayed, answers, parts_of(total.groups))
         return Undone(*code(len(relayed.cohort.records)).decode(total), {**relayed.faults, **faults})
 
-    return Link(BEFORE, AFTER, updates, _join, _answer, protect, _begin, _collect, _close, undo)
+    return Link(BEFORE, AFTER, updates, _join, _answer, protect, _begin, _collect, _close, undo, whose=_whose)
+
+
+def _whose(own: _Node) -> tuple[str, ...]:
+    if not isinstance(own.at, node.Confirmed):
+        return ()
+    return tuple(own.at.masked.cohort.records[place].node for place in sorted(own.at.survivors))
 
 
 def _join(terms: Terms, identity: Identity) -> _Node:
