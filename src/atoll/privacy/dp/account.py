@@ -17,13 +17,13 @@ RELATIONS = {
     "the same; who was asked is known",
     "tree_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is the "
     "same; each node is asked once in cohort.turns rounds",
-    "poisson": "two federations are neighbours where one node is not there in one of them, and all else is the same; who was "
-    "drawn stays secret",
+    "poisson": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is the "
+    "same; who belongs to the run is known, who was drawn stays secret",
     "distributed_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else "
     "is the same; the server too sees only the noisy sum",
     "local_noise": "any two sets of rows of a node are neighbours: its own noise hides them from the server too",
-    "example_noise": "two nodes' rows are neighbours where one row is not there in one of them, and all else is the same; which "
-    "rows were drawn for a step stays secret",
+    "example_noise": "two nodes' rows are neighbours where one row counts as nothing in one of them, and all else is the same; "
+    "how many there are is known, which were drawn for a step stays secret",
 }
 """What can't be told apart, by mechanism."""
 
