@@ -10,13 +10,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from atoll.drive import Drive
+from atoll.errors import UnreachableError
 from atoll.logs import Reader
 from atoll.logs.embedded import EmbeddedLog
 from atoll.server import acting, http, page, uploads
 from atoll.server.channel import Channel
 from atoll.server.intake import Intake
 from atoll.server.pace import UPLOAD
-from atoll.server.state import State, admits
+from atoll.server.state import Phase, State, admits
 from atoll.server.viewing import Viewing
 from atoll.store.viewers import Viewers
 from atoll.wire import Envelope
@@ -50,9 +51,16 @@ def _admits(site: Site, envelope: Envelope) -> str | None:
 
 
 def _admits_sum(site: Site, envelope: Envelope) -> str | None:
-    """Say why a node's opened sum isn't wanted now."""
+    """Say why a node's opened sum isn't wanted now.
+
+    Raises:
+        UnreachableError: it may be soon: a server that was started again has yet to ask for what another one asked for.
+    """
     run, address = site.drive.state, envelope.address
-    asked = run.relay.asked if run.relay and run.relay.phase == run.steps.opens else ()
-    if address.node in asked and (address.round, address.attempt) == (run.round, run.attempt):
-        return site.door.refuses(address.node)
+    opening = run.relay is not None and run.relay.phase == run.steps.opens
+    if (address.round, address.attempt) == (run.round, run.attempt):
+        if opening and run.relay and address.node in run.relay.asked:
+            return site.door.refuses(address.node)
+        if not opening and run.phase not in (Phase.CLOSING, Phase.ENDING, Phase.ENDED):
+            raise UnreachableError("nobody is asked yet to open a sum in this round: try again soon")
     return f"nobody asks this node to open a sum of round {address.round} attempt {address.attempt}"
