@@ -16,25 +16,7 @@ import typer
 
 import atoll
 from atoll import algorithms
-from atoll.cli import (  # noqa: F401  each adds its commands
-    app,
-    audit,
-    bench,
-    demo,
-    doctor,
-    kafka,
-    ledger,
-    look,
-    nodes,
-    owner,
-    partition,
-    privacy,
-    run,
-    simulate,
-    start,
-    sweep,
-    viewers,
-)
+from atoll.cli import whole
 from atoll.messages import Message
 from atoll.plan import Plan
 from atoll.server import acting, http, page, uploads
@@ -58,7 +40,7 @@ def test_every_command_and_option_is_documented():
                 if longest.startswith("--") and longest != "--help":
                     assert f"`{longest}" in line, f"{words}: {longest} is not in docs/commands.md"
 
-    walk(typer.main.get_command(app), "atoll")
+    walk(typer.main.get_command(whole()), "atoll")
 
 
 def parse(words: Sequence[str]) -> None:
@@ -67,7 +49,7 @@ def parse(words: Sequence[str]) -> None:
     Raises:
         click.UsageError: there is no such command or option, or an argument is missing.
     """
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(whole())
     parent, rest = None, list(words)
     while getattr(command, "commands", None):
         parent = command.make_context("atoll", rest[:1], parent=parent)

@@ -72,9 +72,8 @@ def buffered(out: TextIO) -> TextIO:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=out.encoding, errors=out.errors, line_buffering=True)
 
 
-def main() -> None:
-    """Run the command line; a person's mistake ends in one line, not in a traceback."""
-    sys.stdout = buffered(sys.stdout)
+def whole() -> typer.Typer:
+    """Return the command line with every command in it."""
     from atoll.cli import (  # noqa: F401  each adds its commands to `app`
         audit,
         bench,
@@ -95,8 +94,15 @@ def main() -> None:
         viewers,
     )
 
+    return app
+
+
+def main() -> None:
+    """Run the command line; a person's mistake ends in one line, not in a traceback."""
+    sys.stdout = buffered(sys.stdout)
+    run = whole()
     try:
-        app(standalone_mode=False)
+        run(standalone_mode=False)
     except AtollError as error:
         sys.stdout.flush()
         print(f"atoll: {error}", file=sys.stderr)
