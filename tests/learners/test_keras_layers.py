@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -55,6 +56,18 @@ def test_a_deployed_run_gives_the_simulated_runs_bits(tmp_path):
     first = simulate(one.with_(cohort={"minimum": 3}), data, learner=learner).model["buffers"].arrays
     for name in ("norm/moving_mean", "norm/moving_variance"):
         np.testing.assert_allclose(first[name], np.mean([arrays[name] for arrays in alone], axis=0), rtol=1e-5)
+
+
+def test_learners_that_are_built_at_once_have_the_same_names_and_first_weights():
+    plan = everything()
+
+    def built(_: int) -> tuple[object, bytes]:
+        learner = learners.build(plan)
+        return learner.layouts, learner.initial(3)["parameters"].values.tobytes()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(built, range(12)))
+    assert all(one == found[0] for one in found)
 
 
 def test_mixed_precision_keeps_weights_that_are_exact():

@@ -55,7 +55,11 @@ def test_each_client_has_noise_of_its_own_strength():
 @pytest.mark.parametrize(
     ("how", "clients", "said"),
     [
-        ("even", 2, "partition 'even': it is iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION or time"),
+        (
+            "even",
+            2,
+            "partition 'even': it is iid, dirichlet:ALPHA, shards:NUMBER, quantity:ALPHA, shift:DEVIATION, time or key:COLUMN",
+        ),
         ("dirichlet", 2, "partition 'dirichlet'"),
         ("dirichlet:0", 2, "with a number above 0"),
         ("shift:0", 2, "partition 'shift:0'"),

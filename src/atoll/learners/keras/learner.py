@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
 from atoll.learners import named
-from atoll.learners.keras import engine
+from atoll.learners.keras import engine, room
 from atoll.metrics import Count, Task
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
 
@@ -84,12 +84,13 @@ class Keras:
         self._layers: dict[str | None, Represented] = {}
 
     def _built(self, seed: int) -> Any:
-        keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(seed)
-        try:
-            model = keras.models.model_from_json(json.dumps(self._config))
-        except Exception as error:  # whatever Keras finds wrong in a config
-            raise LearnerError(f"model.keras: Keras can't build it: {error}") from error
+        with room.TURN:
+            keras.utils.clear_session(free_memory=False)
+            keras.utils.set_random_seed(seed)
+            try:
+                model = keras.models.model_from_json(json.dumps(self._config))
+            except Exception as error:  # whatever Keras finds wrong in a config
+                raise LearnerError(f"model.keras: Keras can't build it: {error}") from error
         if not model.built:
             raise LearnerError("model.keras: the model has no input shape; start it with keras.Input(…)")
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from atoll import memory
 from atoll.errors import LearnerError
 
 _BYTES = 4
+TURN = threading.RLock()
+"""Held while Keras builds a model: the names of weights and the seed are one for the whole process."""
 
 
 class Size(NamedTuple):
@@ -28,15 +31,16 @@ def measure(config: Mapping[str, Any]) -> Size:
     Raises:
         LearnerError: Keras can't build it.
     """
-    keras.utils.clear_session(free_memory=False)
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            model = keras.models.model_from_json(json.dumps(config))
-            return Size(sum(math.prod(weight.shape) for weight in model.weights), max(_widths(model), default=1))
-    except Exception as error:  # whatever Keras finds wrong in a config
-        raise LearnerError(f"model.keras: Keras can't build it: {error}") from error
-    finally:
-        keras.utils.clear_session(free_memory=False)  # it would make the weights later
+    with TURN:
+        keras.utils.clear_session(free_memory=False)
+        try:
+            with keras.StatelessScope(initialize_variables=False):
+                model = keras.models.model_from_json(json.dumps(config))
+                return Size(sum(math.prod(weight.shape) for weight in model.weights), max(_widths(model), default=1))
+        except Exception as error:  # whatever Keras finds wrong in a config
+            raise LearnerError(f"model.keras: Keras can't build it: {error}") from error
+        finally:
+            keras.utils.clear_session(free_memory=False)  # it would make the weights later
 
 
 def check(config: Mapping[str, Any], batch_size: int) -> Size:
