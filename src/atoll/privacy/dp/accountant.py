@@ -41,7 +41,7 @@ def epsilon(multiplier: float, steps: int, delta: float, rate: float = 1.0, inte
         PrivacyError: something is out of its range, or dp-accounting isn't installed.
 
     >>> round(epsilon(1.0, 1, 1e-5), 4), epsilon(1.0, 0, 1e-5)
-    (4.3778, 0.0)
+    (4.3772, 0.0)
     """
     if not (multiplier >= 0 and steps >= 0 and 0 < delta < 1 and 0 <= rate <= 1):
         raise PrivacyError(f"no accounting for multiplier {multiplier}, {steps} releases, delta {delta} and rate {rate}")
