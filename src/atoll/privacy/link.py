@@ -12,12 +12,14 @@ States are frozen values, opaque to all but the link. A state is used once, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from atoll.errors import PrivacyError
 from atoll.keys import Identity
 from atoll.privacy.secagg.terms import Terms
 from atoll.vector import Groups, Layouts, Metrics, Total, Update
 
+T = TypeVar("T")
 Own = Any
 """A side's state."""
 Letters = Mapping[str, bytes]
@@ -83,3 +85,14 @@ class Link(NamedTuple):
         Where some nodes open the sum for all, that is as soon as any of them says whose it is.
         """
         return self.after[0 if self.opens else -1] if self.after else ""
+
+
+def reached(state: object, kind: type[T], phase: str) -> T:
+    """Return a side's state as the one that a phase needs.
+
+    Raises:
+        PrivacyError: it is another one.
+    """
+    if not isinstance(state, kind):
+        raise PrivacyError(f"{phase} was asked for out of turn: it has been, or something else comes first")
+    return state

@@ -23,14 +23,11 @@ from atoll.errors import AtollError, LayoutError
 from atoll.learner import Data, Rows
 from atoll.simulate.clients import dumped, loaded
 from atoll.simulate.map import Answer, Job, Work
-from atoll.simulate.worker import ARRAYS
+from atoll.simulate.worker import ARRAYS, KEPT, ONE_THREAD
 from atoll.vector import Groups, Metrics
 from atoll.wire import decode
 
 _SHARED = Path("/dev/shm")  # noqa: S108  the folder in it is made by tempfile
-_KEPT = 1 << 29
-"""Bytes of clients' rows that stay in the folder for later rounds."""
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Pool:
@@ -52,7 +49,7 @@ class Pool:
         (self._place / "about.json").write_text(json.dumps(about))
         self._layouts = work.algorithm.updates(work.learner.layouts)
         self._held: dict[str, int] = {}
-        environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
+        environment = {**os.environ, **ONE_THREAD}
         command = [sys.executable, "-m", "atoll.simulate.worker", str(self._place)]
         self._processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -66,7 +63,7 @@ class Pool:
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""
         (self._place / "brief").write_bytes(dumped(job.brief))
-        if sum(self._held.values()) > _KEPT:
+        if sum(self._held.values()) > KEPT:
             self._drop()
         calls = [self._told(job, number, name) for number, name in enumerate(job.clients)]
         return dict(zip(job.clients, self._threads.map(self._asked, calls), strict=True))

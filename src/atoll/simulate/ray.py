@@ -33,12 +33,9 @@ from atoll.plan import Plan
 from atoll.simulate.clients import dumped, loaded
 from atoll.simulate.loops import Calls, How
 from atoll.simulate.map import Answer, Job, Work, one
+from atoll.simulate.worker import KEPT, ONE_THREAD
 from atoll.vector import Groups, Metrics
 from atoll.wire import decode, encode
-
-_KEPT = 1 << 29
-"""Bytes of clients' rows that stay in the cluster for later rounds."""
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Hand:
@@ -100,7 +97,7 @@ class Cluster:
         told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         here = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False, "_temp_dir": self._folder.name}
         paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path.cwd())]))  # functions beside the plan
-        lent = {"env_vars": {"PYTHONPATH": paths, **dict.fromkeys(_ONE_THREAD, "1")}}
+        lent = {"env_vars": {"PYTHONPATH": paths, **ONE_THREAD}}
         try:
             ray.init(**told, **({"address": address} if address else here))
             self.workers = workers or int(cast("Any", ray).cluster_resources()["CPU"])
@@ -184,7 +181,7 @@ class Apart:
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""
         brief = ray.put(dumped(job.brief))
-        if self._size > _KEPT:
+        if self._size > KEPT:
             self._held.clear()
             self._size = 0
         rows = [self._rows(name, data) for name, (_, data) in job.clients.items()]

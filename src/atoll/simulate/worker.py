@@ -25,6 +25,10 @@ from atoll.simulate.map import Job, Work, one
 from atoll.wire import encode
 
 ARRAYS = ("x", "y", "x_test", "y_test")
+KEPT = 1 << 29
+"""Bytes of clients' rows that stay near the processes for later rounds."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""What a process's environment says, so that each has one thread of arithmetic."""
 
 
 def rows(place: Path) -> Data:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from atoll.errors import PrivacyError
 from atoll.keys import Identity
 from atoll.privacy.encryption import node, server
 from atoll.privacy.encryption.update import Code
-from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.privacy.link import Letters, Link, Own, Undone, reached
 from atoll.privacy.secagg import server as gathering
 from atoll.privacy.secagg.terms import Terms
 from atoll.vector import Groups, Layouts, Total, Update
 
 BEFORE, AFTER = ("keys", "secrets"), ("survivors", "open")
-T = TypeVar("T")
 
 
 class _Node(NamedTuple):
@@ -57,13 +56,13 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
         at: object
         match phase:
             case "keys":
-                at, letter = node.advertise(_at(own.at, Terms, phase), own.identity)
+                at, letter = node.advertise(reached(own.at, Terms, phase), own.identity)
             case "secrets":
-                at, letter = node.give(_at(own.at, node.Advertised, phase), message)
+                at, letter = node.give(reached(own.at, node.Advertised, phase), message)
             case "survivors":
-                at, letter = node.confirm(_at(own.at, node.Encrypted, phase), message, own.identity)
+                at, letter = node.confirm(reached(own.at, node.Encrypted, phase), message, own.identity)
             case "open":
-                shown = _at(own.at, _Shown, phase)
+                shown = reached(own.at, _Shown, phase)
                 how = code(len(shown.confirmed.encrypted.cohort.records))
                 at, letter = None, node.reveal(shown.confirmed, message, shown.sums, how)
             case _:
@@ -71,12 +70,12 @@ def encryption(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: 
         return own._replace(at=at), letter
 
     def protect(own: _Node, message: bytes, update: Update) -> tuple[_Node, Update]:
-        given = _at(own.at, node.Given, "encrypting")
+        given = reached(own.at, node.Given, "encrypting")
         encrypted, sent = node.protect(given, message, update, code(len(given.cohort.records)))
         return own._replace(at=encrypted), sent
 
     def undo(own: Own, answers: Letters, total: Total) -> Undone:
-        relayed = _at(own, gathering.Relayed, "opening")
+        relayed = reached(own, gathering.Relayed, "opening")
         how = code(len(relayed.cohort.records))
         opened, faults = server.compare(gathering.members(relayed.cohort, answers), how, len(relayed.survivors))
         return Undone(*how.decode(total, opened), {**relayed.faults, **faults})
@@ -108,26 +107,20 @@ def _own(terms: Terms) -> Terms:
 def _collect(own: Own, phase: str, answers: Letters) -> tuple[Own, Letters]:
     match phase:
         case "keys":
-            gathered, cohort = gathering.gather(_at(own, Terms, phase), answers)
+            gathered, cohort = gathering.gather(reached(own, Terms, phase), answers)
             return gathered, dict.fromkeys(gathered.cohort.places, cohort)
         case "secrets":
-            return server.relay(_at(own, gathering.Gathered, phase), answers)
+            return server.relay(reached(own, gathering.Gathered, phase), answers)
         case "survivors":
-            proven, proof = gathering.prove(_at(own, gathering.Relayed, phase), answers)
+            proven, proof = gathering.prove(reached(own, gathering.Relayed, phase), answers)
             return proven, dict.fromkeys(server.openers(proven), proof)
     raise PrivacyError(f"encryption collects nothing in a phase '{phase}'")
 
 
 def _close(own: Own, nodes: Collection[str]) -> tuple[Own, Letters]:
-    closed, survivors = gathering.close(_at(own, gathering.Relayed, "closing"), nodes)
+    closed, survivors = gathering.close(reached(own, gathering.Relayed, "closing"), nodes)
     return closed, dict.fromkeys(nodes, survivors)
 
 
 def _see(own: _Node, sums: Groups) -> _Node:
-    return own._replace(at=_Shown(_at(own.at, node.Confirmed, "the sum"), sums))
-
-
-def _at(state: object, kind: type[T], phase: str) -> T:
-    if not isinstance(state, kind):
-        raise PrivacyError(f"{phase} was asked for out of turn: it has been, or something else comes first")
-    return state
+    return own._replace(at=_Shown(reached(own.at, node.Confirmed, "the sum"), sums))

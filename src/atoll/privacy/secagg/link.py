@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from atoll.errors import PrivacyError
 from atoll.keys import Identity
-from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.privacy.link import Letters, Link, Own, Undone, reached
 from atoll.privacy.secagg import node, server
 from atoll.privacy.secagg.terms import Terms
 from atoll.privacy.secagg.update import Code, parts_of
 from atoll.vector import Layouts, Total, Update
 
 BEFORE, AFTER = ("keys", "shares"), ("survivors", "unmask")
-T = TypeVar("T")
 
 
 class _Node(NamedTuple):
@@ -42,12 +41,12 @@ def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: floa
         return code(1).masked
 
     def protect(own: _Node, message: bytes, update: Update) -> tuple[_Node, Update]:
-        shared = _at(own.at, node.Shared, "masking")
+        shared = reached(own.at, node.Shared, "masking")
         words = code(len(shared.cohort.records)).encode(update)
         return own._replace(at=node.mask(shared, message, parts_of(words.groups))), words
 
     def undo(own: Own, answers: Letters, total: Total) -> Undone:
-        relayed = _at(own, server.Relayed, "unmasking")
+        relayed = reached(own, server.Relayed, "unmasking")
         faults = server.unmask(relayed, answers, parts_of(total.groups))
         return Undone(*code(len(relayed.cohort.records)).decode(total), {**relayed.faults, **faults})
 
@@ -68,13 +67,13 @@ def _answer(own: _Node, phase: str, message: bytes) -> tuple[_Node, bytes]:
     at: object
     match phase:
         case "keys":
-            at, letter = node.advertise(_at(own.at, Terms, phase), own.identity)
+            at, letter = node.advertise(reached(own.at, Terms, phase), own.identity)
         case "shares":
-            at, letter = node.share(_at(own.at, node.Advertised, phase), message)
+            at, letter = node.share(reached(own.at, node.Advertised, phase), message)
         case "survivors":
-            at, letter = node.confirm(_at(own.at, node.Masked, phase), message, own.identity)
+            at, letter = node.confirm(reached(own.at, node.Masked, phase), message, own.identity)
         case "unmask":
-            at, letter = None, node.unmask(_at(own.at, node.Confirmed, phase), message)
+            at, letter = None, node.unmask(reached(own.at, node.Confirmed, phase), message)
         case _:
             raise PrivacyError(f"secure aggregation has no phase '{phase}'")
     return own._replace(at=at), letter
@@ -87,22 +86,16 @@ def _begin(terms: Terms) -> Own:
 def _collect(own: Own, phase: str, answers: Letters) -> tuple[Own, Letters]:
     match phase:
         case "keys":
-            gathered, cohort = server.gather(_at(own, Terms, phase), answers)
+            gathered, cohort = server.gather(reached(own, Terms, phase), answers)
             return gathered, dict.fromkeys(gathered.cohort.places, cohort)
         case "shares":
-            return server.relay(_at(own, server.Gathered, phase), answers)
+            return server.relay(reached(own, server.Gathered, phase), answers)
         case "survivors":
-            proven, proof = server.prove(_at(own, server.Relayed, phase), answers)
+            proven, proof = server.prove(reached(own, server.Relayed, phase), answers)
             return proven, {proven.cohort.records[place].node: proof for place in proven.signatures}
     raise PrivacyError(f"secure aggregation collects nothing in a phase '{phase}'")
 
 
 def _close(own: Own, nodes: Collection[str]) -> tuple[Own, Letters]:
-    closed, survivors = server.close(_at(own, server.Relayed, "closing"), nodes)
+    closed, survivors = server.close(reached(own, server.Relayed, "closing"), nodes)
     return closed, dict.fromkeys(nodes, survivors)
-
-
-def _at(state: object, kind: type[T], phase: str) -> T:
-    if not isinstance(state, kind):
-        raise PrivacyError(f"{phase} was asked for out of turn: it has been, or something else comes first")
-    return state
