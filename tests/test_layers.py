@@ -66,6 +66,7 @@ HOMES: Mapping[str, Sequence[str]] = {
         "atoll.node.offer",
         "atoll.node.outbox",
         "atoll.node.sums",
+        "atoll.node.tasks",
         "atoll.node.trust",
         FLOOR,
         "atoll.cli.bench.connect",

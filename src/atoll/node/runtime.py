@@ -12,7 +12,6 @@ from typing import Any
 
 import aiohttp
 
-from atoll import algorithms
 from atoll.algorithms import Memory
 from atoll.drive import Drive, new_loop, on_signals
 from atoll.errors import (
@@ -27,7 +26,6 @@ from atoll.errors import (
 )
 from atoll.keys import Identity
 from atoll.learner import Data, Learner, summary
-from atoll.letters import written
 from atoll.logs import access
 from atoll.messages import ConnectionReceived, Decline, EndSession, Letter, Message, SessionEnded, Slowed, StartTraining, Verdict
 from atoll.node import events, machine
@@ -39,9 +37,10 @@ from atoll.node.linked import Linked
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
 from atoll.node.outbox import Outbox, appender
-from atoll.node.policy import Policy, guard_said, guards_of
+from atoll.node.policy import Policy
 from atoll.node.rows import Holding
 from atoll.node.sums import Sums
+from atoll.node.tasks import Steps, Tasks
 from atoll.node.trust import certain
 from atoll.node.witness import Witness
 from atoll.plan import Plan
@@ -128,9 +127,8 @@ class Node:
             events.Leave: self._leave,
         }
         self.drive: Drive[machine.State] = Drive(machine.transition, acts, self._fail)
-        self._training = asyncio.Lock()
         self.linked: Linked | None = None
-        self._fitted: tuple[StartTraining, Memory, Update] | None = None
+        self.tasks = Tasks(self, Steps(self._made, self._train, self._send_sum, self._address, self._tell))
         hears: Mapping[type[Message], Callable[[Any], Awaitable[None]]] = {
             ConnectionReceived: self.connection_received,
             StartTraining: self.start_training,
@@ -284,60 +282,13 @@ class Node:
 
     async def fit(self, command: events.Train) -> None:
         """Fetch the model and train, unless the update for this task was made and kept already."""
-        self.drive.spawn(self._fit(command.task))
-
-    async def _fit(self, task: StartTraining) -> None:
-        async with self._training:  # one at a time; a task that was replaced meanwhile is not begun
-            if self.drive.state.task is not task:
-                return
-            try:
-                self.gate.check(task)
-                event = await self._made(task)
-            except (UnreachableError, UnwritableError) as error:
-                self._tell("waiting", reason=str(error))
-                await self.drive.happen(events.Unanswered(self.drive.now(), task))
-            except AtollError as error:
-                await self.drive.happen(events.CannotTrain(self.drive.now(), task, self._said(task, error)))
-            except Exception as error:  # a framework's own, in whose words there may be values of rows: they stay here
-                log.exception("round %d: training failed", task.round)
-                said = f"training failed ({type(error).__name__}); the node's own log says more"
-                await self.drive.happen(events.CannotTrain(self.drive.now(), task, said))
-            else:
-                await self.drive.happen(event)
+        self.drive.spawn(self.tasks.fit(command.task))
 
     async def _made(self, task: StartTraining) -> events.Event:
-        """Return that the update for a task is made; what its link has to protect is only trained."""
-        if kept := self.outbox.kept(self._address(task)):
-            return events.Trained(self.drive.now(), task, kept)
-        if self.ledger.sent(task.run, task.round, task.attempt):  # another one would be noise drawn anew, for the same numbers
-            raise PrivacyError(f"the update of attempt {task.attempt} of round {task.round} left already, and is made once")
-        if self._fitted is None or self._fitted[0] != task:
-            memory, update = await self._train(task)
-            if self.linked is None:
-                return events.Trained(self.drive.now(), task, await asyncio.to_thread(self.work.seal, task, memory, update))
-            self._fitted = task, memory, update
-        return events.Fitted(self.drive.now(), task)
+        return await self.tasks.made(task)
 
     async def _answer(self, command: events.Answer) -> None:
-        self.drive.spawn(self._answering(command))
-
-    async def _answering(self, command: events.Answer) -> None:
-        task, phase = command.task, command.phase
-        if self.linked is None:
-            return
-        try:
-            self.gate.check(task)
-            digest, body = self.linked.shown(phase, command.body)
-            sums = await self.sums.fetch(self.session, task, digest, self.linked.layouts) if digest else None
-            answer = await asyncio.to_thread(self.linked.answer, task, phase, body, sums)
-            if sums is not None:
-                answer = await self._send_sum(task, answer)
-        except AtollError as error:
-            said = f"phase '{phase}': {self._said(task, error)}"
-            await self.drive.happen(events.CannotTrain(self.drive.now(), task, said))
-            return
-        for part in written(task.run, task.round, task.attempt, phase, answer):
-            await self.channel.say(part)
+        self.drive.spawn(self.tasks.answer(command))
 
     async def _send_sum(self, task: StartTraining, opened: bytes) -> bytes:
         """Put an opened sum where the server finds it by its digest, which is returned."""
@@ -346,27 +297,7 @@ class Node:
         return bytes.fromhex(envelope.digest)
 
     async def _protect(self, command: events.Protect) -> None:
-        self.drive.spawn(self._protecting(command))
-
-    async def _protecting(self, command: events.Protect) -> None:
-        if self.linked is None or self._fitted is None or self._fitted[0] != command.task:
-            return
-        (task, memory, update), self._fitted = self._fitted, None
-        try:
-            mine = algorithms.voiced(self.algorithm, update)
-            hidden = await asyncio.to_thread(self.linked.protect, task, command.body, mine)
-            digest = await asyncio.to_thread(self.work.seal, task, memory, hidden)
-        except AtollError as error:
-            await self.drive.happen(events.CannotTrain(self.drive.now(), task, self._said(task, error)))
-        else:
-            await self.drive.happen(events.Trained(self.drive.now(), task, digest))
-
-    def _said(self, task: StartTraining, error: AtollError) -> str:
-        """Return why nothing comes, for the server: where its plan hides updates, words that rows decide stay here."""
-        if isinstance(error, PolicyError | PrivacyError) or not (guards_of(self.plan) or self.plan.privacy.noise):
-            return str(error)
-        log.warning("round %d: %s", task.round, error)
-        return "its rows and this model can't go together; the node's own log says why"
+        self.drive.spawn(self.tasks.protect(command))
 
     async def _train(self, task: StartTraining) -> tuple[Memory, Update]:
         body = await self._model(task.model)
@@ -388,21 +319,7 @@ class Node:
 
     async def send_updates(self, command: events.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""
-        self.drive.spawn(self._send(command.task))
-
-    async def _send(self, task: StartTraining) -> None:
-        try:
-            envelope, path = self.outbox.take(self._address(task))
-            self.ledger.leaving(envelope, time.time(), guard_said(self.plan), self.gate.spent(task))
-            await self.appender.append(envelope, path)
-        except (UnreachableError, UnwritableError) as error:
-            self._tell("waiting", reason=str(error))
-            await self.drive.happen(events.Unanswered(self.drive.now(), task))
-        except AtollError as error:
-            await self.drive.happen(events.CannotTrain(self.drive.now(), task, str(error)))
-        else:
-            self._tell("sent", round=task.round, bytes=envelope.size)
-            await self.drive.happen(events.Appended(self.drive.now(), task))
+        self.drive.spawn(self.tasks.send(command.task))
 
     async def _say(self, command: events.Say) -> None:
         await self.channel.say(command.message)
