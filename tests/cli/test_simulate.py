@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -169,3 +170,25 @@ def test_a_plan_is_compared_with_other_methods_one_place_and_each_alone(folder):
     assert [row["name"] for row in found] == names
     assert all(row["figures"]["accuracy"] > 0.5 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_request_to_terminate_leaves_nothing_in_shared_memory(folder):
+    name = f"stopped-{os.getpid()}"
+    agreed = json.loads((folder / "plan.json").read_text())
+    agreed["plan"] |= {"rounds": 1_000_000, "name": name}
+    (folder / "plan.json").write_text(json.dumps(agreed))
+    words = ("simulate", folder / "plan.json", "--data", folder / "data", "--strategy", "pool", "--workers", "1")
+
+    def ours() -> list[Path]:
+        return [one for one in Path("/dev/shm").glob("atoll-*/about.json") if name in one.read_text()]
+
+    command = [sys.executable, "-m", "atoll", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "answered" in process.stdout.readline()
+        assert len(ours()) == 1
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == "atoll: stopped\n"
+    assert not ours()

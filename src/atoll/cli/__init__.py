@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
 import sys
 import warnings
 from typing import Annotated, TextIO
@@ -104,6 +105,7 @@ def whole() -> typer.Typer:
 def main() -> None:
     """Run the command line; a person's mistake ends in one line, not in a traceback."""
     sys.stdout = buffered(sys.stdout)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to terminate is a Ctrl-C: what was begun is tidied up
     # A run that diverges says so itself, in one line.
     warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)
     run = whole()
