@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 from atoll.errors import PolicyError
 from atoll.messages import StartTraining
 from atoll.node.policy import Asked, Policy, guard_said, guards_of, refuses
 from atoll.plan import Plan
 from atoll.privacy.dp.account import Account
+from atoll.privacy.dp.accountant import Release
 from atoll.store.ledger import Ledger, Spent, bounds, own_noise
 from atoll.vector import Metrics
 
@@ -59,26 +61,30 @@ class Gate:
         if self.shut:
             raise PolicyError(self.shut)
         place = task.run, task.round, task.attempt
-        left, of_all = (self._ledger.left(plan, place) for plan in (self.plan.digest, None))
-        asked = Asked(task.round, self.rows, self.judged, of_all)
+        asked = Asked(task.round, self.rows, self.judged, self._ledger.left(None, place))
         if self.account:
-            if over := self.account.over(self.released(task, left)):
+            if over := self.account.over_with(self._before(task)) if self.release else self.account.over(task.round - 1):
                 raise PolicyError(over)
             asked = asked._replace(epsilon=self._in_all(task), epsilon_round=self.account.spent(1))
         if why := refuses(self.policy, self.plan, asked, time.time()):
             raise PolicyError(self._where + why)
 
-    def released(self, task: StartTraining, left: int) -> int:
-        """Return how many releases there were before a task: each closed round's model; of a node's own noise each update."""
-        shared = self.plan.privacy.central_noise or self.plan.privacy.tree_noise
-        return task.round - 1 if shared else left
+    @property
+    def release(self) -> Release | None:
+        """What an update tells by itself, under noise of the node's own; None where each closed round's model does."""
+        return self.account.release if self.account and own_noise(guard_said(self.plan)) else None
+
+    def _before(self, task: StartTraining) -> list[Release]:
+        """Return what left before a task, each update with the noise that it had."""
+        place = task.run, task.round, task.attempt
+        return [one or cast("Release", self.release) for one in self._ledger.releases(self.plan.digest, place)]
 
     def spent(self, task: StartTraining) -> Spent | None:
         """Return what the run has cost with a task's update; None where no noise bounds it."""
         if self.account is None:
             return None
-        left = self._ledger.left(self.plan.digest, (task.run, task.round, task.attempt))
-        return Spent(self.account.spent(self.released(task, left) + 1), self.account.delta)
+        after = self.account.spent_with(self._before(task)) if self.release else self.account.spent(task.round)
+        return Spent(after, self.account.delta)
 
     def _in_all(self, task: StartTraining) -> float | None:
         """Return ε of all that ever left with bounds, a task's update included: of other plans, or other runs, it adds up."""

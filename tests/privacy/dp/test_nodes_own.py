@@ -17,13 +17,16 @@ from atoll.cli import privacy as command  # noqa: F401  it adds itself
 from atoll.errors import AtollError, PlanError, PrivacyError
 from atoll.keys import new_secret
 from atoll.learner import PerExample, Rows
+from atoll.messages import StartTraining
+from atoll.node.gate import Gate
 from atoll.privacy.dp.account import account
-from atoll.privacy.dp.accountant import epsilon
+from atoll.privacy.dp.accountant import composed, epsilon
 from atoll.privacy.dp.clip import STEPS
 from atoll.privacy.dp.example import Private
 from atoll.privacy.dp.local import estimated, noisy, randomised
-from atoll.store.ledger import Ledger
+from atoll.store.ledger import Ledger, Spent
 from atoll.vector import Group, Layout, Tensor
+from atoll.wire import Address, Envelope
 
 LOCAL = {"clip": 1.0, "local_noise": {"multiplier": 0.5, "delta": 1e-5}}
 EXAMPLE = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0}}
@@ -55,10 +58,6 @@ def test_a_node_adds_its_own_noise_writes_what_it_costs_and_stops_by_itself(tmp_
 
 
 def test_a_node_declines_what_its_budget_doesn_t_allow_whatever_the_server_asks(tmp_path):
-    from atoll.messages import StartTraining
-    from atoll.node.gate import Gate
-    from atoll.wire import Address, Envelope
-
     privacy = {"clip": 1.0, "local_noise": {"multiplier": 5.0, "delta": 1e-5, "budget": 1.5}}
     agreed = plan(privacy=privacy, plan={"rounds": 6})
     ledger, mine = Ledger(tmp_path), account(agreed)
@@ -74,6 +73,47 @@ def test_a_node_declines_what_its_budget_doesn_t_allow_whatever_the_server_asks(
     with pytest.raises(AtollError, match="privacy budget is spent"):
         gate.check(task.model_copy(update={"attempt": mine.most + 1}))
     gate.check(task)  # what left already may be sent again
+    ledger.close()
+
+
+def test_what_left_costs_what_it_did_however_many_rows_there_are_today(tmp_path):
+    """A table that grows makes later steps cheaper, and earlier ones no cheaper than they were."""
+    privacy = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 6.0}}
+    agreed = plan(privacy=privacy, plan={"rounds": 1})
+    small, large = account(agreed, 40).release, account(agreed, 400).release
+    assert small != large
+    run(agreed, clients(), tmp_path)
+    (tmp_path / "store").rename(tmp_path / "first")
+    run(agreed, {f"node-{k}": rows(k, 400) for k in range(3)}, tmp_path)
+    ledger = Ledger(tmp_path / "node-0")
+    told = [one["epsilon"] for one in ledger.entries()]
+    assert told == [composed(some, 1e-3) for some in ([small], [small, large])]
+    assert told[-1] > account(agreed, 400).spent(2) * 1.1, "the first is counted by today's rows"
+    assert ledger.releases(agreed.digest, ("", 0, 0)) == [small, large]
+    ledger.close()
+
+
+def test_a_budget_is_spent_by_what_left_not_by_what_would_leave_today(tmp_path):
+    privacy = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 6.0}}
+    agreed, task = plan(privacy=privacy), StartTraining(run="r", round=3, attempt=1, model="0" * 64, deadline=9.0)
+    ledger, then, now = Ledger(tmp_path), account(agreed, 40), account(agreed, 400)
+    gate = Gate(None, ledger)
+    assert gate.meets(agreed) is None
+    gate.account = now
+    for number in range(then.most):
+        envelope = Envelope(Address("r", number, 1, "ab"), agreed.digest, f"{number:064x}", 1, b"", b"")
+        ledger.leaving(envelope, 1.0, "example noise", Spent(then.spent(number + 1), 1e-3), then.release)
+    assert not now.over(then.most)  # by today's rows there would be room
+    assert gate.spent(task).epsilon > then.spent(then.most)
+    for number in range(100):
+        envelope = Envelope(Address("q", number, 1, "ab"), agreed.digest, f"{number + 999:064x}", 1, b"", b"")
+        if gate.spent(task).epsilon > 6.0:
+            break
+        gate.check(task)
+        ledger.leaving(envelope, 1.0, "example noise", gate.spent(task), gate.release)
+    with pytest.raises(AtollError, match="privacy budget is spent: ε"):
+        gate.check(task)
+    assert ledger.entries()[-1]["epsilon"] <= 6.0
     ledger.close()
 
 

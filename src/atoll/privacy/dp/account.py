@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ from atoll.errors import PlanError, PrivacyError
 from atoll.guards import Noise
 from atoll.plan import Plan
 from atoll.privacy.dp import tree
-from atoll.privacy.dp.accountant import COARSE, epsilon, multiplier_for, steps_within
+from atoll.privacy.dp.accountant import COARSE, Release, composed, epsilon, multiplier_for, steps_within
 
 RELATIONS = {
     "central_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is "
@@ -58,11 +57,26 @@ class Account:
         """Return ε after so many releases."""
         return epsilon(self.multiplier, self.steps * -(-releases // self.span), self.delta, self.rate, COARSE)
 
+    @property
+    def release(self) -> Release:
+        """One release, where each is by itself."""
+        return Release(self.multiplier, self.steps, self.rate)
+
     def spent_by(self, multipliers: Sequence[float]) -> float:
         """Return ε after releases with these multipliers: with noise in shares, more survivors bring more."""
-        if self.rate < 1 or not multipliers or min(multipliers) == max(multipliers) == self.multiplier:
+        if self.span > 1:
             return self.spent(len(multipliers))
-        return epsilon(1 / math.sqrt(math.fsum(one**-2 for one in multipliers)), 1, self.delta)
+        return composed((self.release._replace(multiplier=one) for one in multipliers), self.delta)
+
+    def spent_with(self, before: Sequence[Release]) -> float:
+        """Return ε after one release more than those that there were, which may have been of other noise or other rows."""
+        return composed([*before, self.release], self.delta)
+
+    def over_with(self, before: Sequence[Release]) -> str:
+        """Say why there can be no release after those that there were, or nothing where there can."""
+        if self.promise is None or self.spent_with(before) <= self.promise:
+            return ""
+        return self._over(composed(before, self.delta), len(before))
 
     def over(self, releases: int) -> str:
         """Say why there can be no release after so many, or nothing where there can."""
