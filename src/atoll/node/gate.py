@@ -18,8 +18,12 @@ from atoll.vector import Metrics
 _READ = "plans: its owner is asked about each plan, and nobody sits at a terminal here; read it with `atoll plan show`, "
 
 
+TRIES = 10
+"""How many updates of one round leave a node, each for another try: a server that is whole asks for three."""
+
+
 class Gate:
-    """What a node may do.
+    """What a node may do. A policy in a file is read again before a task, where the file changed.
 
     Args:
         policy: the owner's, or the file that holds it; None: everything that a plan says.
@@ -36,8 +40,10 @@ class Gate:
     """
 
     def __init__(self, policy: Policy | str | Path | None, ledger: Ledger) -> None:
+        self._file = Path(policy) if isinstance(policy, (str, Path)) else None
+        self._stamp = _stamp(self._file) if self._file else None  # before it is read: what changes meanwhile is read again
         self.policy = Policy.load(policy) if isinstance(policy, (str, Path)) else policy or Policy()
-        self._where = f"{policy}: " if isinstance(policy, (str, Path)) else "the owner's policy: "
+        self._where = f"{policy}: " if self._file else "the owner's policy: "
         self._ledger = ledger
         self.rows = self.judged = 0
         self.account: Account | None = None
@@ -58,9 +64,17 @@ class Gate:
         Raises:
             PolicyError: it may not.
         """
+        self._read_again()
         if self.shut:
             raise PolicyError(self.shut)
         place = task.run, task.round, task.attempt
+        if task.counted and not self._ledger.knows(task.counted):
+            raise PolicyError(
+                f"the server counts update {task.counted[:12]} of this node, which its ledger lacks: an old copy of it was "
+                "put back, or the key is used elsewhere; what left isn't all known here, so nothing leaves to this run"
+            )
+        if self._ledger.tries(*place) >= TRIES:
+            raise PolicyError(f"{TRIES} updates of round {task.round} left already, each for another try; a node makes no more")
         asked = Asked(task.round, self.rows, self.judged, self._ledger.left(None, place))
         if self.account:
             if over := self.account.over_with(self._before(task)) if self.release else self.account.over(task.round - 1):
@@ -78,6 +92,17 @@ class Gate:
         """Return what left before a task, each update with the noise that it had."""
         place = task.run, task.round, task.attempt
         return [one or cast("Release", self.release) for one in self._ledger.releases(self.plan.digest, place)]
+
+    def _read_again(self) -> None:
+        """Go by the policy's file as it is now.
+
+        Raises:
+            PolicyError: it changed, and can't be read as a policy.
+        """
+        if self._file and (stamp := _stamp(self._file)) != self._stamp:
+            self.policy = Policy.load(self._file)
+            self._stamp = stamp
+            self.meets(self.plan)
 
     def spent(self, task: StartTraining) -> Spent | None:
         """Return what the run has cost with a task's update; None where no noise bounds it."""
@@ -100,3 +125,12 @@ class Gate:
         few = mine.rows is not None and self.judged < mine.rows
         guarded = mine.guards or mine.noise or guards_of(self.plan) or self.plan.privacy.noise
         return {} if guarded or spent or few else figures
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells whether a file changed; None where it is gone."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -180,6 +180,17 @@ class Ledger:
         with self._base.begin() as base:
             return base.scalar(select(_ENTRIES.c.id).where(place).limit(1)) is not None
 
+    def knows(self, digest: str) -> bool:
+        """Say whether an update left by this ledger."""
+        with self._base.begin() as base:
+            return base.scalar(select(_ENTRIES.c.id).where(_ENTRIES.c.digest == digest).limit(1)) is not None
+
+    def tries(self, run: str, round_: int, but: int) -> int:
+        """Return for how many tries of a round an update left, but for one of them."""
+        place = (_ENTRIES.c.run == run) & (_ENTRIES.c.round == round_) & (_ENTRIES.c.attempt != but)
+        with self._base.begin() as base:
+            return base.scalar(select(func.count(_ENTRIES.c.attempt.distinct())).where(place)) or 0
+
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""
         verdict = "accepted" if accepted else "refused"
