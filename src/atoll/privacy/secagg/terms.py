@@ -68,7 +68,7 @@ class Terms:
     def context(self) -> bytes:
         """What everything of this sum is bound to, 32 bytes; a roster may be one node's own, and isn't in it."""
         agreed = [self.run, self.round, self.attempt, self.plan, self.minimum, float(self.dropout), self.corrupt, self.model]
-        return hashlib.sha256(b"atoll secagg v1 " + json.dumps(agreed).encode()).digest()
+        return hashlib.sha256(b"atoll secagg v2 " + json.dumps(agreed).encode()).digest()
 
 
 class Record(NamedTuple):
