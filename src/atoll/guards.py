@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from atoll.sections import Section
 
@@ -62,9 +62,14 @@ _OF_SUMS = ("bits", "dropout", "corrupt", "roster")
 
 
 class ExampleNoise(Noise):
-    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`."""
+    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`.
+
+    `rows` is a number that anybody may know: steps, the chance of a row and the mean's denominator follow from it at every node,
+    however many rows that has.
+    """
 
     clip: PositiveFloat
+    rows: PositiveInt | None = None
 
 
 class Privacy(Section):

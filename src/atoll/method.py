@@ -87,6 +87,8 @@ def _by_rows(plan: Plan, algorithm: Algorithm, learner: Learner) -> Algorithm:
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
     ) -> tuple[Memory, Update]:
+        about = account(plan, len(rows))
+        pace = pace._replace(steps=about.steps) if about else pace
         return algorithm.local(Private(learner, plan), brief, memory, rows, pace, rng)
 
     return algorithm._replace(local=local)

@@ -11,7 +11,7 @@ from tests.federation import clients, plan, rows, run
 from typer.testing import CliRunner
 
 import atoll
-from atoll import learners
+from atoll import learners, method
 from atoll.cli import app
 from atoll.cli import privacy as command  # noqa: F401  it adds itself
 from atoll.errors import AtollError, PlanError, PrivacyError
@@ -177,6 +177,45 @@ def test_example_noise_learns_and_tells_nothing_else(tmp_path):
     assert all(one["epsilon"] is None for one in history["rounds"])  # each node's own
 
 
+def test_a_public_number_of_rows_hides_how_many_there_are(tmp_path):
+    privacy = {"example_noise": {**EXAMPLE["example_noise"], "rows": 80}}
+    agreed = plan(privacy=privacy, plan={"rounds": 2})
+    mine = account(agreed)
+    assert mine == account(agreed, 17) == account(agreed, 300)
+    assert (mine.rate, mine.steps) == (0.1, 20)
+    assert "one row more" in mine.relation
+    with pytest.raises(PlanError, match="one in 1000 rows"):
+        account(agreed, 1000)
+    history = run(agreed, {f"node-{k}": rows(k, count) for k, count in enumerate((17, 80, 300))}, tmp_path)
+    assert [one["epsilon"] for one in history["rounds"]] == [mine.spent(1), mine.spent(2)]
+    for name in ("node-0", "node-2"):
+        ledger = Ledger(tmp_path / name)
+        assert [one["epsilon"] for one in ledger.entries()] == [mine.spent(1), mine.spent(2)]
+        ledger.close()
+
+
+@pytest.mark.parametrize("public", [None, 40])
+def test_a_step_divides_by_what_is_known(monkeypatch, public):
+    """With every row drawn and no noise, a step is the mean over the node's rows, or their sum over the plan's number."""
+    from atoll.privacy.dp import example
+
+    monkeypatch.setattr(example, "discrete_gaussian", lambda sigma, count, stream: np.zeros(count, np.int64))
+    agreed = plan(
+        privacy={"example_noise": {**EXAMPLE["example_noise"], "rows": public}},
+        training={"steps": 1, "epochs": None, "batch_size": 40, "learning_rate": 1.0},
+    )
+    learner, (x, y) = learners.build(agreed), rows(0, 40)
+    data = Rows(np.concatenate([x, x]), np.concatenate([y, y])) if public else Rows(x, y)
+    moved = (
+        method.find(agreed, learner)
+        .local(learner, learner.initial(0), {}, data, agreed.training.pace(80, 1, 1), np.random.default_rng(0))[1]
+        .groups["parameters"]
+        .values
+    )
+    mean = learner.clipped(learner.initial(0)["parameters"].values, Rows(x, y), 1.0, STEPS) / STEPS / 40
+    np.testing.assert_allclose(moved, -mean * (2 if public else 1), atol=1e-5)
+
+
 def test_noise_of_single_rows_is_what_was_planned(monkeypatch):
     """With one step and no rows drawn, the whole move is noise: learning rate · clip · multiplier / (rate · rows)."""
     from atoll.privacy.dp import example
@@ -245,6 +284,34 @@ def test_the_command_says_what_a_plan_promises_and_what_another_promise_takes(tm
     done = atoll_privacy(tmp_path, "--epsilon", "9", "--solve", "rounds", privacy=central)
     assert "for that: rounds" in done.stdout
     assert "who was asked is known" in done.stdout
+
+
+def test_the_command_solves_for_a_tree_by_trees(tmp_path):
+    tree = {"clip": 1.0, "tree_noise": {"multiplier": 4.0, "delta": 1e-5}}
+    about = {"privacy": tree, "plan": {"rounds": 16}, "cohort": {"turns": 4}}
+    found = {}
+    for what in ("noise", "rounds"):
+        done = atoll_privacy(tmp_path, "--json", "--epsilon", "3", "--solve", what, **about)
+        found[what] = json.loads(done.stdout.splitlines()[-1])["solved"]
+    assert found["noise"]["epsilon"] == pytest.approx(epsilon(found["noise"]["multiplier"], 4 * 3, 1e-5))  # 4 trees, 3 levels
+    assert 2.99 < found["noise"]["epsilon"] <= 3
+    assert found["rounds"]["rounds"] % 4 == 0
+    assert found["rounds"]["epsilon"] <= 3 < epsilon(4.0, (found["rounds"]["rounds"] // 4 + 1) * 3, 1e-5)
+
+
+def test_the_command_needs_no_rows_where_the_plan_names_them(tmp_path):
+    noise = {**EXAMPLE["example_noise"], "rows": 80}
+    done = atoll_privacy(tmp_path, "--json", privacy={"example_noise": noise})
+    assert json.loads(done.stdout.splitlines()[-1])["rate"] == 0.1
+
+
+def test_a_cohort_is_solved_for_where_the_draw_is_secret(tmp_path):
+    central = {"clip": 1.0, "central_noise": {"multiplier": 1.0, "delta": 1e-5}}
+    cohort = {"draw": "poisson", "fraction": 0.5}
+    done = atoll_privacy(tmp_path, "--json", "--epsilon", "2", "--solve", "cohort", privacy=central, cohort=cohort)
+    found = json.loads(done.stdout.splitlines()[-1])["solved"]
+    assert 0 < found["fraction"] < 0.5
+    assert epsilon(1.0, 3, 1e-5, found["fraction"]) <= found["epsilon"] <= 2.0
 
 
 @pytest.mark.parametrize(

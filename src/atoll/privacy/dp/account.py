@@ -23,6 +23,8 @@ RELATIONS = {
     "local_noise": "any two sets of rows of a node are neighbours: its own noise hides them from the server too",
     "example_noise": "two nodes' rows are neighbours where one row counts as nothing in one of them, and all else is the same; "
     "how many there are is known, which were drawn for a step stays secret",
+    "rows": "two nodes' rows are neighbours where one has one row more, and all else is the same; how many there are isn't told "
+    "(steps, draws and the mean go by the plan's own number), which were drawn for a step stays secret",
 }
 """What can't be told apart, by mechanism."""
 
@@ -97,21 +99,22 @@ def account(plan: Plan, rows: int | None = None) -> Account | None:
 
     Args:
         plan: the plan.
-        rows: how many a node trains on: by them follows how often a row is drawn.
+        rows: how many a node trains on: by them follows how often a row is drawn, where the plan doesn't say it.
 
     Raises:
         PlanError: no noise is enough for what the plan promises, its budget doesn't allow for one round, or δ is no less than
             one in so many rows.
     """
     noise, key = plan.privacy.noise, f"privacy.{plan.privacy.mechanism}"
-    if noise is None or (plan.privacy.example_noise and not rows):
+    public = plan.privacy.example_noise and plan.privacy.example_noise.rows
+    if noise is None or (plan.privacy.example_noise and not (public or rows)):
         return None
     about = Account(0.0, noise.delta, promise=noise.promise, relation=RELATIONS[plan.privacy.mechanism])
-    if plan.privacy.example_noise and rows:
-        if noise.delta >= 1 / rows:
-            raise PlanError(f"{key}.delta: {noise.delta:g} is no less than one in {rows} rows; take one far below 1 / rows")
-        pace = plan.training.pace(rows, 1, plan.plan.rounds)
-        about = replace(about, rate=min(1.0, pace.batch_size / rows), steps=pace.steps, unit="a row")
+    if plan.privacy.example_noise and (count := public or rows):
+        if noise.delta >= 1 / (most := max(count, rows or 0)):
+            raise PlanError(f"{key}.delta: {noise.delta:g} is no less than one in {most} rows; take one far below 1 / rows")
+        pace, relation = plan.training.pace(count, 1, plan.plan.rounds), RELATIONS["rows" if public else "example_noise"]
+        about = replace(about, rate=min(1.0, pace.batch_size / count), steps=pace.steps, unit="a row", relation=relation)
     elif plan.privacy.central_noise and plan.cohort.draw == "poisson":
         about = replace(about, rate=plan.cohort.fraction, relation=RELATIONS["poisson"])
     elif plan.privacy.tree_noise:
