@@ -65,9 +65,10 @@ def graph(nodes: int, dropout: float, corrupt: int) -> Graph:
         )
     lost, bad = math.floor(dropout * nodes + 1e-9), corrupt
     quorum = (nodes + bad) // 2 + 1
-    if nodes < 3 or quorum > nodes - lost:
+    stay = max(3, quorum, bad + 2)  # of a sum with one honest node, the others together know that node's part
+    if stay > nodes or quorum > nodes - lost:
         raise PlanError(
-            f"privacy: of {nodes} nodes {lost} may drop out and {bad} be corrupt, but {max(3, quorum)} must stay; "
+            f"privacy: of {nodes} nodes {lost} may drop out and {bad} be corrupt, but {stay} must stay; "
             "lower privacy.dropout or privacy.corrupt, or ask more nodes"
         )
     complete = Graph(nodes, nodes - 1, (nodes - 1 + bad) // 2 + 1, quorum)
