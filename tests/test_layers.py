@@ -91,7 +91,7 @@ HOMES: Mapping[str, Sequence[str]] = {
 }
 """Foreign library → the only modules that import it. A library that stands here nowhere is imported nowhere."""
 
-PURE = ("machine", "close", "draw", "ending", "events", "phases", "state", "tries")
+PURE = ("machine", "close", "draw", "ending", "events", "means", "phases", "state", "tries")
 """Last names of the modules, in any folder, that decide and compute and touch nothing."""
 
 IMPURE = frozenset(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from atoll.sections import Section
 
@@ -57,19 +57,18 @@ class Noise(Section):
 
 SUMS = ("secure_aggregation", "encryption")
 """The keys of `[privacy]` that each hide single updates from the server."""
-_OF_SUMS = ("bits", "dropout", "corrupt", "roster")
+_OF_SUMS = ("bits", "dropout", "corrupt", "roster", "buckets")
 """The keys that only mean something in a secure sum; the first one where numbers are words under masks."""
 
 
-class ExampleNoise(Noise):
-    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`.
+BUCKETS = 3
+"""The fewest buckets that a rule can compare: of two, none is outvoted."""
 
-    `rows` is a number that anybody may know: steps, the chance of a row and the mean's denominator follow from it at every node,
-    however many rows that has.
-    """
+
+class ExampleNoise(Noise):
+    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`."""
 
     clip: PositiveFloat
-    rows: PositiveInt | None = None
 
 
 class Privacy(Section):
@@ -77,6 +76,7 @@ class Privacy(Section):
 
     `secure_aggregation`: the server learns sums over nodes and no update. A sum bears that `dropout` of its cohort drops out
     and `corrupt` nodes work for the server; `roster` are the only nodes that may be in one. Numbers are written in `bits`.
+    In `buckets` the cohort makes a sum each, for a robust rule to compare.
     `encryption`: the same by ciphertexts that the server adds up and nodes open.
     """
 
@@ -86,6 +86,7 @@ class Privacy(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     corrupt: NonNegativeInt = 0
     roster: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], ...] | None = None
+    buckets: Annotated[int, Field(ge=BUCKETS)] | None = None
     clip: Annotated[PositiveFloat | Literal["adaptive"] | None, BeforeValidator(_bound)] = None
     largest_weight: PositiveFloat | None = None
     central_noise: Noise | None = None
@@ -109,11 +110,6 @@ class Privacy(Section):
         """The key of the mechanism, or an empty text."""
         return next((name for name in NOISES if getattr(self, name)), "")
 
-    @property
-    def unit(self) -> float:
-        """The longest update, in the unit that it is sent in: that of an adaptive bound is the bound itself."""
-        return self.clip if isinstance(self.clip, float) else 1.0
-
     @model_validator(mode="after")
     def _sums(self) -> Self:
         fields = type(self).model_fields
@@ -128,11 +124,15 @@ class Privacy(Section):
             raise ValueError(
                 "bits = 32 has room for numbers and weights of known size only: give clip and largest_weight, or leave bits out"
             )
+        if self.buckets and self.encryption:
+            raise ValueError("buckets are of secure_aggregation: take that in place of encryption, or leave buckets out")
+        if self.buckets and self.distributed_noise:
+            raise ValueError("each of the buckets' sums would need all of distributed_noise: leave one of them out")
         if self.roster is not None and len(set(self.roster)) < len(self.roster):
             raise ValueError("roster names a node twice")
         if self.sums and (self.central_noise or self.tree_noise):
             raise ValueError(
-                f"{self.mechanism} is the server's own, which would see the sums of {self.sums} without it: "
+                f"{self.sums} shows the server no update to add {self.mechanism} to: "
                 "take distributed_noise, with secure_aggregation"
             )
         if self.sums and self.local_noise:
@@ -151,12 +151,9 @@ class Privacy(Section):
         if self.central_noise and self.clip is None:
             raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
         if (self.local_noise or self.distributed_noise or self.tree_noise) and self.clip is None:
-            more = ', or "adaptive"' if self.distributed_noise else ""
-            raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number{more}")
+            raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number")
         if self.largest_weight and (own := next((name for name in _OWN if getattr(self, name)), None)):
             raise ValueError(f"under {own} each node has one voice, or its weight would tell of rows: leave largest_weight out")
-        if self.clip == "adaptive" and not (self.central_noise or self.distributed_noise):
-            raise ValueError(
-                'clip = "adaptive" follows what central_noise or distributed_noise lets be seen of lengths: give one, or a number'
-            )
+        if self.clip == "adaptive" and not self.central_noise:
+            raise ValueError('clip = "adaptive" follows what central_noise tells of lengths: give central_noise, or a number')
         return self

@@ -300,6 +300,16 @@ class Plan(Section):
                 f"privacy.{guard}: of a sum of two, each node knows the other's part; raise cohort.minimum "
                 f"to 3 or more (it is {self.cohort.minimum})"
             )
+        if (buckets := self.privacy.buckets) and self.smallest_sum < 3:
+            raise ValueError(
+                f"privacy.buckets: {self.cohort.minimum} nodes in {buckets} buckets are fewer than 3 in some, and each sum hides "
+                f"a node among at least two others; raise cohort.minimum to {3 * buckets} or more, or lower buckets"
+            )
+        if buckets and self.compression.up:
+            raise ValueError(
+                "compression.up: a robust rule compares whole numbers of buckets, and masks hide what compression leaves of "
+                "an update; leave it out"
+            )
         if self.cohort.draw == "poisson":
             raise ValueError(
                 f'cohort.draw = "poisson" may draw fewer nodes than privacy.{guard} adds up, and a new draw would be '
@@ -316,6 +326,11 @@ class Plan(Section):
                 "(nodes shorten their own: privacy.clip)"
             )
         return self
+
+    @property
+    def smallest_sum(self) -> int:
+        """How few updates a secure sum may be of: as many as a round, or as a bucket of it."""
+        return self.cohort.minimum // (self.privacy.buckets or 1)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "plan") -> Plan:

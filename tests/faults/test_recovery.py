@@ -34,14 +34,14 @@ class Counting(Node):
         return super()._work(task, body)
 
 
-def killed(agreed: Plan, place: Path, at: Sequence[tuple[str, int]]) -> tuple[dict[str, Any], list[Counting]]:
+def killed(agreed: Plan, place: Path, at: Sequence[tuple[str, int]], count: int = 3) -> tuple[dict[str, Any], list[Counting]]:
     """Run with servers of which each is killed when it has told of an event so many times; the last one ends the run."""
     (place / "plan.json").write_text(agreed.to_json())
     port = free_port()
     nodes: list[Counting] = []
 
     async def join(url: str) -> None:
-        nodes.extend(Counting(url, data, name=name, directory=place / name) for name, data in clients().items())
+        nodes.extend(Counting(url, data, name=name, directory=place / name) for name, data in clients(count).items())
         await asyncio.wait_for(asyncio.gather(*(node.start_async() for node in nodes)), 90)
 
     joined = None
@@ -162,4 +162,20 @@ def test_killed_in_each_phase_of_a_secure_sum_a_run_ends_with_the_same_bits(tmp_
     assert all(len(row["answered"]) == 3 for row in history["rounds"])
     assert history["last"] == simulate(agreed, clients()).digest
     assert history["rounds"][0]["attempt"] == 4, "the round whose sum nodes had begun to reveal was tried again"
+    assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
+
+
+def test_killed_while_buckets_are_unmasked_a_run_ends_with_the_same_bits(tmp_path):
+    """Right after the shares, which draws the same buckets once more, and after what unmasks was asked for."""
+    agreed = plan(
+        plan={"rounds": 2},
+        aggregation={"rule": "median"},
+        cohort={"minimum": 9, "quorum": 1.0, "deadline": 60},
+        privacy={"secure_aggregation": True, "buckets": 3},
+    )
+    history, _ = killed(agreed, tmp_path, [("phase", 1), ("phase", 4)], 9)
+    assert history["outcome"] == "completed"
+    assert all(len(row["answered"]) == 9 for row in history["rounds"])
+    assert history["last"] == simulate(agreed, clients(9)).digest
+    assert history["rounds"][0]["attempt"] == 2, "the round whose sums nodes had begun to reveal was tried again"
     assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]

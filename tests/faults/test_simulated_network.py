@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.federation import plan
+from tests.federation import plan, say
 
 from atoll.server import events, machine, tries
 from atoll.server.offences import Conduct
@@ -79,6 +79,27 @@ def test_a_links_phases_end_and_one_sum_a_round_is_revealed(name, embedded):
         seed += 1
         assert seed < 10 * 300 / ROUNDS, "most runs give up"
     assert completed > 0.7 * seed, f"{seed - completed} of {seed} runs gave up"
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])
+@pytest.mark.parametrize("name", UNKIND)
+def test_a_lost_bucket_is_left_out_and_no_sum_is_made_of_a_part_of_one(name, embedded):
+    """Worlds of sixty rounds each: buckets are lost in every phase, and servers die while others are opened."""
+    rounds, completed, left_out, seed = 0, 0, 0, 0
+    while rounds < 60:
+        agreed = plan(plan={"rounds": 10}, cohort={"minimum": 12, "quorum": 0.8, "deadline": 60, "grace": 5})
+        federation = LinkedFederation(agreed, seed, UNKIND[name], 16, embedded=embedded, buckets=4)
+        try:
+            federation.run(LONGEST)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {name}, embedded {embedded}: {error}") from error
+        rounds += federation.rounds
+        left_out += federation.left_out
+        completed += federation.outcome == "completed"
+        seed += 1
+        assert seed < 60, "most runs give up"
+    assert left_out > 0.05 * rounds, f"{left_out} buckets were left out in {rounds} rounds"
+    say(f"{name}: {completed} of {seed} runs completed, {left_out} buckets left out in {rounds} rounds")
 
 
 @pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "broker"])

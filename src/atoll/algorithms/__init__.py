@@ -45,6 +45,7 @@ from atoll.algorithms.qffl import qffl
 from atoll.algorithms.rounds import judged, own, reference, taught, train, work
 from atoll.algorithms.scaffold import scaffold
 from atoll.errors import PlanError
+from atoll.guards import BUCKETS
 from atoll.learner import CAN, Learner, Rows
 from atoll.plan import Plan
 from atoll.vector import Update
@@ -148,11 +149,7 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         raise PlanError(f"aggregation.rule: '{rule}' takes a mean of models, and trees have none: take 'bagging' or 'histograms'")
     if learner.can & _TREES and plan.privacy.clip is not None:
         raise PlanError("privacy.clip: it makes whole updates shorter, and of trees or sums nothing would be left: leave it out")
-    if plan.privacy.sums and not adds(algorithm):
-        raise PlanError(
-            f"aggregation.rule: '{rule}' looks at single updates, and privacy.{plan.privacy.sums} hides them; take a rule that "
-            "only adds them up, such as fedavg"
-        )
+    _summed(plan, algorithm)
     algorithm.updates(learner.layouts)  # a method that can't have this model says so
     if algorithm.fits:
         algorithm.fits(learner)
@@ -164,6 +161,36 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     if plan.cohort.buffer and algorithm.late is None:
         raise PlanError(f"cohort.buffer: '{rule}' can fold no late update, so its rounds are synchronous; leave buffer out")
     return algorithm
+
+
+def _summed(plan: Plan, algorithm: Algorithm) -> None:
+    """Check that a method makes do with sums, where the plan hides single updates.
+
+    Raises:
+        PlanError: it doesn't.
+    """
+    rule, guard, buckets = plan.aggregation.rule, plan.privacy.sums, plan.privacy.buckets
+    if buckets is not None and adds(algorithm):
+        raise PlanError(
+            f"privacy.buckets: '{rule}' only adds up, and one sum of all hides a node among more; leave buckets out, or take a "
+            "robust rule, such as median"
+        )
+    if guard and not adds(algorithm) and not (buckets and algorithm.robust):
+        least = max(BUCKETS, algorithm.least)
+        mend = (
+            f"let it compare buckets of nodes: privacy.buckets = {least} or more, with secure_aggregation; or take a rule"
+            if algorithm.robust
+            else "take a rule"
+        )
+        raise PlanError(
+            f"aggregation.rule: '{rule}' looks at single updates, and privacy.{guard} hides them; {mend} that only adds them up, "
+            "such as fedavg"
+        )
+    if buckets is not None and buckets < algorithm.least:
+        raise PlanError(
+            f"privacy.buckets: '{rule}' with these options compares at least {algorithm.least}; it is {buckets}; raise it (and "
+            f"cohort.minimum to {3 * algorithm.least} or more), or take a rule that compares fewer, such as median"
+        )
 
 
 def adds(algorithm: Algorithm) -> bool:

@@ -72,6 +72,8 @@ class Algorithm(NamedTuple):
         late: what an update is multiplied with that is late by τ rounds, made from an earlier model; None: it can't be folded.
         teach: (learner, state before, state after, the server's rows, pace, rng) → an update's groups: what the server makes of
             a round's outcome on rows of its own, for the fold to see in a second pass.
+        robust: whether the fold bears a part of what it compares being anything, so that means of some nodes' updates each will
+            do in place of updates.
         silent: whether nodes tell no metrics: what is said of their rows has to be protected too, and these aren't.
     """
 
@@ -88,5 +90,6 @@ class Algorithm(NamedTuple):
     fits: Callable[[Learner], None] | None = None
     verify: Callable[[Layouts, Groups], None] | None = None
     late: Late | None = None
+    robust: bool = False
     silent: bool = False
     teach: Callable[[Learner, State, State, Rows, Pace, np.random.Generator], Groups] | None = None

@@ -32,7 +32,7 @@ def norm_clipping(bound: float | None = None, *, weighted: bool = False) -> Algo
         scales = voices * _short(np.sqrt(gram.diagonal()), bound)
         return scales.tolist(), float(voices.sum())
 
-    return fedavg()._replace(fold=combination(weigh))
+    return fedavg()._replace(fold=combination(weigh), robust=True)
 
 
 def centered_clipping(radius: float | None = None, iterations: int = 3) -> Algorithm:
@@ -64,7 +64,7 @@ def centered_clipping(radius: float | None = None, iterations: int = 3) -> Algor
             centre = centre * (1 - pulls.mean()) + pulls / count
         return centre.tolist(), 1.0
 
-    return fedavg()._replace(fold=combination(weigh))
+    return fedavg()._replace(fold=combination(weigh), robust=True)
 
 
 def _short(lengths: NDArray[np.float64], bound: float | None) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ def fltrust() -> Algorithm:
 
     Source: Cao et al. 2021, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", equations 2 to 4.
     """
-    return fedavg()._replace(fold=_fold, root=True, late=None)  # it takes every update at one length
+    return fedavg()._replace(fold=_fold, root=True, late=None, robust=True)  # it takes every update at one length
 
 
 def _fold(bodies: Bodies, weights: Sequence[float], registered: int) -> Total:

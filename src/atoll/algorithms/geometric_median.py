@@ -51,4 +51,4 @@ def geometric_median(smoothing: float = 1e-6, iterations: int = 100, *, weighted
                 break
         return parts.tolist(), float(parts.sum())
 
-    return fedavg()._replace(fold=combination(weigh), least=3)
+    return fedavg()._replace(fold=combination(weigh), least=3, robust=True)

@@ -33,7 +33,7 @@ def krum(f: int | None = None) -> Algorithm:
         scores = _scores(distances(products), _hostile(f, len(weights), 2))
         return _only([int(np.argmin(scores))], len(weights)), 1.0
 
-    return fedavg()._replace(fold=combination(weigh), least=_least(f, 2))
+    return fedavg()._replace(fold=combination(weigh), least=_least(f, 2), robust=True)
 
 
 def multi_krum(f: int | None = None, m: int | None = None) -> Algorithm:
@@ -58,7 +58,7 @@ def multi_krum(f: int | None = None, m: int | None = None) -> Algorithm:
         best = np.argsort(_scores(distances(products), hostile), kind="stable")[:taken]
         return _only(best.tolist(), count), float(taken)
 
-    return fedavg()._replace(fold=combination(weigh), least=max(_least(f, 2), m or 0))
+    return fedavg()._replace(fold=combination(weigh), least=max(_least(f, 2), m or 0), robust=True)
 
 
 def bulyan(f: int | None = None) -> Algorithm:
@@ -79,7 +79,7 @@ def bulyan(f: int | None = None) -> Algorithm:
         chosen = _chosen(distances(gram(bodies)), hostile)
         return coordinatewise(lambda table: _nearest(table[chosen], count - 4 * hostile))(bodies, weights, registered)
 
-    return fedavg()._replace(fold=fold, least=_least(f, 4))
+    return fedavg()._replace(fold=fold, least=_least(f, 4), robust=True)
 
 
 def _scores(away: Matrix, hostile: int) -> Matrix:

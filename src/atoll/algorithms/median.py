@@ -23,7 +23,7 @@ def median() -> Algorithm:
 
     Source: Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", definition 1.
     """
-    return fedavg()._replace(fold=coordinatewise(middle), least=_LEAST)
+    return fedavg()._replace(fold=coordinatewise(middle), least=_LEAST, robust=True)
 
 
 def trimmed_mean(trim: float = 0.2) -> Algorithm:
@@ -46,7 +46,7 @@ def trimmed_mean(trim: float = 0.2) -> Algorithm:
         kept: Flat = np.mean(ordered(table)[out : count - out], axis=0)
         return kept
 
-    return fedavg()._replace(fold=coordinatewise(trimmed), least=_LEAST)
+    return fedavg()._replace(fold=coordinatewise(trimmed), least=_LEAST, robust=True)
 
 
 def middle(table: NDArray[np.floating]) -> Flat:

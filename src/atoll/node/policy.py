@@ -169,8 +169,8 @@ def refuses(policy: Policy, plan: Plan, asked: Asked | None, now: float) -> str 
 def _against_plan(policy: Policy, plan: Plan) -> Iterator[str]:
     if isinstance(policy.plans, tuple) and plan.digest not in policy.plans:
         yield f"plans: plan {plan.digest} is not among those that its owner agreed to"
-    if policy.minimum_cohort and plan.cohort.minimum < policy.minimum_cohort:
-        yield f"minimum_cohort: the plan adds up as few as {plan.cohort.minimum} updates, it takes {policy.minimum_cohort}"
+    if policy.minimum_cohort and plan.smallest_sum < policy.minimum_cohort:
+        yield f"minimum_cohort: the plan adds up as few as {plan.smallest_sum} updates, it takes {policy.minimum_cohort}"
     if policy.minimum_cohort and plan.cohort.draw == "poisson":
         yield "minimum_cohort: the plan draws each node by chance, so that a round may have one update alone"
     guards = guards_of(plan)
@@ -245,8 +245,7 @@ def _used(plan: Plan, rows: int) -> int:
 def _passes(plan: Plan, rows: int) -> float:
     """Return how often a round goes over the rows: what [training] says, and what the method does beside it."""
     rule, options, once = plan.aggregation.rule, plan.aggregation.options, plan.training
-    drawn = plan.privacy.example_noise and plan.privacy.example_noise.rows  # as if there were so many
-    a_pass = max(1, -(-(drawn or rows) // once.batch_size))
+    a_pass = max(1, -(-rows // once.batch_size))
     steps = once.steps or (once.epochs or 1) * a_pass
     passes = float(steps) if plan.model.sklearn == "LogisticRegression" else steps / a_pass  # its solver takes all rows a step
     more = {

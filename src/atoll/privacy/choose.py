@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from atoll.errors import LayoutError
+from atoll.guards import BUCKETS
 from atoll.learner import SLOTS, slot
 from atoll.metrics import binned, names
 from atoll.plan import Plan
 from atoll.privacy import ckks
-from atoll.privacy.dp import central, distributed
+from atoll.privacy.bucketing import bucketed
+from atoll.privacy.dp import distributed
 from atoll.privacy.dp.account import account
 from atoll.privacy.encryption.link import encryption
 from atoll.privacy.encryption.update import RING
@@ -29,8 +31,10 @@ _ENCRYPTED, _ROWS = 64.0, 1e5
 """The same for real numbers under encryption, which are the less exact the larger they may be."""
 
 
-def link(plan: Plan, layouts: Layouts) -> Link | None:
+def link(plan: Plan, layouts: Layouts, least: int = 1) -> Link | None:
     """Return the link of a plan whose updates have these layouts; None where nothing hides them.
+
+    `least` is how few updates, or means of buckets, the plan's rule takes.
 
     Raises:
         PlanError: the plan's smallest cohort can't bear what the plan has it bear.
@@ -38,16 +42,16 @@ def link(plan: Plan, layouts: Layouts) -> Link | None:
     guard = plan.privacy
     if not guard.sums:
         return None
-    graph(plan.cohort.minimum, guard.dropout, guard.corrupt)
+    graph(plan.smallest_sum, guard.dropout, guard.corrupt)
     names = known(plan)
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
-    if guard.distributed_noise and (own := account(plan)):
-        most = central.shares(own.multiplier, layouts)["parameters"]
-        noisy = distributed.widest(guard.unit, most, plan.cohort.minimum - guard.corrupt)
+    if guard.distributed_noise and clip and (own := account(plan)):
+        noisy = distributed.widest(clip, own.multiplier, plan.cohort.minimum - guard.corrupt)
         return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
     if guard.encryption:
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
-    return secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
+    one = secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
+    return bucketed(one, guard.buckets, max(BUCKETS, least), plan.smallest_sum) if guard.buckets else one
 
 
 def known(plan: Plan) -> tuple[str, ...]:
@@ -72,15 +76,16 @@ def protect(plan: Plan, link: Link, own: Own, message: bytes, update: Update) ->
     return own, replace(hidden, metrics=open_)
 
 
-def protected(plan: Plan, layouts: Layouts, small: Layouts) -> tuple[Link | None, Layouts]:
+def protected(plan: Plan, layouts: Layouts, small: Layouts, least: int = 1) -> tuple[Link | None, Layouts]:
     """Return the plan's link, and the layouts that a fold gets; see `link`.
 
     Args:
         plan: the plan.
         layouts: of an update's groups.
         small: the same after compression, which comes before what hides them.
+        least: as for `link`.
     """
-    found = link(plan, small)
+    found = link(plan, small, least)
     return found, found.updates(small) if found else layouts
 
 
@@ -98,4 +103,4 @@ def terms(plan: Plan, run: str, round_: int, attempt: int, model: str) -> Terms:
     """Return what every party of one try of a round's sum knows; `model` is the digest of the one that is trained."""
     guard = plan.privacy
     roster = None if guard.roster is None else frozenset(guard.roster)
-    return Terms(run, round_, attempt, plan.digest, plan.cohort.minimum, guard.dropout, guard.corrupt, roster, model)
+    return Terms(run, round_, attempt, plan.digest, plan.smallest_sum, guard.dropout, guard.corrupt, roster, model)

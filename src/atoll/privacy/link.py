@@ -40,6 +40,20 @@ class Undone(NamedTuple):
     faults: Mapping[str, str]
 
 
+class Bucket(NamedTuple):
+    """A part of a cohort with a sum of its own.
+
+    Args:
+        nodes: those that are in the sum, as far as that is known.
+        own: the state of that sum.
+        lost: why it can't be made; an empty text where it can.
+    """
+
+    nodes: tuple[str, ...]
+    own: Own
+    lost: str = ""
+
+
 class Link(NamedTuple):
     """A link, cut where the network cuts; made by a factory named after what it does.
 
@@ -61,6 +75,8 @@ class Link(NamedTuple):
         few: how many answers that phase takes: those that are told something in it answer for all.
         see: node: (state, the groups of the fold's total) → state.
         whose: node: the ids of the nodes whose sum a state is agreed to reveal; empty before that, and after.
+        buckets: server: state → the buckets of the cohort, each with the state that `undo` takes; None: one sum is of all.
+        least: with buckets, how few nodes all sums together may be of.
     """
 
     before: tuple[str, ...]
@@ -77,6 +93,8 @@ class Link(NamedTuple):
     few: int = 0
     see: Callable[[Own, Groups], Own] = lambda own, _: own
     whose: Callable[[Own], tuple[str, ...]] = lambda _: ()
+    buckets: Callable[[Own], tuple[Bucket, ...]] | None = None
+    least: int = 0
 
     @property
     def gives(self) -> str:

@@ -66,5 +66,5 @@ def agreed(plan: Plan, learner: Learner | None, allow: Collection[str], holdout:
     algorithms.rooted(plan, algorithm, holdout)
     updates = algorithm.updates(learner.layouts)
     press = compression.find(plan, updates, sums=algorithms.adds(algorithm))
-    link, layouts = privacy.protected(plan, updates, press.layouts(updates))
+    link, layouts = privacy.protected(plan, updates, press.layouts(updates), algorithm.least)
     return Agreed(plan, learner, algorithm, press, compression.down(plan), link, layouts, spending)

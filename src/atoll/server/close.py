@@ -5,12 +5,14 @@ The same bodies in the same order give the same bits, whoever computes it: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from atoll.algorithms import Algorithm, Bodies, Fold, State
 from atoll.compression import OPEN, Press, Read
+from atoll.guards import BUCKETS
+from atoll.server.means import over_means
 from atoll.vector import Flat, Groups, Layouts, Total, Update
 from atoll.wire import Buffer, decode
 
@@ -23,12 +25,14 @@ class Guard(NamedTuple):
     Args:
         layouts: of a protected update's groups.
         fold: how these are added up.
-        undo: what the total of them really is, in the algorithm's own layouts.
+        undo: what the total of these nodes' updates really is, in the algorithm's own layouts.
+        apart: the nodes of each sum, where updates are added up in buckets.
     """
 
     layouts: Layouts
     fold: Fold
-    undo: Callable[[Total], Total]
+    undo: Callable[[Total, Sequence[str]], Total]
+    apart: Callable[[Sequence[str]], Collection[Sequence[str]]] | None = None
 
 
 See = Callable[[Bodies, Sequence[float]], None]
@@ -139,8 +143,8 @@ def expanded(guard: Guard, press: Press, layouts: Layouts, round_: int) -> Guard
         round_: the one that all of them were asked for in.
     """
 
-    def undo(total: Total) -> Total:
-        small = guard.undo(total)
+    def undo(total: Total, nodes: Sequence[str]) -> Total:
+        small = guard.undo(total, nodes)
         return replace(small, groups=press.decode(small.groups, layouts, round_))
 
     return guard._replace(undo=undo) if press.stages else guard
@@ -179,6 +183,11 @@ def step(  # noqa: PLR0913, PLR0917  what is rare is rarely given
     weights = [update.weight for update in updates.values()]
     if see:
         see(bodies, weights)
-    total = (guard.fold if guard else algorithm.fold)(bodies, weights, registered)
-    total = guard.undo(total) if guard else total
+    if guard and guard.apart:
+        enough = max(BUCKETS, algorithm.least)
+        total = over_means(bodies, guard.apart(bodies.ids), guard.fold, guard.undo, algorithm.fold, enough, registered)
+    elif guard:
+        total = guard.undo(guard.fold(bodies, weights, registered), bodies.ids)
+    else:
+        total = algorithm.fold(bodies, weights, registered)
     return algorithm.step(state, undo(total) if undo else total)

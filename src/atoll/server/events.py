@@ -17,13 +17,15 @@ Outcome = Literal["completed", "gave_up", "stopped"]
 class Steps(NamedTuple):
     """The phases of a link, by their names: before updates are protected, and after it is known which are in.
 
-    In the phase `opens` a few nodes answer for all, and `few` of them are enough.
+    In the phase `opens` a few nodes answer for all, and `few` of them are enough. `least` is how few updates make a round,
+    where that isn't the plan's minimum.
     """
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     opens: str = ""
     few: int = 0
+    least: int = 0
 
     def next(self, phase: str) -> str:
         """Return the phase that follows on one, which isn't the last; on none, an empty text, follows the first."""
@@ -118,10 +120,14 @@ class Answered(Event):
 
 @dataclass(frozen=True)
 class Collected(Event):
-    """What the link makes of a phase's answers is made: messages for these nodes, which are left in the round."""
+    """What the link makes of a phase's answers is made: messages for these nodes, which are left in the round.
+
+    `lost` are nodes whose sum can't be made any more, and why.
+    """
 
     phase: str
     nodes: frozenset[str]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,12 +141,14 @@ class Abandoned(Event):
 class Closed(Event):
     """The round's new model is made and stored; `judged` are the newest figures: of it, or of the one that the nodes received.
 
-    `over` says why there can be no further round, where that is so: the plan's privacy budget is spent.
+    `over` says why there can be no further round, where that is so: the plan's privacy budget is spent. `lost` are nodes
+    whose updates are not in it after all, since their sum couldn't be made, and why.
     """
 
     model: str
     judged: Mapping[str, float] = field(default_factory=dict)
     over: str = ""
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,10 @@ class Say:
 
 @dataclass(frozen=True)
 class Judge:
-    """Tell a node whether its update counts, and record it; an `offence` is refused for what the node itself put into it."""
+    """Tell a node whether its update counts, and record it; an `offence` is refused for what the node itself put into it.
+
+    Without a digest nothing came, and nothing will. What is `lost` came in time for a sum that couldn't be made.
+    """
 
     address: Address
     digest: str
@@ -212,6 +223,7 @@ class Judge:
     size: int = 0
     norm: float | None = None
     offence: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True)

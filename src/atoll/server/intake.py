@@ -107,9 +107,13 @@ class Intake:
     async def judge(self, command: events.Judge) -> None:
         """Tell a node whether its update counts, and store it where it doesn't."""
         address = command.address
+        if not command.digest:
+            await self._book.refused("declined", command)
+            self._tell("declined", node=address.node, name=self._book.names.get(address.node), reason=command.reason)
+            return
         if not command.accepted:
             _LOG.warning("round %d: %s: %s", address.round, self._book.names.get(address.node, address.node), command.reason)
-            late = not command.offence and admits(self._drive.state, address) is not None
+            late = not (command.offence or command.lost) and admits(self._drive.state, address) is not None
             try:
                 await self._book.refused("late" if late else "rejected", command)
             except StoreError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from atoll.errors import PrivacyError
 from atoll.letters import Desk, written
 from atoll.logs.embedded import EmbeddedLog
 from atoll.messages import UPDATE, Letter
+from atoll.privacy import bucketing
 from atoll.privacy.choose import terms
-from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.privacy.link import Letters, Link, Own
 from atoll.server import transcript
 from atoll.server.agreed import Agreed
 from atoll.server.channel import Channel
@@ -27,7 +28,7 @@ from atoll.server.patience import Patience
 from atoll.server.state import State
 from atoll.server.transcript import Said, Transcript
 from atoll.store.models import Models
-from atoll.vector import Total
+from atoll.vector import Metrics, Total, add
 from atoll.wire import Address
 
 
@@ -49,10 +50,9 @@ class Linked:
 
     Attributes:
         steps: the link's phases.
-        undone: what came of the last total.
+        metrics: the sums of the metrics of all updates that could be opened.
+        lost: the nodes whose updates couldn't be, in buckets that were left out; and why.
     """
-
-    undone: Undone
 
     def __init__(  # noqa: PLR0913, PLR0917  parts of a server
         self,
@@ -68,7 +68,9 @@ class Linked:
         tell: Callable[..., None],
         sums: EmbeddedLog | None = None,
     ) -> None:
-        self.steps = Steps(link.before, link.after, link.opens, link.few)
+        self.steps = Steps(link.before, link.after, link.opens, link.few, link.least)
+        self.metrics: Metrics = {}
+        self.lost: Mapping[str, str] = {}
         self._link, self._plan, self._layouts, self._run = link, agreed.plan, agreed.layouts, run
         self._drive, self._channel, self._add, self._models = drive, channel, add, models
         self._directory, self._patience, self._tell, self._sums = directory, patience, tell, sums
@@ -137,8 +139,10 @@ class Linked:
                 await self._drive.happen(Abandoned(self._drive.now(), str(error)))
             return
         if self._try == of:
+            known = bucketing.lost(self._link, self._own)
+            lost = {node: why for node, why in bucketing.lost(self._link, own).items() if node not in known}
             self._own, self._outbox, self._said, self._inbox, self._desks = own, out, said, {}, {}
-            await self._drive.happen(Collected(self._drive.now(), command.phase, frozenset(out)))
+            await self._drive.happen(Collected(self._drive.now(), command.phase, frozenset(out), lost))
 
     def _next(self, command: Collect, inbox: Letters) -> tuple[Own, Letters, tuple[Said, ...]]:
         phase = command.phase
@@ -168,14 +172,20 @@ class Linked:
 
     def guard(self) -> Guard:
         """Return how this try's updates are read, added up and made out."""
-        return Guard(self._layouts, self._fold, self._undo)
+        self.metrics, self.lost = {}, bucketing.lost(self._link, self._own)
+        return Guard(self._layouts, self._fold, self._undo, bucketing.apart(self._link, self._own))
 
     def _fold(self, bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
         return self._total or mean(bodies, weights, registered)
 
-    def _undo(self, total: Total) -> Total:
+    def _undo(self, total: Total, nodes: Sequence[str]) -> Total:
         answers = transcript.whole(self._link, self._path(self._try[0]), self._try, self._inbox)
-        self.undone = self._link.undo(self._own, answers, total)
+        try:
+            undone = bucketing.undo(self._link, self._own, answers, total, nodes)
+        except PrivacyError as error:
+            self.lost = {**self.lost, **dict.fromkeys(nodes, str(error))}
+            raise
+        self.metrics = add([self.metrics, undone.metrics])
         said = (*self._said, (self.steps.last, self._inbox))
         transcript.write(self._path(self._try[0]), Transcript(self._try[1], self._model, said))
-        return self.undone.total
+        return undone.total

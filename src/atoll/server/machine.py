@@ -216,9 +216,13 @@ def _collected(state: State, event: Collected) -> Result:
         return state, ()
     if len(event.nodes) < (fewest := state.fewest(state.steps.next(event.phase))):
         return tries.again(state, event.now, f"{len(event.nodes)} of at least {fewest} nodes are left after '{event.phase}'")
+    lost: tuple[Judge, ...] = ()
+    if state.phase is Phase.KEYING:  # later, their updates came, and are judged with the others
+        waited = {node: why for node, why in event.lost.items() if state.busy(node)}
+        lost = tuple(Judge(address(state, node), "", False, why, lost=True) for node, why in waited.items())
     state, commands = phases.next_(state, event)
     settled, more = (tries.settle if state.phase is Phase.TRAINING else tries.advance)(state, event.now)
-    return settled, (*commands, *more)
+    return settled, (*lost, *commands, *more)
 
 
 def _abandoned(state: State, event: Abandoned) -> Result:
@@ -248,7 +252,11 @@ def _tick_closing(state: State, event: Tick) -> Result:
 
 
 def _closed(state: State, event: Closed) -> Result:
-    verdicts = tuple(Judge(address(state, node), digest, True) for node, digest in state.closing.items())
+    lost = event.lost
+    verdicts = tuple(
+        Judge(address(state, node), digest, node not in lost, lost.get(node, ""), lost=node in lost)
+        for node, digest in state.closing.items()
+    )
     course = state.course.after(state.stopping, event.judged)
     open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
     conduct = state.conduct.closed([one for node in state.closing if (one := state.lengths.get(node)) is not None])

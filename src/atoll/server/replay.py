@@ -75,7 +75,7 @@ async def replay(
     whole = algorithm.updates(learner.layouts)
     press, down = compression.find(plan, whole, sums=algorithms.adds(algorithm)), compression.down(plan)
     state = _initial(algorithm, learner, down, Models(directory / "models"), run, plan.plan.seed)
-    link, protected = privacy.protected(plan, whole, press.layouts(whole))
+    link, protected = privacy.protected(plan, whole, press.layouts(whole), algorithm.least)
     size = sum(one.nbytes for one in protected.values())
     log = _open(directory / "log", run, plan, size, access)
     for one in store.nodes(run.run):

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,9 @@ class Server:
         try:
             made = await self.patience.until_stored(partial(asyncio.to_thread, self.aggregate, command))
             judged = await asyncio.to_thread(self.evaluate)
+            lost = self.linked.lost if self.linked else {}
+            counted = {node: digest for node, digest in command.accepted.items() if node not in lost}
+            command = replace(command, accepted=counted)
             run = self.drive.state
             keep = {Address(self.run, *task[:2], node) for node, task in run.tasks.items() if node not in command.accepted}
             facts = await self.store_history(command, made, judged)
@@ -322,7 +326,7 @@ class Server:
             return
         self._tell("round", **facts)
         self.aggregator.noises.append(made.noise)
-        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], self.aggregator.over()))
+        await self.drive.happen(events.Closed(self.drive.now(), facts["model"], facts["judged"], self.aggregator.over(), lost))
 
     def aggregate(self, command: events.Close) -> Made:
         """Fold the accepted updates into the next state, and store it."""
@@ -346,7 +350,7 @@ class Server:
 
     async def store_history(self, command: events.Close, made: Made, judged: Metrics | None) -> dict[str, Any]:
         """Store the closed round in one transaction; return its facts."""
-        hidden = self.linked.undone.metrics if self.linked else None
+        hidden = self.linked.metrics if self.linked else None
         return await self.book.close_round(command, made, judged, self.drive.now(), hidden)
 
     async def _wake(self, command: events.Wake) -> None:

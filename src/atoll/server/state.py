@@ -139,12 +139,12 @@ class State:
 
     def fewest(self, phase: str) -> int:
         """How many nodes there must be in a phase of the link."""
-        return self.steps.few if phase == self.steps.opens else self.rules.minimum
+        return self.steps.few if phase == self.steps.opens else self.steps.least or self.rules.minimum
 
     @property
     def least(self) -> int:
         """The fewest updates that a round is closed with; where each is drawn for itself it counts whoever it is, even nobody."""
-        return 0 if self.rules.draw == "poisson" or self.rules.turns else self.rules.minimum
+        return 0 if self.rules.draw == "poisson" or self.rules.turns else self.steps.least or self.rules.minimum
 
     def busy(self, node: str) -> bool:
         """Say whether a node still works for what it was asked."""

@@ -19,14 +19,13 @@ from atoll.durable import write_durably
 from atoll.errors import PrivacyError, StoreError, UnwritableError
 from atoll.messages import UPDATE
 from atoll.plan import Plan
+from atoll.privacy import bucketing
 from atoll.privacy.choose import terms
 from atoll.privacy.link import Letters, Link, Own
 from atoll.server.close import Guard
 from atoll.vector import Layouts, Total
 
 PLACE = "sums"
-VERSION = 2
-"""Of what nodes say, and what follows from it; 2: masks are made by `atoll.keys.Pad`."""
 Said = tuple[str, Letters]
 """A phase, and what nodes answered in it; in `UPDATE` only who they are counts."""
 
@@ -64,8 +63,7 @@ def write(path: Path, transcript: Transcript) -> None:
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"version": VERSION, "attempt": transcript.attempt, "model": transcript.model, "said": said}
-        write_durably(path, [json.dumps(kept).encode()])
+        write_durably(path, [json.dumps({"attempt": transcript.attempt, "model": transcript.model, "said": said}).encode()])
     except OSError as error:
         raise UnwritableError(f"{path}: what nodes said can't be stored ({error.strerror}); free some space") from error
 
@@ -74,15 +72,10 @@ def read(path: Path) -> Transcript | None:
     """Return a transcript; None where there is none.
 
     Raises:
-        StoreError: the file is damaged, can't be read, or is another version's.
+        StoreError: the file is damaged, or can't be read.
     """
     try:
         kept = json.loads(path.read_bytes())
-        if kept.get("version", 1) != VERSION:
-            raise StoreError(
-                f"{path}: kept by a version of Atoll that masked otherwise ({kept.get('version', 1)}; this one: {VERSION}); "
-                "replay it, or go on with the run, by that version"
-            )
         said = tuple(
             (phase, {node: base64.b64decode(body, validate=True) for node, body in letters.items()})
             for phase, letters in kept["said"]
@@ -139,12 +132,16 @@ def replayed(link: Link, plan: Plan, layouts: Layouts, path: Path, run: str, rou
     if kept is None or not kept.said:
         raise StoreError(f"{path}: what nodes said in round {round_} is gone, and without it its sum can't be made again")
     *before, (_, last) = kept.said
+    wrong = f"{path}: what nodes said in round {round_} isn't what it was"
+    try:
+        own, _ = after(link, link.begin(terms(plan, run, round_, kept.attempt, kept.model)), before)
+    except PrivacyError as error:
+        raise StoreError(f"{wrong}: {error}") from error
 
-    def undo(total: Total) -> Total:
+    def undo(total: Total, nodes: Sequence[str]) -> Total:
         try:
-            own, _ = after(link, link.begin(terms(plan, run, round_, kept.attempt, kept.model)), before)
-            return link.undo(own, whole(link, path, (round_, kept.attempt), last), total).total
+            return bucketing.undo(link, own, whole(link, path, (round_, kept.attempt), last), total, nodes).total
         except PrivacyError as error:
-            raise StoreError(f"{path}: what nodes said in round {round_} isn't what it was: {error}") from error
+            raise StoreError(f"{wrong}: {error}") from error
 
-    return Guard(layouts, mean, undo)
+    return Guard(layouts, mean, undo, bucketing.apart(link, own))

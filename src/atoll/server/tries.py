@@ -76,7 +76,8 @@ def advance(state: State, now: float) -> Result:
         return again(state, now, f"{len(relay.said)} of at least {fewest} nodes answered in phase '{relay.phase}'")
     if relay.phase == state.steps.last:
         return _fold(state)
-    return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, tuple(sorted(relay.said))),)
+    said = tuple(node for node in state.cohort if node in relay.said)
+    return replace(state, relay=replace(relay, collecting=True)), (Collect(relay.phase, said),)
 
 
 def _close(state: State, now: float) -> Result:
@@ -101,7 +102,7 @@ def closing(state: State) -> Close:
 def again(state: State, now: float, why: str = "") -> Result:
     """Try a round with too few updates, or that its link gave up, again; what had come for it doesn't count."""
     said = "; ".join(f"{state.names[node]}: {why}" for node, why in list(state.declines.items())[:3])
-    why = why or f"{len(state.accepted)} of at least {state.rules.minimum} updates came"
+    why = why or f"{len(state.accepted)} of at least {state.least} updates came"
     reason = f"round {state.round} attempt {state.attempt}: {why}{f' ({said})' if said else ''}"
     if state.outcome:  # somebody asked to stop meanwhile
         return farewell(state, state.outcome, state.reason, now)

@@ -13,11 +13,12 @@ from atoll.errors import LayoutError, PrivacyError
 from atoll.keys import Identity
 from atoll.messages import UPDATE
 from atoll.plan import Plan
+from atoll.privacy import bucketing
 from atoll.privacy.choose import protect, terms
-from atoll.privacy.link import Letters, Link, Own, Undone
+from atoll.privacy.link import Letters, Link, Own
 from atoll.server import events
 from atoll.server.close import Guard, folded
-from atoll.vector import Layouts, Total, Update
+from atoll.vector import Layouts, Metrics, Total, Update, add
 from atoll.wire import Address
 
 
@@ -29,13 +30,17 @@ class Linked:
         plan: what everyone agreed to.
         algorithm: the plan's.
         layouts: of a protected update's groups.
+
+    Attributes:
+        metrics: the sums of the metrics of all updates that could be opened.
+        lost: the clients whose updates couldn't be, in buckets that were left out; and why.
     """
 
-    undone: Undone
-
     def __init__(self, link: Link, plan: Plan, algorithm: Algorithm, layouts: Layouts) -> None:
-        self.steps = events.Steps(link.before, link.after, link.opens, link.few)
-        self.guard = Guard(layouts, self._fold, self._undo)
+        self.steps = events.Steps(link.before, link.after, link.opens, link.few, link.least)
+        self.metrics: Metrics = {}
+        self.lost: dict[str, str] = {}
+        self._layouts = layouts
         self._total: Total | None = None
         self._link, self._plan, self._algorithm = link, plan, algorithm
         self._who: dict[str, Identity] = {}
@@ -52,6 +57,7 @@ class Linked:
         of = terms(self._plan, "simulated", command.round, command.attempt, command.model)
         self.tried, self._updates, self._inbox = (command.round, command.attempt), dict(updates), {}
         self._total = None
+        self.metrics, self.lost = {}, {}
         self._server = self._link.begin(of)
         for name in updates:
             if name not in self._who:
@@ -94,18 +100,37 @@ class Linked:
             if command.phase == UPDATE:
                 self._server, self._outbox = self._link.close(self._server, nodes)
                 if self._link.opens:
-                    self._total = folded(self.guard, {name: updates[name] for name in command.nodes}, registered)
+                    self._total = folded(self.guard(), {name: updates[name] for name in command.nodes}, registered)
             else:
                 inbox = {node: self._inbox[node] for node in nodes}
                 self._server, self._outbox = self._link.collect(self._server, command.phase, inbox)
         except PrivacyError as error:
             return [events.Abandoned(0.0, str(error))]
         self._inbox = {}
-        return [events.Collected(0.0, command.phase, frozenset(self._names[node] for node in self._outbox))]
+        known, found = self.lost, bucketing.lost(self._link, self._server)
+        self.lost = {self._names[node]: why for node, why in found.items()}
+        new = {name: why for name, why in self.lost.items() if name not in known}
+        return [events.Collected(0.0, command.phase, frozenset(self._names[node] for node in self._outbox), new)]
+
+    def guard(self) -> Guard:
+        """Return how this try's updates are added up and made out."""
+        by_node = bucketing.apart(self._link, self._server)
+
+        def apart(names: Sequence[str]) -> list[list[str]]:
+            assert by_node  # noqa: S101  it is asked for with buckets only
+            return [[self._names[node] for node in nodes] for nodes in by_node([self._who[name].node for name in names])]
+
+        return Guard(self._layouts, self._fold, self._undo, apart if by_node else None)
 
     def _fold(self, bodies: Bodies, weights: Sequence[float], registered: int) -> Total:
         return self._total or mean(bodies, weights, registered)
 
-    def _undo(self, total: Total) -> Total:
-        self.undone = self._link.undo(self._server, self._inbox, total)
-        return self.undone.total
+    def _undo(self, total: Total, names: Sequence[str]) -> Total:
+        nodes = [self._who[name].node for name in names]
+        try:
+            undone = bucketing.undo(self._link, self._server, self._inbox, total, nodes)
+        except PrivacyError as error:
+            self.lost |= dict.fromkeys(names, str(error))
+            raise
+        self.metrics = add([self.metrics, undone.metrics])
+        return undone.total

@@ -13,7 +13,7 @@ from atoll import algorithms, compression, learners, method
 from atoll.algorithms import State
 from atoll.algorithms.drift import Drift, drift, told
 from atoll.compression import parted
-from atoll.errors import AtollError, DataError, GaveUpError
+from atoll.errors import AtollError, DataError, GaveUpError, PrivacyError
 from atoll.keys import new_secret
 from atoll.learner import Data, Learner, Rows, named, pooled, summary
 from atoll.metrics import spread
@@ -110,12 +110,17 @@ class _Run:
     def close(self, command: events.Close) -> list[events.Event]:
         """Fold what came into the next model, and tell how it does."""
         cohort, due = self.cohort, self.due(command.round)
-        accepted = {name: cohort.updates.pop(name) for name in command.accepted}
-        noise, seen = self.fold(command, accepted)
+        came = {name: cohort.updates.pop(name) for name in command.accepted}
+        try:
+            noise, seen = self.fold(command, came)
+        except PrivacyError as error:  # too few gave what unmasking takes
+            return [events.Abandoned(cohort.clock.now, str(error))]
+        lost = cohort.linked.lost if cohort.linked else {}
+        accepted = {name: update for name, update in came.items() if name not in lost}
         self.publish()
         facts: dict[str, Any] = {
             "round": command.round,
-            "answered": list(command.accepted),
+            "answered": list(accepted),
             "model": cohort.model,
             "late": _late(command),
             "bytes": sum(cohort.sizes[name] for name in accepted),
@@ -133,7 +138,7 @@ class _Run:
         self.rounds.append(facts)
         self.watch({"what": "round", **facts})
         over = method.over(self.account, self.noises)
-        judged = events.Closed(cohort.clock.now, cohort.model, facts["holdout"] or facts["nodes"], over)
+        judged = events.Closed(cohort.clock.now, cohort.model, facts["holdout"] or facts["nodes"], over, lost)
         more = cohort.there and command.round < self.work.plan.plan.rounds
         return [*(cohort.presence(command.round + 1) if more else ()), judged]
 
@@ -141,7 +146,7 @@ class _Run:
         """Fold updates into the next state; return the noise in it, and how they differed where that can be seen."""
         cohort, linked, late = self.cohort, self.cohort.linked, _late(command)
         layouts = self.work.algorithm.updates(self.work.learner.layouts)
-        guard = expanded(linked.guard, cohort.press, layouts, command.round) if linked else None
+        guard = expanded(linked.guard(), cohort.press, layouts, command.round) if linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
         here = method.Round(command.round, command.cohort, len(cohort.clients), len(accepted))
@@ -160,7 +165,7 @@ class _Run:
         """How the model that clients were sent does at them: over all, and from one to another where no guard hides that."""
         linked, sums = self.cohort.linked, [one.metrics for one in updates.values()]
         if linked:
-            sums = [named(linked.undone.metrics, sums)]
+            sums = [named(linked.metrics, sums)]
         apart = {name: summary(one.metrics) for name, one in updates.items()} if due and not linked else None
         return {"nodes": summary(pooled(sums)) if due else {}, "spread": spread(apart) if apart is not None else {}}
 
@@ -217,7 +222,6 @@ class _Run:
             return None
         found = self.kept.find()
         self.state, self.rounds = found.state, found.rounds
-        self.noises = [one.get("noise") for one in found.rounds]
         self.publish()
         for name, memory in found.memories.items():
             self.cohort.memories.put(name, memory)
@@ -329,7 +333,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         chosen = make(work)
         opened.callback(chosen.close)
         privacy.prepare(plan)
-        link, layouts = privacy.protected(plan, updates, press.layouts(updates))
+        link, layouts = privacy.protected(plan, updates, press.layouts(updates), work.algorithm.least)
         linked = Linked(link, plan, work.algorithm, layouts) if link else None
         cohort = Cohort(work, press, compression.down(plan), data, chosen, clock, tamper, there, linked)
         opened.callback(cohort.close)

@@ -1,11 +1,14 @@
 """A link's phases over the simulated network: what they say may be late, lost or doubled, and die with either side.
 
 The link itself is a stand-in that keeps what any link keeps: a node's part in a try is in its memory only, a node helps to
-reveal one sum a round, and the server has on its disk who was in it before it asks for that.
+reveal one sum a round, and the server has on its disk who was in it before it asks for that. With buckets a try is of several
+sums; each stands or falls by itself, and one may fail even as it is opened.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,24 +20,33 @@ from atoll.testing.stored import RUN, made
 from atoll.wire import Address
 
 STEPS = events.Steps(("keys", "shares"), ("survivors", "unmask"))
+SMALLEST, ENOUGH = 3, 3
+"""Nodes in a sum, and buckets whose sums are made, at least."""
+_SPOILT = 0.05
+"""How often a bucket's nodes give what opens nothing."""
 _Try = tuple[int, int]
+_Bucket = frozenset[str]
 
 
 class LinkedFederation(Federation):
-    """A run whose updates are added up under a link; see `Federation`.
+    """A run whose updates are added up under a link, in one sum or in buckets of nodes; see `Federation`.
 
     Attributes:
+        left_out: how many buckets were, in rounds that went on with the others.
         revealed: round → the nodes of the sums that enough nodes helped to reveal: one a round, if all is well.
     """
 
-    def __init__(self, *words: Any, **options: Any) -> None:
+    def __init__(self, *words: Any, buckets: int = 0, **options: Any) -> None:
+        self._count, self.left_out = buckets, 0
+        self._drawn: dict[_Try, tuple[_Bucket, ...]] = {}
+        self._left: dict[tuple[_Try, str], tuple[_Bucket, ...]] = {}
         self._joined: dict[str, tuple[int, _Try]] = {}
         self._given: dict[tuple[str, int], _Try] = {}
         self._asked: dict[_Try, frozenset[str]] = {}
         self._kept: tuple[_Try, tuple[str, ...]] | None = None
         self._trusted: frozenset[str] | None = None
         self.abandoned = 0
-        super().__init__(*words, steps=STEPS, **options)
+        super().__init__(*words, steps=STEPS._replace(least=ENOUGH * SMALLEST if buckets else 0), **options)
 
     def check(self) -> None:
         """See `Federation.check`; and no sum was made that its nodes didn't help to reveal, nor two of one round.
@@ -44,12 +56,21 @@ class LinkedFederation(Federation):
         """
         super().check()
         for closed in self._store.closed:
-            tried = closed.round, closed.attempt
-            assert self._asked.get(tried) == frozenset(closed.accepted), (
-                "a sum was closed of other nodes than those that revealed it"
-            )
-            helped = [node for node in closed.accepted if self._given.get((node, closed.round)) == tried]
-            assert len(helped) >= self.plan.cohort.minimum, "a sum was made that too few nodes helped to reveal"
+            tried, accepted = (closed.round, closed.attempt), frozenset(closed.accepted)
+            sums = [some for some in self._in(tried, self._asked.get(tried, frozenset())) if some & accepted]
+            assert frozenset().union(*sums) == accepted, "a sum was closed of other nodes than those that revealed it"
+            for some in sums:
+                helped = [node for node in some if self._given.get((node, closed.round)) == tried]
+                assert len(helped) >= self._least, "a sum was made that too few nodes helped to reveal"
+
+    @property
+    def _least(self) -> int:
+        """How few nodes reveal a sum: in a bucket of three, two."""
+        return SMALLEST - 1 if self._count else self.plan.cohort.minimum
+
+    def _in(self, tried: _Try, nodes: _Bucket) -> list[_Bucket]:
+        """Return nodes by the sums that they are in."""
+        return [bucket & nodes for bucket in self._drawn[tried]] if self._count else [nodes]
 
     # The server's link.
 
@@ -89,7 +110,45 @@ class LinkedFederation(Federation):
             assert self._asked.setdefault(tried, nodes) == nodes, "two sums of one try are asked for"
         if command.phase == STEPS.after[-2]:
             self._kept = tried, tuple(sorted(self._asked[tried]))
-        self._tell_server(partial(events.Collected, phase=command.phase, nodes=nodes), life)
+        if not self._count:
+            self._tell_server(partial(events.Collected, phase=command.phase, nodes=nodes), life)
+            return
+        left = self._left.setdefault((tried, command.phase), self._going_on(tried, command.phase, command.nodes))
+        if len(left) < ENOUGH:
+            self._tell_server(partial(events.Abandoned, reason="too few buckets are left"), life)
+            return
+        here = frozenset[str]().union(*left)
+        lost = dict.fromkeys(nodes - here, "its bucket was left out")
+        self._tell_server(partial(events.Collected, phase=command.phase, nodes=nodes & here, lost=lost), life)
+
+    def _going_on(self, tried: _Try, phase: str, nodes: Sequence[str]) -> tuple[_Bucket, ...]:
+        """Return the buckets of which enough nodes answered in a phase, and in those before."""
+        if phase == STEPS.before[0]:
+            count = min(self._count, len(nodes) // SMALLEST)
+            self._drawn[tried] = tuple(frozenset(nodes[number::count]) for number in range(count))
+            return self._drawn[tried]
+        order = (*STEPS.before, UPDATE, *STEPS.after)
+        before, here = self._left[tried, order[order.index(phase) - 1]], frozenset(nodes)
+        least = self._least if phase in STEPS.after else SMALLEST
+        return tuple(bucket for bucket in before if len(bucket & here) >= least)
+
+    def _closed(self, command: events.Close, life: int, lost: Mapping[str, str] = {}) -> None:
+        """Each bucket is opened that enough nodes helped to, and that none of them spoilt."""
+        tried = command.round, command.attempt
+        if not self._count or not self._server.up or self._server.life != life:
+            super()._closed(command, life)
+            return
+        left = self._left[tried, STEPS.after[0]]
+        helped = {node for node in command.accepted if self._given.get((node, command.round)) == tried}
+        opened = [one for one in left if len(one & helped) >= self._least and not self._world.happens(_SPOILT)]
+        if len(opened) < ENOUGH:
+            self._tell_server(partial(events.Abandoned, reason="too few buckets were opened"), life)
+            return
+        self.left_out += len(self._drawn[tried]) - len(opened)
+        here = frozenset[str]().union(*opened)
+        lost = {node: "its bucket was left out" for node in command.accepted if node not in here}
+        counted = {node: digest for node, digest in command.accepted.items() if node in here}
+        super()._closed(replace(command, accepted=counted), life, lost)
 
     # A node's link.
 

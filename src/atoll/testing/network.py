@@ -8,7 +8,7 @@ own speed. What must hold whatever happens is checked all the way: see `Federati
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -135,7 +135,7 @@ class Federation:
         Raises:
             AssertionError: see `Stored.check`; or a node was told that its update counts when it doesn't.
         """
-        counted = self._store.check(self.log, self.plan.cohort.minimum, late=self._late)
+        counted = self._store.check(self.log, self.steps.least or self.plan.cohort.minimum, late=self._late)
         for node in self._nodes.values():
             assert node.counted <= counted, "a node was told that its update counts, and it doesn't"
 
@@ -237,7 +237,7 @@ class Federation:
         self._server.verdicts[address, digest] = verdict
         return verdict
 
-    def _closed(self, command: events.Close, life: int) -> None:
+    def _closed(self, command: events.Close, life: int, lost: Mapping[str, str] = {}) -> None:
         """The fold is done: the round is stored in one step, then the machine hears of it, if it still lives."""
         if not self._server.up or self._server.life != life:
             return
@@ -247,7 +247,7 @@ class Federation:
         if self._world.happens(self.faults.dies):
             self._kill_server()
         else:
-            self._tell_server(partial(events.Closed, model=store.model), life)
+            self._tell_server(partial(events.Closed, model=store.model, lost=lost), life)
 
     def _finish(self, outcome: str) -> None:
         self.outcome = outcome
