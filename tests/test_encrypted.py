@@ -142,7 +142,7 @@ def test_by_kafka_as_well(tmp_path, kafka):
         ({"privacy": ENCRYPTED, "compression": {"up": ["8bit"]}}, "privacy.encryption only adds up"),
         (
             {"privacy": {**ENCRYPTED, "clip": 1.0, "central_noise": {"epsilon": 8, "delta": 1e-5}}},
-            "encryption shows the server no update to add central_noise to",
+            "central_noise is the server's own, which would see the sums of encryption without it",
         ),
     ],
 )

@@ -72,6 +72,20 @@ def test_simulated_and_deployed_end_early_in_the_same_round(tmp_path, holdout):
     assert "stopped early: no better loss than" in history["reason"]
 
 
+@pytest.mark.parametrize("holdout", [HOLDOUT, None], ids=["holdout", "nodes"])
+def test_simulated_and_deployed_end_at_the_target(tmp_path, holdout):
+    agreed = plan(plan={"rounds": 50}, stopping={"target": 0.3, "min_delta": 1.0})
+    simulated = simulate(agreed, clients(), holdout=holdout)
+    history = run(agreed, clients(), tmp_path, holdout=holdout)
+    losses = [row["holdout" if holdout else "nodes"]["loss"] for row in simulated.rounds]
+    assert 2 < len(losses) < 50
+    assert losses[-1] <= 0.3 < min(losses[:-1])
+    assert history["last"] == simulated.digest
+    assert len(history["rounds"]) == len(losses)
+    assert history["outcome"] == "completed"
+    assert history["reason"] == simulated.reason == f"stopped early: loss is {losses[-1]:.4f}, and the target 0.3"
+
+
 def test_without_patience_all_rounds_are_run():
     simulated = simulate(plan(plan={"rounds": 9}, stopping={"min_delta": 1.0}), clients(), holdout=HOLDOUT)
     assert len(simulated.rounds) == 9

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from atoll.sections import Section
 
@@ -66,9 +66,14 @@ BUCKETS = 3
 
 
 class ExampleNoise(Noise):
-    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`."""
+    """Noise on each local step, which hides single rows: each row's gradient is made no longer than `clip`.
+
+    `rows` is a number that anybody may know: steps, the chance of a row and the mean's denominator follow from it at every node,
+    however many rows that has.
+    """
 
     clip: PositiveFloat
+    rows: PositiveInt | None = None
 
 
 class Privacy(Section):
@@ -110,6 +115,11 @@ class Privacy(Section):
         """The key of the mechanism, or an empty text."""
         return next((name for name in NOISES if getattr(self, name)), "")
 
+    @property
+    def unit(self) -> float:
+        """The longest update, in the unit that it is sent in: that of an adaptive bound is the bound itself."""
+        return self.clip if isinstance(self.clip, float) else 1.0
+
     @model_validator(mode="after")
     def _sums(self) -> Self:
         fields = type(self).model_fields
@@ -132,7 +142,7 @@ class Privacy(Section):
             raise ValueError("roster names a node twice")
         if self.sums and (self.central_noise or self.tree_noise):
             raise ValueError(
-                f"{self.sums} shows the server no update to add {self.mechanism} to: "
+                f"{self.mechanism} is the server's own, which would see the sums of {self.sums} without it: "
                 "take distributed_noise, with secure_aggregation"
             )
         if self.sums and self.local_noise:
@@ -151,9 +161,12 @@ class Privacy(Section):
         if self.central_noise and self.clip is None:
             raise ValueError('central_noise hides a part of bounded length: give clip, a number, or clip = "adaptive"')
         if (self.local_noise or self.distributed_noise or self.tree_noise) and self.clip is None:
-            raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number")
+            more = ', or "adaptive"' if self.distributed_noise else ""
+            raise ValueError(f"{self.mechanism} hides an update of bounded length: give clip, a number{more}")
         if self.largest_weight and (own := next((name for name in _OWN if getattr(self, name)), None)):
             raise ValueError(f"under {own} each node has one voice, or its weight would tell of rows: leave largest_weight out")
-        if self.clip == "adaptive" and not self.central_noise:
-            raise ValueError('clip = "adaptive" follows what central_noise tells of lengths: give central_noise, or a number')
+        if self.clip == "adaptive" and not (self.central_noise or self.distributed_noise):
+            raise ValueError(
+                'clip = "adaptive" follows what central_noise or distributed_noise lets be seen of lengths: give one, or a number'
+            )
         return self

@@ -34,6 +34,8 @@ from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update
 CLIP = "clip"
 """The group of a state, and of what nodes are sent, with an adaptive bound."""
 _BOUND = Layout((Tensor("bound", (1,)),), "float64")
+_FINEST = 2.0**-14
+"""The least bound whose grid the words of a secure sum have for what isn't the model's own parameters, too."""
 FIRST, RATE, QUANTILE = 0.1, 0.2, 0.5
 """Of adaptive clipping: where the bound begins, how fast it moves, and which part of the updates it is to leave whole."""
 
@@ -55,16 +57,16 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     if guards.example_noise:
         algorithm = _by_rows(plan, algorithm, learner)
     if (guards.central_noise or guards.tree_noise) and clip is not None:
-        bound = 1.0 if clip == "adaptive" else clip
         late = (
             None if plan.cohort.draw == "poisson" or plan.cohort.turns else algorithm.late
         )  # a late update would be in a round that didn't draw it
-        algorithm = algorithm._replace(fold=central.summed(bound, largest), late=late)
+        algorithm = algorithm._replace(fold=central.summed(guards.unit, largest), late=late)
     if guards.local_noise and isinstance(clip, float) and (own := account(plan)):
         algorithm = _after(algorithm, partial(_noisy, clip, own.multiplier))
-    if guards.distributed_noise and isinstance(clip, float) and (own := account(plan)):
-        distributed.share(clip, own.multiplier, _shares(plan))
-        algorithm = _after(algorithm, partial(_shared, clip, own.multiplier, _shares(plan)))
+    if guards.distributed_noise and (own := account(plan)):
+        for part in central.shares(own.multiplier, algorithm.updates(learner.layouts)).values():
+            distributed.share(guards.unit, part, _shares(plan))
+        algorithm = _after(algorithm, partial(_shared, guards.unit, own.multiplier, _shares(plan)))
     return _after(algorithm, partial(_quiet, largest))._replace(silent=True) if guards.noise else algorithm
 
 
@@ -85,6 +87,8 @@ def _by_rows(plan: Plan, algorithm: Algorithm, learner: Learner) -> Algorithm:
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
     ) -> tuple[Memory, Update]:
+        about = account(plan, len(rows))
+        pace = pace._replace(steps=about.steps) if about else pace
         return algorithm.local(Private(learner, plan), brief, memory, rows, pace, rng)
 
     return algorithm._replace(local=local)
@@ -171,13 +175,11 @@ def noised(plan: Plan, layouts: Layouts, noise: Made) -> Callable[[Total], Total
     """Return what comes between fold and step: the server's noise that `noise` says; None where it adds none."""
     if noise is None or not noise["key"]:
         return None
-    clip = plan.privacy.clip
-    bound = clip if isinstance(clip, float) else 1.0
 
     def undo(total: Total) -> Total:
         key, turns = bytes.fromhex(noise["key"]), plan.cohort.turns
         draw = tree.drawn(key, noise["round"], turns) if plan.privacy.tree_noise and turns else central.fresh(key)
-        return central.noised(total, layouts, bound, noise["multiplier"], draw, noise["voices"])
+        return central.noised(total, layouts, plan.privacy.unit, noise["multiplier"], draw, noise["voices"])
 
     return undo
 
@@ -211,6 +213,10 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
             raise PlanError(f"{key}: '{rule}' sends '{name}' beside the model, which a bound on lengths means nothing to")
     if guards.distributed_noise and plan.compression.up:
         raise PlanError(f"{key}: compressed, its shares would be no such noise any more; leave compression.up out")
+    if guards.distributed_noise and len(layouts) > 1 and guards.unit < _FINEST:
+        raise PlanError(
+            f"{key}: so small a clip leaves no room to write the noise of the model's buffers; raise clip to {_FINEST:g}"
+        )
     if not (guards.central_noise or guards.tree_noise or guards.distributed_noise):
         return
     if algorithm.fold not in (mean, uniformly):

@@ -73,6 +73,22 @@ def test_what_guards_change_is_said():
     assert "ε follows from how many rows you have" in rows_["ε"]
 
 
+def test_what_makes_updates_and_models_smaller_is_said():
+    wide = {"inputs": 3000}
+    assert said(plan(model=wide))["Made smaller"] == (
+        "updates: as they are; about 25.0 kB a round. Models on their way here: as they are; about 25.0 kB a round."
+    )
+    found = said(plan(model=wide, compression={"up": ["topk:0.05", "8bit"], "down": ["rotate", "4bit"]}))["Made smaller"]
+    assert found == (
+        "updates: only the largest 5 % of the numbers, then each number in 8 bits, rounded up or down by chance; what is left "
+        "out is kept here, and a later update brings it; about 1.3 kB a round, in place of 25.0 kB. Models on their way here: "
+        "all numbers spread over each other, then each number in 4 bits, rounded up or down by chance; about 2.5 kB a round."
+    )
+    hidden = said(plan(model=wide, privacy={"secure_aggregation": True}, compression={"up": ["randomk:0.1"]}))["Made smaller"]
+    assert "only 10 % of the numbers, at places drawn for all nodes" in hidden
+    assert "about 3.5 kB a round, in place of 25.1 kB" in hidden
+
+
 def test_a_function_that_is_not_allowed_is_named_and_not_run():
     model = {"logistic": False, "jax": "ours.models:huge", "metrics": ["ours.metrics:rows"]}
     found = said(plan(model=model))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +116,52 @@ def test_a_grid_is_swept_and_the_best_comes_first(folder):
     assert "--grid training.rate: " in one_line(atoll(*words, "--grid", "training.rate=1"))
 
 
+def test_a_run_of_a_sweep_ends_at_its_target_and_the_soonest_comes_first(folder):
+    words = ("sweep", folder / "plan.json", "--data", folder / "data", "--holdout", folder / "data" / "holdout.csv")
+    grid = ("--grid", "plan.rounds=30", "--grid", "training.learning_rate=0.001,0.02,0.5")
+    found = json.loads(atoll(*words, *grid, "--target", "loss=0.5", "--json").stdout.splitlines()[-1])["rows"]
+    assert [row["with"]["training.learning_rate"] for row in found] == [0.5, 0.02, 0.001]
+    rounds = [len(row["curve"]) for row in found]
+    assert [row["reached"] for row in found] == [*rounds[:2], None]
+    assert rounds[0] < rounds[1] < rounds[2] == 30
+    assert rounds[1] - 1 < found[1]["rounds_to_target"] <= rounds[1]
+    for row in found[:2]:
+        assert row["figures"]["loss"] <= 0.5
+        assert all(figures["loss"] > 0.5 for _, figures in row["curve"][:-1])
+    for target, said in (
+        ("acuracy=1", "did you mean 'accuracy'"),
+        ("auc=0.9", """add metrics = ["auc"] to [model]"""),
+        ("accuracy", "it looks like accuracy=0.97"),
+    ):
+        assert said in one_line(atoll(*words, *grid, "--target", target))
+
+
+def test_a_sweep_that_was_stopped_shows_what_is_done_and_goes_on(folder, tmp_path):
+    store = tmp_path / "sweep"
+    words = ("sweep", folder / "plan.json", "--data", folder / "data", "--store", store, "--grid", "training.learning_rate=0.5")
+    endless = ("--grid", "plan.rounds=2,100000")
+    command = [sys.executable, "-m", "atoll", *map(str, (*words, *endless))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "rounds 2" in process.stdout.readline()
+        while not list(store.glob("*/run.json")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "learning_rate 0.5, rounds 2 │" in said
+    assert "the same command with --resume goes on" in errors
+    assert "Traceback" not in errors
+    assert "a sweep is there already" in one_line(atoll(*words, *endless))
+    more = atoll(*words, "--grid", "plan.rounds=2,3", "--resume", "--json")
+    rows = json.loads(more.stdout.splitlines()[-1])["rows"]
+    kept = json.loads(next(store.glob("*[0-9a-f].json")).read_text())
+    assert kept["seconds"] in [row["seconds"] for row in rows], "what was done isn't done again"
+    assert sorted(len(row["curve"]) for row in rows) == [2, 3]
+    assert "has --strategy auto, not pool" in one_line(atoll(*words, "--resume", "--strategy", "pool"))
+    assert "name the folder of the sweep" in one_line(atoll(*words[:4], *words[6:], "--resume"))
+
+
 def test_a_plan_is_compared_with_other_methods_one_place_and_each_alone(folder):
     words = ("compare", folder / "plan.json", "--data", folder / "data", "--holdout", folder / "data" / "holdout.csv")
     picture = folder / "methods.png"
@@ -120,3 +170,25 @@ def test_a_plan_is_compared_with_other_methods_one_place_and_each_alone(folder):
     assert [row["name"] for row in found] == names
     assert all(row["figures"]["accuracy"] > 0.5 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_request_to_terminate_leaves_nothing_in_shared_memory(folder):
+    name = f"stopped-{os.getpid()}"
+    agreed = json.loads((folder / "plan.json").read_text())
+    agreed["plan"] |= {"rounds": 1_000_000, "name": name}
+    (folder / "plan.json").write_text(json.dumps(agreed))
+    words = ("simulate", folder / "plan.json", "--data", folder / "data", "--strategy", "pool", "--workers", "1")
+
+    def ours() -> list[Path]:
+        return [one for one in Path("/dev/shm").glob("atoll-*/about.json") if name in one.read_text()]
+
+    command = [sys.executable, "-m", "atoll", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "answered" in process.stdout.readline()
+        assert len(ours()) == 1
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == "atoll: stopped\n"
+    assert not ours()

@@ -34,6 +34,16 @@ from atoll.vector import Group, Layout, Tensor, Update, layouts_of
 from atoll.wire import Address, Envelope, decode, encode, unpack
 
 UPS = [["bfloat16"], ["8bit"], ["rotate", "4bit"], ["topk:0.3", "8bit"], ["randomk:0.5"], ["powersgd:1", "bfloat16"]]
+FUNCTION = "atoll.learners.networks:perceptron"
+MODEL: dict[str, Any] = {"inputs": 30}
+LAYERS: dict[str, Any] = {
+    **MODEL, "logistic": False, "jax": FUNCTION, "options": {"sizes": [30, 6, 1]}, "loss": "sigmoid_binary_cross_entropy",
+}  # fmt: skip
+"""A model with a matrix of 30 × 6: of rank 1 it is 36 numbers long."""
+
+
+def model_for(up: list[str]) -> dict[str, Any]:
+    return LAYERS if up[0].startswith("powersgd") else MODEL
 
 
 def pressed(up: list[str], **sections: Any) -> Plan:
@@ -58,7 +68,7 @@ def replayed(place: Path) -> list[str]:
     async def go() -> list[str]:
         store = SqlStore(place / "store")
         try:
-            return [one.found async for one in replay(place / "store", store, store.runs()[0])]
+            return [one.found async for one in replay(place / "store", store, store.runs()[0], allow=[FUNCTION])]
         finally:
             store.close()
 
@@ -67,10 +77,10 @@ def replayed(place: Path) -> list[str]:
 
 @pytest.mark.parametrize("up", UPS, ids="+".join)
 def test_deployed_simulated_and_replayed_runs_have_the_same_bits(tmp_path, wide, up):
-    agreed = pressed(up, model={"inputs": 30}, plan={"rounds": 4})
-    deployed = run(agreed, wide, tmp_path)
-    plain = simulate(plan(model={"inputs": 30}, plan={"rounds": 4}), wide)
-    simulated = simulate(agreed, wide)
+    agreed = pressed(up, model=model_for(up), plan={"rounds": 4})
+    deployed = run(agreed, wide, tmp_path, allow=[FUNCTION])
+    plain = simulate(agreed.with_(compression={"up": []}), wide, allow=[FUNCTION])
+    simulated = simulate(agreed, wide, allow=[FUNCTION])
     assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
     assert [one["bytes"] for one in deployed["rounds"]] == [one["bytes"] for one in simulated.rounds]
     assert simulated.digest != plain.digest
@@ -157,7 +167,7 @@ def test_over_kafka_a_compressed_run_has_the_bits_of_the_simulated_one(tmp_path,
 @pytest.mark.parametrize("up", [["topk:0.2", "4bit"], ["powersgd:1"], ["randomk:0.3"]], ids="+".join)
 def test_a_node_that_is_killed_remembers_what_it_left_out(tmp_path, wide, up):
     """Wherever it dies, after its update left or before it is judged, what goes with its last update that counted is there."""
-    agreed = pressed(up, model={"inputs": 30}, plan={"rounds": 5}, cohort={"quorum": 1.0, "deadline": 60})
+    agreed = pressed(up, model=model_for(up), plan={"rounds": 5}, cohort={"quorum": 1.0, "deadline": 60})
 
     async def dying(url: str) -> None:
         for end in (("trained", 2), ("sent", 3), ("verdict", 4), None):
@@ -167,7 +177,7 @@ def test_a_node_that_is_killed_remembers_what_it_left_out(tmp_path, wide, up):
                 if (said["what"], said.get("round")) == end:
                     died.set()
 
-            node = Node(url, wide["node-0"], name="node-0", directory=tmp_path / "node-0", watch=watch)
+            node = Node(url, wide["node-0"], name="node-0", directory=tmp_path / "node-0", watch=watch, allow=[FUNCTION])
             taking, dead = asyncio.create_task(node.start_async()), asyncio.create_task(died.wait())
             await asyncio.wait([taking, dead], return_when=asyncio.FIRST_COMPLETED)
             dead.cancel()
@@ -176,13 +186,15 @@ def test_a_node_that_is_killed_remembers_what_it_left_out(tmp_path, wide, up):
             await asyncio.wait([taking])
 
     async def together() -> dict[str, Any]:
-        server = Server(agreed, store=tmp_path / "store", port=0)
-        others = [Node(server.url, wide[name], name=name, directory=tmp_path / name) for name in ("node-1", "node-2")]
+        server = Server(agreed, store=tmp_path / "store", port=0, allow=[FUNCTION])
+        others = [
+            Node(server.url, wide[name], name=name, directory=tmp_path / name, allow=[FUNCTION]) for name in ("node-1", "node-2")
+        ]
         history, *_ = await asyncio.gather(server.serve_async(), dying(server.url), *(node.start_async() for node in others))
         return history
 
     history = asyncio.run(asyncio.wait_for(together(), 60))
-    assert models(history) == [one["model"] for one in simulate(agreed, wide).rounds]
+    assert models(history) == [one["model"] for one in simulate(agreed, wide, allow=[FUNCTION]).rounds]
 
 
 def test_methods_that_remember_keep_their_own_memory_apart(tmp_path, wide):
@@ -227,10 +239,22 @@ def test_quantised_updates_go_with_every_rule(wide, rule):
     assert np.linalg.norm(found - plain) < 0.1 * np.linalg.norm(plain)
 
 
-def test_strategies_train_compressed_cohorts_alike():
-    sections = {"model": {"logistic": True, "inputs": 30}}
-    agreed, data = pressed(["topk:0.3", "8bit"], **sections), {f"node-{k}": wider(k) for k in range(3)}
-    assert simulate(agreed, data, strategy="pool", workers=1).digest == simulate(agreed, data).digest
+def test_a_pool_trains_compressed_cohorts_to_the_same_bits(wide):
+    agreed = pressed(["topk:0.3", "8bit"], model=MODEL)
+    exact = simulate(agreed, wide).digest
+    assert [simulate(agreed, wide, strategy="pool", workers=count).digest for count in (1, 2)] == [exact, exact]
+
+
+@pytest.mark.parametrize("up", [["topk:0.3"], ["powersgd:1"]], ids="+".join)
+def test_compiled_strategies_are_within_1e_5_of_map_for_any_number_of_workers(wide, up):
+    """With what each client left out kept in between."""
+    agreed = pressed(up, model=LAYERS, plan={"rounds": 3}, training={"learning_rate": 0.05})
+    exact = simulate(agreed, wide, allow=[FUNCTION])
+    for strategy in ("scan", "vmap"):
+        alone, together = (simulate(agreed, wide, allow=[FUNCTION], strategy=strategy, workers=workers) for workers in (1, 2))
+        assert alone.digest == together.digest
+        assert [one["bytes"] for one in alone.rounds] == [one["bytes"] for one in exact.rounds]
+        assert np.abs(alone.model["parameters"].values - exact.model["parameters"].values).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -240,6 +264,17 @@ def test_strategies_train_compressed_cohorts_alike():
         ({"compression": {"up": ["gzip"]}}, "is no stage; known: bfloat16, 8bit"),
         ({"compression": {"up": ["topk"]}}, "behind 'topk:' stands the fraction that is kept"),
         ({"compression": {"up": ["topk:2"]}}, "above 0 and at most 1"),
+        ({"compression": {"up": ["topk:0"]}}, "'topk:0': behind 'topk:' stands the fraction that is kept, above 0"),
+        ({"compression": {"up": ["randomk:-0.1"]}}, "'randomk:-0.1': behind 'randomk:' stands the fraction"),
+        ({"compression": {"up": ["topk:nan"]}}, "'topk:nan': behind 'topk:' stands the fraction that is kept"),
+        ({"compression": {"up": ["powersgd:0"]}}, "'powersgd:0': behind 'powersgd:' stands a rank"),
+        ({"compression": {"up": ["powersgd:inf"]}}, "a whole number from 1, as in 'powersgd:4'"),
+        ({"compression": {"up": ["8bit", "8bit"]}}, "nothing follows '8bit', which makes codes of numbers; put it last"),
+        ({"compression": {"up": ["topk:0.5", "topk:0.5"]}}, "'topk' can't follow 'topk', which chooses already"),
+        ({"compression": {"up": ["rotate", "rotate"]}}, "'rotate' twice is no more than once; leave one out"),
+        ({"compression": {"up": ["randomk:0.5", "powersgd:1"]}}, "'powersgd' can't follow 'randomk', which chooses already"),
+        ({"compression": {"up": ["topk:1"]}}, "'topk' leaves nothing out of this model's update:"),
+        ({"compression": {"up": ["powersgd:2"]}}, "'powersgd' leaves nothing out of this model's update:"),
         ({"compression": {"up": ["powersgd:1.5"]}}, "a whole number from 1, as in 'powersgd:4'"),
         ({"compression": {"up": ["8bit:3"]}}, "'8bit' takes no number; write '8bit'"),
         ({"compression": {"up": ["8bit", "rotate"]}}, "nothing follows '8bit', which makes codes of numbers; put it last"),

@@ -90,6 +90,33 @@ def test_quantising_changes_nothing_on_average(said):
     assert 0.85 < np.mean(np.square(off[steady] / spread[steady])) < 1.15
 
 
+@pytest.mark.parametrize(("said", "levels"), [(["8bit"], 127), (["4bit"], 7)], ids=["8bit", "4bit"])
+def test_the_mean_square_error_of_quantising_is_a_quarter_of_a_step_at_most(said, levels):
+    """Alistarh et al. 2017, lemma 3.1 by blocks: of a number between two levels it is p (1 - p) steps squared."""
+    sent = groups((100 * BLOCK,))
+    x = sent["parameters"].values.astype(np.float64).reshape(-1, BLOCK)
+    found = through(press(*said), sent).reshape(-1, BLOCK)
+    step = np.abs(x).max(axis=1, keepdims=True) / levels
+    part = x / step - np.floor(x / step)
+    foreseen = (part * (1 - part) * step**2).sum()
+    assert np.square(found - x).sum() == pytest.approx(foreseen, rel=0.05)
+    assert foreseen <= BLOCK * (step**2).sum() / 4
+
+
+def test_rotated_4_bits_keep_the_bound_of_the_paper_where_plain_ones_dont():
+    """Suresh et al. 2017, theorem 3 for one vector: E‖error‖² ≤ (2 log d + 2) / (k - 1)² ‖x‖², of k = 15 levels."""
+    rng, d = np.random.default_rng(0), PIECE
+    x = rng.normal(size=d).astype(np.float32)
+    x[::BLOCK] = 50
+    sent = {"parameters": Group(Layout((Tensor("t", (d,)),)), x)}
+    bound = (2 * math.log(d) + 2) / 14**2
+    turned, plain = (
+        np.mean([np.square(through(press(*said), sent, who=str(k)) - x).sum() / np.square(x).sum() for k in range(20)])
+        for said in (["rotate", "4bit"], ["4bit"])
+    )
+    assert turned < bound < plain
+
+
 @pytest.mark.parametrize(("bits", "levels"), [(8, 127), (4, 7)])
 @few
 @given(st.integers(1, 3 * BLOCK), st.integers(0, 99), st.sampled_from([1e-30, 1.0, 1e30]))
@@ -259,10 +286,24 @@ def test_what_isnt_averaged_or_is_one_number_or_buffers_travels_as_it_is():
     assert memory.keys() == {"compression.parameters"}
 
 
-def test_numbers_that_are_too_large_to_be_compressed_are_said():
-    sent = {"parameters": Group(Layout((Tensor("t", (3,)),), "float64"), np.full(3, 1e300))}
-    with pytest.raises(LayoutError, match="too long to be compressed"):
-        press("8bit").encode(sent, {}, 1, "a")
+@pytest.mark.parametrize("said", CHAINS, ids="+".join)
+@pytest.mark.parametrize("number", [1e300, math.nan, math.inf])
+def test_numbers_that_cannot_be_compressed_are_said(said, number):
+    sent = {"parameters": Group(Layout((Tensor("t", (3, 3)),), "float64"), np.array([1.0] * 8 + [number]))}
+    with pytest.raises(LayoutError, match="the update holds NaN or infinity, or is too long to be compressed; lower"):
+        press(*said).encode(sent, {}, 1, "a")
+
+
+def test_an_array_that_powersgd_would_not_make_shorter_travels_whole():
+    """A rank as large as the layer: of one layer nothing is cut; where that is so of all, plans are refused."""
+    sent = groups((6, 5), (60, 50))
+    layouts = layouts_of(sent)
+    small, _ = press("powersgd:5").encode(sent, {}, 1, "a")
+    assert small["parameters"].values.size == 30 + 5 * (60 + 50)
+    assert (through(press("powersgd:5"), sent)[:30] == sent["parameters"].values[:30]).all()
+    assert not press("powersgd:5", "8bit").whole(layouts)
+    assert press("powersgd:40", "8bit").whole(layouts) == "powersgd"
+    assert press("topk:1").whole(layouts) == "topk"
 
 
 @few

@@ -7,18 +7,19 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from tests.federation import clients, plan
+from tests.federation import clients, plan, rows
 
 from atoll import learners
 from atoll.errors import AtollError, GaveUpError, PolicyError
 from atoll.keys import Identity
 from atoll.messages import StartTraining
-from atoll.node.gate import Gate
+from atoll.node.gate import TRIES, Gate
 from atoll.node.policy import Asked, Policy, refuses
 from atoll.node.runtime import Node
 from atoll.preprocess import prepare
 from atoll.server.runtime import Server
 from atoll.store.ledger import Ledger
+from atoll.wire import Address, seal
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()  # a Wednesday
 ROUND = Asked(round=1, rows=40, judged=40, left=0)
@@ -291,6 +292,84 @@ def test_a_round_that_is_refused_is_declined_and_the_node_stays(tmp_path):
     assert [event["reason"] for event in told["node-2"] if event["what"] == "declined"] == [why, why]
     assert [event["reason"] for event in seen if event["what"] == "declined"] == [why, why]
     assert ends["node-2"].outcome == "completed"
+
+
+def test_a_policys_file_is_read_again_before_a_task_where_it_changed(tmp_path):
+    """After the first round the owner spoils the file; what is written then in its place holds from the next try on."""
+    file, told, seen = tmp_path / "policy.toml", [], []
+    file.write_text("updates = 5")
+    agreed = plan(cohort={"minimum": 3, "quorum": 1.0})
+
+    def watch(event):
+        told.append(event)
+        if event["what"] == "verdict":
+            file.write_text("updates = ")
+        if event["what"] == "declined":
+            file.write_text("updates = 1")
+
+    async def all_of_them():
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=seen.append)
+        nodes = [Node(server.url, one, name=name, directory=tmp_path / name) for name, one in clients().items()]
+        nodes[2] = Node(server.url, rows(2), name="node-2", directory=tmp_path / "node-2", policy=file, watch=watch)
+        return await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes), return_exceptions=True)
+
+    served, *_ = asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    declined = [event["reason"] for event in told if event["what"] == "declined"]
+    assert declined[0].startswith(f"{file}: no TOML")
+    assert declined[1:] == [f"{file}: updates: 1 left this node already, 1 may"] * 2
+    assert [event["reason"] for event in seen if event["what"] == "declined"] == declined, "the server reads the same"
+    assert isinstance(served, GaveUpError)
+
+
+def test_a_plan_that_the_changed_policy_refuses_ends_the_node(tmp_path):
+    file = tmp_path / "policy.toml"
+    file.write_text("minimum_cohort = 2\n")
+    ledger = Ledger(tmp_path)
+    gate, task = Gate(file, ledger), StartTraining(run="r", round=1, attempt=1, model="0" * 64, deadline=9.0)
+    assert gate.meets(plan()) is None
+    gate.check(task)
+    file.write_text("minimum_cohort = 20\n")
+    with pytest.raises(PolicyError, match="minimum_cohort: the plan adds up as few as 3"):
+        gate.check(task)
+    assert gate.shut
+    file.unlink()
+    with pytest.raises(PolicyError, match="can't be read"):
+        gate.check(task)
+    ledger.close()
+
+
+def leaves(ledger, round_, attempt):
+    identity = Identity.of("whoever")
+    envelope = seal(identity, Address("r", round_, attempt, identity.node), plan().digest, [b"%d %d" % (round_, attempt)])
+    ledger.leaving(envelope, 0.0)
+    return envelope.digest
+
+
+def test_a_round_is_tried_so_often_at_most_without_any_policy(tmp_path):
+    ledger = Ledger(tmp_path)
+    gate = Gate(None, ledger)
+    gate.meets(plan())
+    for attempt in range(1, TRIES + 1):
+        gate.check(StartTraining(run="r", round=1, attempt=attempt, model="0" * 64, deadline=9.0))
+        leaves(ledger, 1, attempt)
+    gate.check(StartTraining(run="r", round=1, attempt=TRIES, model="0" * 64, deadline=9.0))  # what left is sent once more
+    with pytest.raises(PolicyError, match=f"{TRIES} updates of round 1 left already, each for another try; a node makes no more"):
+        gate.check(StartTraining(run="r", round=1, attempt=TRIES + 1, model="0" * 64, deadline=9.0))
+    gate.check(StartTraining(run="r", round=2, attempt=1, model="0" * 64, deadline=9.0))
+    ledger.close()
+
+
+def test_a_ledger_that_was_put_back_is_found_by_what_the_server_counts(tmp_path):
+    ledger, other = Ledger(tmp_path / "before"), Ledger(tmp_path / "after")
+    first = leaves(ledger, 1, 1)
+    second = leaves(other, 2, 1)
+    gate = Gate(None, ledger)
+    gate.meets(plan())
+    gate.check(StartTraining(run="r", round=2, attempt=1, model="0" * 64, deadline=9.0, counted=first))
+    with pytest.raises(PolicyError, match=f"the server counts update {second[:12]} of this node, which its ledger lacks"):
+        gate.check(StartTraining(run="r", round=3, attempt=1, model="0" * 64, deadline=9.0, counted=second))
+    ledger.close()
+    other.close()
 
 
 def test_a_node_that_asks_its_owner_and_finds_nobody_says_what_to_write(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import LayoutError, PlanError
+from atoll.keys import Keystream
 from atoll.privacy.fixed import Fixed
 
 CODES = st.builds(
@@ -63,6 +65,36 @@ def test_whole_numbers_are_written_exactly_and_the_key_decides_the_rest():
     assert (coarse.encode(values, key=bytes(32)) == coarse.encode(values, key=bytes(32))).all()
     assert (coarse.encode(values[:1000], key=bytes(32)) == coarse.encode(values, key=bytes(32))[:1000]).all()
     assert (coarse.encode(values) != coarse.encode(values)).mean() > 0.1
+
+
+@given(CODES, st.integers(0, 2**32), st.sampled_from([np.float32, np.float64]))
+def test_words_are_those_of_exact_arithmetic(code, seed, dtype):
+    rng = np.random.default_rng(seed)
+    clip, weight = code.clip, code.weight * rng.uniform()
+    edges = [clip, -clip, np.nextafter(clip, 0), 2 * clip, -3 * clip, 0.0, 1e-30]
+    values = np.concatenate([edges, rng.normal(0, clip, 30)]).astype(dtype)
+    fine, drawn = (16, "<u2") if code.bits == 32 else (32, "<u4")
+    draws = np.frombuffer(Keystream(bytes(32)).take(values.size * fine // 8), drawn).tolist()
+    written = code.encode(values, weight, bytes(32)).view(f"int{code.bits}").tolist()
+    for value, draw, steps in zip(values.tolist(), draws, written):
+        exact = Fraction(min(max(value, -clip), clip) * math.ldexp(weight, code.exponent))  # one rounding, of the product
+        if code.bits == 32:
+            assert steps == math.floor((round(exact * 2**fine) + draw) / Fraction(2**fine))
+        else:
+            assert steps == math.floor(exact) + ((exact - math.floor(exact)) * 2**fine > draw)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("size", [0, 1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_003])
+def test_words_do_not_depend_on_blocks(bits, size):
+    values = np.random.default_rng(size).normal(0, 0.5, size).astype(np.float32)
+    code = Fixed(1.0, 1000, bits, 3)
+    written = code.encode(values, 2.5, bytes(32))
+    assert written.dtype == f"uint{bits}"
+    assert np.abs(code.decode(written) - values.clip(-1, 1).astype(np.float64) * 2.5).max(initial=0) <= 2.0**-code.exponent
+    assert (code.encode(values[: size // 2], 2.5, bytes(32)) == written[: size // 2]).all()
+    exact = [int(one) * 2.0**-code.exponent for one in written.view(f"int{bits}")]
+    assert code.decode(written).tolist() == exact
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

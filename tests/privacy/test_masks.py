@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import hmac
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.errors import PrivacyError
-from atoll.keys import Exchange, Keystream, decrypt, derive, encrypt, new_secret
+from atoll.keys import Exchange, cfb_is_faster, decrypt, derive, encrypt, new_secret
 from atoll.privacy.masks import apply
 
 KEYS = [bytes([number]) * 32 for number in range(1, 8)]
 DTYPES = (np.uint32, np.uint64)
 
 
-@given(st.lists(st.tuples(st.integers(1, 70), st.sampled_from(DTYPES)), min_size=1, max_size=3), st.integers(1, 5))
-def test_masks_are_the_keystreams_words_whatever_the_threads(shapes, threads):
+def pad(key, start, size):
+    """AES-256 of each block's number, block by block, ⊕ the next number."""
+    aes = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    blocks = range(start // 16, (start + size + 15) // 16)
+    one = b"".join(aes.update(place.to_bytes(16, "big")) for place in blocks)
+    other = b"".join((place + 1).to_bytes(16, "big") for place in blocks)
+    return bytes(a ^ b for a, b in zip(one, other))[:size]
+
+
+@pytest.mark.parametrize("faster", [True, False], ids=["cfb", "ctr"])
+@given(st.lists(st.tuples(st.integers(0, 70), st.sampled_from(DTYPES)), min_size=1, max_size=3), st.integers(1, 5))
+def test_masks_are_the_pads_words_whatever_the_threads_and_the_mode(faster, shapes, threads):
     parts = [np.arange(size, dtype=dtype) for size, dtype in shapes]
-    apply(parts, KEYS[:2], KEYS[2:3], threads=threads)
-    streams = [Keystream(key) for key in KEYS[:3]]
+    with patch("atoll.keys.cfb_is_faster", lambda: faster):
+        apply(parts, KEYS[:2], KEYS[2:3], threads=threads)
+    start = 0
     for part, (size, dtype) in zip(parts, shapes):
-        length = -(-part.nbytes // 16) * 16
-        masks = [np.frombuffer(stream.take(length)[: part.nbytes], dtype) for stream in streams]
+        masks = [np.frombuffer(pad(key, start, part.nbytes), dtype) for key in KEYS[:3]]
         assert (part == np.arange(size, dtype=dtype) + masks[0] + masks[1] - masks[2]).all()
+        start += -(-part.nbytes // 16) * 16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_masks_go_on_from_block_to_block(dtype):
+    words = np.zeros(200_003, dtype)  # three blocks and a bit, or six
+    apply([words], KEYS[:1])
+    assert words.astype(words.dtype.newbyteorder("<")).tobytes() == pad(KEYS[0], 0, words.nbytes)
+    other = np.zeros(200_003, dtype)
+    with patch("atoll.keys.cfb_is_faster", lambda: not cfb_is_faster()):
+        apply([other], KEYS[:1], threads=3)
+    assert (words == other).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

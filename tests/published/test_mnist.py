@@ -11,7 +11,7 @@ import resource
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,46 +53,18 @@ def rows(data: Path) -> dict[str, Rows]:
     return {name: Rows(*read(data / "mnist", kind)) for name, kind in (("train", "train"), ("test", "t10k"))}
 
 
-def crossing(curve: Sequence[tuple[int, float]], target: float) -> float | None:
-    """When a curve of the best values so far reaches a target, with lines from one round to the next (the paper's section 3)."""
-    before = (0, 0.0)
-    for round_, value in curve:
-        if value >= target:
-            return before[0] + (target - before[1]) / (value - before[1]) * (round_ - before[0])
-        before = round_, max(before[1], value)
-    return None
-
-
-def test_the_crossing_lies_between_two_rounds_and_a_curve_never_falls():
-    assert crossing([(1, 0.5), (2, 0.4), (3, 0.7)], 0.6) == pytest.approx(2.5)
-    assert crossing([(4, 0.5), (8, 0.7)], 0.6) == pytest.approx(6)
-    assert crossing([(1, 0.5)], 0.6) is None
-
-
-class ReachedError(Exception):
-    """There is no need to go on."""
-
-
 def rounds_to(cell: Cell, rows: Mapping[str, Rows], **options: Any) -> float:
     """Simulate until the target is there, or for 1.15 times the published rounds."""
     plan = Plan.load(EXAMPLE / cell.plan).with_(
         plan={"rounds": int(1.15 * cell.published)},
         training={"batch_size": cell.batch_size, "learning_rate": cell.learning_rate},
         cohort={"fraction": cell.fraction},
+        stopping={"metric": "accuracy", "target": cell.target},
     )
     nothing = Rows(rows["train"].x[:0], rows["train"].y[:0])
     clients = spread(Data(rows["train"], nothing), 100, cell.partition, plan)
-    curve: list[tuple[int, float]] = []
-
-    def watch(event: Mapping[str, Any]) -> None:
-        if event["what"] == "round" and event["holdout"]:
-            curve.append((event["round"], event["holdout"]["accuracy"]))
-            if curve[-1][1] >= cell.target:
-                raise ReachedError
-
-    with pytest.raises(ReachedError):
-        simulate(plan, clients, holdout=rows["test"], allow=ALLOW, strategy="scan", watch=watch, **options)
-    found = crossing(curve, cell.target)
+    done = simulate(plan, clients, holdout=rows["test"], allow=ALLOW, strategy="scan", **options)
+    found = plan.stopping.rounds_to_target((row["round"], row["holdout"]) for row in done.rounds)
     assert found is not None
     say(f"{cell}: {found:.1f} rounds")
     return found

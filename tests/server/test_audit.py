@@ -326,7 +326,9 @@ def test_a_run_goes_on_only_with_its_record_and_its_key(tmp_path):
     with base(tmp_path) as store:  # as a run of before there were records
         store.execute("DELETE FROM record")
     for name in clients(4):
-        (tmp_path / name / "ledger.sqlite").unlink()
+        with sqlite3.connect(tmp_path / name / "ledger.sqlite") as ledger:
+            ledger.execute("DELETE FROM heads")
+            ledger.execute("UPDATE ledger SET verdict = NULL")
     run(agreed, clients(4), tmp_path, resume=True)
     found = audited(tmp_path, tmp_path / "node-2")
     assert (found.rounds, found.nodes) == (ROUNDS - 2, 4)

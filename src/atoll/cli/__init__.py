@@ -9,13 +9,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
 import sys
+import warnings
 from typing import Annotated, TextIO
 
 import typer
 
 from atoll import __version__
 from atoll.errors import AtollError
+
+STOPPED = 130
+"""The exit code of a command that Ctrl-C ended."""
 
 app = typer.Typer(
     help="Federated learning: models travel to the data, only protected updates travel back.\n\n"
@@ -100,16 +105,20 @@ def whole() -> typer.Typer:
 def main() -> None:
     """Run the command line; a person's mistake ends in one line, not in a traceback."""
     sys.stdout = buffered(sys.stdout)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to terminate is a Ctrl-C: what was begun is tidied up
+    # A run that diverges says so itself, in one line.
+    warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)
     run = whole()
     try:
-        run(standalone_mode=False)
+        if run(standalone_mode=False) == STOPPED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except AtollError as error:
         sys.stdout.flush()
         print(f"atoll: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("atoll: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's own usage errors have one
             raise

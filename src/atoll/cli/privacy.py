@@ -80,10 +80,10 @@ def solved(plan: Plan, rows: int | None, epsilon: float, what: str) -> dict[str,
 
     about, rounds = _account(plan, rows), plan.plan.rounds
     if what == "noise":
-        needed = multiplier_for(epsilon, about.steps * rounds, about.delta, about.rate)
+        needed = multiplier_for(epsilon, about.steps * -(-rounds // about.span), about.delta, about.rate)
         return {"multiplier": needed, "epsilon": replace(about, multiplier=needed).spent(rounds)}
     if what == "rounds":
-        most = steps_within(epsilon, about.multiplier, about.delta, about.rate) // about.steps
+        most = steps_within(epsilon, about.multiplier, about.delta, about.rate) // about.steps * about.span
         if not most:
             raise AtollError(f"--epsilon: one round takes ε {about.spent(1):.4g} already; raise the noise (--solve noise)")
         return {"rounds": most, "epsilon": about.spent(most)}
@@ -100,8 +100,11 @@ def _account(plan: Plan, rows: int | None) -> Account:
 
     if plan.privacy.noise is None:
         raise PlanError("privacy: the plan adds no noise, so ε has no bound; docs/how-to/differential-privacy.md shows how")
-    if plan.privacy.example_noise and rows is None:
-        raise AtollError("--rows: how often a row is drawn follows from how many a node trains on; name it for this node")
+    if (noise := plan.privacy.example_noise) and rows is None and noise.rows is None:
+        raise AtollError(
+            "--rows: how often a row is drawn follows from how many a node trains on; name it for this node, or in the plan "
+            "for all (privacy.example_noise.rows)"
+        )
     about = account(plan, rows)
     assert about is not None  # noqa: S101  there is noise, and its rows are known
     return about

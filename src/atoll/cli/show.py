@@ -150,11 +150,14 @@ def printed() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 @contextlib.contextmanager
-def working(said: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show a spinner on stderr for as long as the block takes, where a person watches; nothing for programs."""
+def working(said: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on stderr for as long as the block takes, where a person watches; nothing for programs.
+
+    Yields what says something else beside it.
+    """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield
+        yield lambda _: None
         return
-    with console.status(f"{said} …"):
-        yield
+    with console.status(f"{said} …") as status:
+        yield lambda other: status.update(f"{other} …")

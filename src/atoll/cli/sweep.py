@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -20,9 +22,9 @@ from atoll.cli.look import Allow
 from atoll.cli.plot import Curve, plot
 from atoll.cli.show import clock, figure, told, working
 from atoll.cli.simulate import given
-from atoll.errors import AtollError, PlanError
+from atoll.cli.swept import Swept
+from atoll.errors import AtollError, PlanError, StoreError
 from atoll.plan import Plan
-from atoll.stopping import gain
 
 if TYPE_CHECKING:
     from atoll.learner import Data, Rows
@@ -63,7 +65,7 @@ def _ground(
         yield _Ground(there, rows, allow, strategy, devices)
 
 
-def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None) -> dict[str, Any]:
+def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None, **more: Any) -> dict[str, Any]:
     """Simulate; a run that can't be, or diverges, says why instead of figures."""
     from atoll.simulate import simulate
 
@@ -71,8 +73,10 @@ def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None)
     try:
         done = simulate(
             plan, clients or ground.clients, holdout=ground.holdout, allow=ground.allow, strategy=ground.strategy,
-            devices=ground.devices,
+            devices=ground.devices, **more,
         )  # fmt: skip
+    except StoreError:
+        raise
     except AtollError as error:
         return {"figures": {}, "curve": [], "why": str(error), "seconds": round(time.monotonic() - began, 2)}
     return {**_judged(done), "why": "", "seconds": round(time.monotonic() - began, 2)}
@@ -80,7 +84,7 @@ def _run(plan: Plan, ground: _Ground, clients: Mapping[str, Data] | None = None)
 
 def _judged(done: Simulated) -> dict[str, Any]:
     place = "holdout" if done.holdout else "nodes"
-    times = {row["round"]: row["at"] for row in done.rounds if "at" in row}
+    times = {str(row["round"]): row["at"] for row in done.rounds if "at" in row}  # a key of JSON is text
     return {"figures": done.rounds[-1][place], "curve": [(row["round"], row[place]) for row in done.rounds], "times": times}
 
 
@@ -92,32 +96,85 @@ def sweep(
     clients: Clients = None,
     partition: Partition = "iid",
     holdout: Holdout = None,
-    target: Annotated[str | None, typer.Option(help="Also tell in which round a figure is reached: accuracy=0.97.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="A run ends where a figure is reached, accuracy=0.97; the best one takes the fewest rounds."),
+    ] = None,
     strategy: StrategyOption = "auto",
-    devices: Annotated[Path | None, typer.Option(help="As for `atoll simulate`: also tell when a target is reached.")] = None,
+    devices: Annotated[
+        Path | None, typer.Option(help="As for `atoll simulate`: with a target, the best run takes the least virtual time.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="A folder that keeps what is done.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --store; the grid may have grown.")] = False,
     picture: Picture = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate a plan with every combination of some values, and say which does best."""
-    agreed = Plan.load(plan)
+    """Simulate a plan with every combination of some values, and say which does best, by the plan's stopping.metric.
+
+    Which learning rate gets to 97 % in the fewest rounds?
+
+    atoll sweep plan.toml --data train.csv --clients 20 --grid training.learning_rate=0.03,0.1,0.3 --target accuracy=0.97
+
+    Ctrl-C shows what is done; with --store, the same command and --resume goes on from there.
+    """
+    agreed = _aimed(Plan.load(plan), target)
     keys = [_values(words) for words in grid]
     plans = {
         many: _changed(agreed, many) for many in itertools.product(*([(key, one) for one in values] for key, values in keys))
     }
-    goal = _goal(target)
-    rows = []
-    with _ground(agreed, data, clients, partition, holdout, allow or (), strategy, devices) as ground:
-        for many, changed in plans.items():
-            row = {"with": dict(many), **_run(changed, ground)}
-            if goal:
-                row["reached"] = next((at for at, said in row["curve"] if _reached(said, *goal)), None)
-                row["reached_at"] = row.get("times", {}).get(row["reached"])
-            rows.append(row)
+    common = {"data": data, "clients": clients, "partition": partition, "holdout": holdout, "devices": devices}
+    swept = Swept.opened(store, {**common, "strategy": strategy}, resume=resume)
+    rows: list[dict[str, Any]] = []
+    with (
+        _ground(agreed, data, clients, partition, holdout, allow or (), strategy, devices) as ground,
+        _stopped(swept) as stopped,
+        working("simulating", quiet=as_json) as say,
+    ):
+        for number, (many, changed) in enumerate(plans.items(), 1):
+            watch = _progress(say, f"{number} of {len(plans)}: {_named(many)}", changed)
+            row = swept.row(changed, partial(_run, changed, ground, watch=watch))
+            rows.append({"with": dict(many), **row, **_aim(changed, row)})
             if not as_json:
-                print(f"{_named(row)}: {_said(row)}", flush=True)
-    rows.sort(key=lambda row: -gain(agreed.stopping.metric, row["figures"], agreed.stopping.better))
-    _show(rows, [_named(row) for row in rows], "best first", picture, as_json=as_json)
+                print(f"{_named(many)}: {_said(rows[-1])}", flush=True)
+    rows.sort(key=lambda row: (_soonest(row), -agreed.stopping.gain(row["figures"])))
+    _show(rows, [_named(row["with"].items()) for row in rows], "best first", picture, as_json=as_json)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stopped(swept: Swept) -> Iterator[list[str]]:
+    """Let Ctrl-C end a sweep, but not hide what is done of it; say how it goes on."""
+    found: list[str] = []
+    try:
+        yield found
+    except KeyboardInterrupt:
+        found.append("stopped")
+        print(swept.said, file=sys.stderr)
+
+
+def _progress(say: Callable[[str], None], name: str, plan: Plan) -> Callable[[Mapping[str, Any]], None]:
+    def watch(event: Mapping[str, Any]) -> None:
+        if event["what"] == "round":
+            say(f"{name}, round {event['round']}/{plan.plan.rounds}")
+
+    say(name)
+    return watch
+
+
+def _aim(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when a run reached its target: after how many rounds, as papers count them, in which, and at what virtual time."""
+    if plan.stopping.target is None:
+        return {}
+    rounds = plan.stopping.rounds_to_target(row["curve"])
+    last = row["curve"][-1][0] if rounds is not None else None
+    return {"rounds_to_target": rounds, "reached": last, "reached_at": row.get("times", {}).get(str(last))}
+
+
+def _soonest(row: Mapping[str, Any]) -> float:
+    found = row.get("reached_at") or row.get("rounds_to_target")
+    return float("inf") if found is None else float(found)
 
 
 def _values(words: str) -> tuple[str, list[Any]]:
@@ -152,18 +209,22 @@ def _changed(plan: Plan, many: Sequence[tuple[str, Any]]) -> Plan:
     return plan
 
 
-def _goal(target: str | None) -> tuple[str, float] | None:
+def _aimed(plan: Plan, target: str | None) -> Plan:
+    """Return a plan whose runs end where a figure is reached."""
     if target is None:
-        return None
+        return plan
     name, _, said = target.partition("=")
     try:
-        return name, float(said)
+        value = float(said)
     except ValueError:
         raise AtollError(f"--target: '{target}' isn't FIGURE=VALUE: it looks like accuracy=0.97") from None
-
-
-def _reached(figures: Mapping[str, float], name: str, value: float) -> bool:
-    return name in figures and gain(name, figures, "higher") >= gain(name, {name: value}, "higher")
+    own = plan.stopping
+    if own.patience and own.metric != name:
+        raise PlanError(f"--target: the plan's stopping.patience watches '{own.metric}': name that figure, or leave patience out")
+    try:
+        return plan.with_(stopping={"metric": name, "target": value, "better": own.better if own.metric == name else None})
+    except PlanError as error:
+        raise PlanError(f"--target: {error}") from None
 
 
 @app.command()
@@ -214,13 +275,15 @@ def _pooled(clients: Mapping[str, Data]) -> Data:
     return Data(*(Rows(np.concatenate([rows.x for rows in side]), np.concatenate([rows.y for rows in side])) for side in sides))
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["with"].items())
+def _named(many: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in many)
 
 
 def _said(row: Mapping[str, Any]) -> str:
-    figures = row["figures"]
-    return row["why"] or f"{', '.join(f'{name} {figure(figures, name)}' for name in told(figures))} in {row['seconds']} s"
+    if row["why"]:
+        return str(row["why"])
+    figures, rounds = row["figures"], row["curve"][-1][0]
+    return f"{', '.join(f'{name} {figure(figures, name)}' for name in told(figures))} after {rounds} rounds in {row['seconds']} s"
 
 
 def _show(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, picture: Path | None, *, as_json: bool) -> None:
@@ -231,14 +294,14 @@ def _show(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, p
         print(json.dumps({"rows": rows}))
         return
     figures = list(dict.fromkeys(name for row in rows for name in told(row["figures"])))
-    reached = any("reached" in row for row in rows)
+    aimed = any("reached" in row for row in rows)
     timed = any(row.get("reached_at") for row in rows)
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("run")
-    for name in (*figures, *(["reached in round"] if reached else []), *(["after"] if timed else []), "seconds"):
+    for name in (*figures, *(["rounds to target"] if aimed else []), *(["after"] if timed else []), "seconds"):
         table.add_column(name, justify="right")
     for name, row in zip(names, rows, strict=True):
-        more = [str(row["reached"] or "–")] if reached else []
+        more = [f"{row['rounds_to_target']:.1f}" if row["reached"] else "–"] if aimed else []
         more += [clock(row["reached_at"]) if row["reached_at"] else "–"] if timed else []
         cells = [figure(row["figures"], one) for one in figures]
         table.add_row(name, *cells, *more, f"{row['seconds']:.2f}")

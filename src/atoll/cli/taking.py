@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from atoll.cli.show import size
 from atoll.errors import AtollError
 from atoll.plan import Plan
+from atoll.stages import CHOICES, STAGES, Said
+from atoll.vector import Layouts, layouts_of
 
 TRIES = 3
 """How often a round is tried, at most; each waits and works for no longer than the plan's deadline."""
 _OVERHEAD = 1000
 """About how many bytes a protected or plain update has beside its numbers."""
+_STAGES = {
+    "bfloat16": "each number in 2 bytes",
+    "8bit": "each number in 8 bits, rounded up or down by chance",
+    "4bit": "each number in 4 bits, rounded up or down by chance",
+    "rotate": "all numbers spread over each other",
+    "topk": "only the largest {:g} % of the numbers",
+    "randomk": "only {:g} % of the numbers, at places drawn for all nodes",
+    "powersgd": "each matrix as two thin ones, of rank {:g}",
+}
+"""What becomes of numbers on their way, in words."""
 
 
 def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
@@ -37,6 +49,7 @@ def taken(plan: Plan, allow: Collection[str] = ()) -> dict[str, Any]:
         "names_columns": data.columns is not None,
         "pictures": list(data.image) if data.image else None,
         "model": {"kind": plan.model.kind, **size_of, "unknown": why},
+        "compression": {"up": list(plan.compression.up), "down": list(plan.compression.down)},
         "rule": plan.aggregation.rule,
         "training": {"epochs": None if once.steps else once.epochs or 1, "steps": once.steps, "batch_size": once.batch_size},
         "rounds": rounds,
@@ -66,14 +79,22 @@ def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | Non
         updates = algorithm.updates(learner.layouts)
         pressed = compression.find(plan, updates, sums=algorithms.adds(algorithm)).layouts(updates)
         small = protected(plan, pressed, pressed)[1]
+        model = layouts_of(algorithm.brief(algorithm.init(learner.initial(0))))
     except AtollError as error:
-        return {"numbers": None, "bytes": None, "update": None, "update_bytes": None, "remembers": None}, str(error)
+        unknown = ("numbers", "bytes", "update", "whole_bytes", "update_bytes", "model_bytes")
+        return dict.fromkeys(unknown), str(error)
     return {
         "numbers": sum(layout.size for layout in learner.layouts.values()),
-        "bytes": sum(layout.nbytes for layout in learner.layouts.values()),
+        "bytes": _bytes(learner.layouts),
         "update": {name: layout.size for name, layout in updates.items()},
-        "update_bytes": sum(layout.nbytes for layout in small.values()) + _OVERHEAD,
+        "whole_bytes": _bytes(protected(plan, updates, updates)[1]) + _OVERHEAD,
+        "update_bytes": _bytes(small) + _OVERHEAD,
+        "model_bytes": _bytes(compression.down(plan).layouts(model)) + _OVERHEAD,
     }, None
+
+
+def _bytes(layouts: Layouts) -> int:
+    return sum(layout.nbytes for layout in layouts.values())
 
 
 def words(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -84,6 +105,7 @@ def words(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("It reads", _read(found)),
         ("It trains", _trained(found)),
         ("What leaves", _leaving(found)),
+        ("Made smaller", _pressed(found)),
         ("How often", _often(found)),
         ("Protected by", _protected(found)),
         ("ε", _noise(found)),
@@ -140,6 +162,23 @@ def _leaving(found: Mapping[str, Any]) -> str:
     else:
         beside = f"Beside it {sums}. At the end, such sums for the final model"
     return f"{what}. {beside}. The node's name and its key's public half. Never a row."
+
+
+def _pressed(found: Mapping[str, Any]) -> str:
+    """Say what makes updates and models smaller, and how much of them is left."""
+    stages, model = found["compression"], found["model"]
+    up, down = _staged(stages["up"], "here, and a later update"), _staged(stages["down"], "at the server, and a later model")
+    if model["numbers"] is not None:
+        up += f"; about {size(model['update_bytes'])} a round"
+        up += f", in place of {size(model['whole_bytes'])}" if stages["up"] else ""
+        down += f"; about {size(model['model_bytes'])} a round"
+    return f"updates: {up}. Models on their way here: {down}."
+
+
+def _staged(stages: Sequence[str], kept: str) -> str:
+    said = [(one.name, 100 * one.value if STAGES[one.name] == "fraction" else one.value) for one in map(Said.of, stages)]
+    left = f"; what is left out is kept {kept} brings it" if any(name in CHOICES for name, _ in said) else ""
+    return (", then ".join(_STAGES[name].format(value) for name, value in said) or "as they are") + left
 
 
 def _often(found: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from atoll.compression.stage import Read, Seed, Stage, reader
 from atoll.compression.topk import topk
 from atoll.errors import LayoutError, PlanError
 from atoll.plan import Plan
-from atoll.stages import CHOICES, Said
+from atoll.stages import CHOICES, STAGES, Said
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, layouts_of, squared
 from atoll.wire import digest_of, layouts_said, pack
 
@@ -67,6 +67,14 @@ class Press(NamedTuple):
         averaged = layout.total == "weighted" and layout.dtype in ("float32", "float64")
         return bool(self.stages) and averaged and layout.size > 1 and name != "buffers"
 
+    def whole(self, layouts: Layouts) -> str:
+        """Return the name of a stage that is to leave numbers out, and of no group leaves any out; or nothing."""
+        found = [self._shapes(layout)[0] for name, layout in layouts.items() if self._presses(name, layout)]
+        for place, stage in enumerate(self.stages):
+            if stage.biased and all(inner[place + 1].size >= inner[place].size for inner in found):
+                return stage.name
+        return ""
+
     def _shapes(self, layout: Layout) -> tuple[list[Layout], list[tuple[Stage, Layouts]]]:
         """Return the layouts of the vector before each stage and after the last, and of what each puts beside it."""
         inner: list[Layout] = [Layout(layout.tensors)]
@@ -113,7 +121,11 @@ class Press(NamedTuple):
         self, name: str, whole: Group, memory: Groups, round_: int, rng: np.random.Generator
     ) -> tuple[dict[str, Group], dict[str, Group]]:
         if not squared(whole.values) < _LONGEST**2:
-            raise LayoutError("the update is too long to be compressed; lower training.learning_rate, or look for huge values")
+            what = "the update" if self.way == "up" else "the model"
+            raise LayoutError(
+                f"{what} holds NaN or infinity, or is too long to be compressed; lower training.learning_rate, or look for huge "
+                "values"
+            )
         vector = Group(Layout(whole.layout.tensors), whole.values.astype(np.float32, copy=False))
         sent: dict[str, Group] = {}
         kept: dict[str, Group] = {}
@@ -243,6 +255,11 @@ def find(plan: Plan, layouts: Layouts, *, sums: bool) -> Press:
     if press.stages and press.layouts(layouts) == dict(layouts):
         raise PlanError(
             f"compression.up: '{plan.aggregation.rule}' sends nothing that is averaged, and sums must stay exact; leave up out"
+        )
+    if whole := press.whole(layouts):
+        raise PlanError(
+            f"compression.up: '{whole}' leaves nothing out of this model's update: its arrays are too small for such a "
+            f"{STAGES[whole]}; take a smaller one, or '8bit'"
         )
     wrong = next((one for one in said if Said.of(one).name in CHOICES), None)
     if wrong and plan.privacy.clip is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +28,14 @@ class Own(NamedTuple):
     Args:
         learner: one of its owner's, in place of the one that the plan names.
         allow: functions that a plan may name here.
-        roster: the only nodes that its owner lets be in a sum.
+        roster: returns the only nodes that its owner lets be in a sum.
         holding: its rows.
         name, identity, directory, ledger, outbox, memories: the node's.
     """
 
     learner: Learner | None
     allow: Collection[str]
-    roster: Collection[str] | None
+    roster: Callable[[], Collection[str] | None]
     holding: Holding
     name: str
     identity: Identity

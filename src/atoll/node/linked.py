@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from atoll.errors import PrivacyError
@@ -33,7 +33,7 @@ class Linked:
         identity: the node's.
         ledger: where it stands that a round's sum was given away.
         layouts: of a protected update's groups.
-        roster: the only nodes that the owner lets be in a sum, where the plan names none.
+        roster: returns the only nodes that the owner lets be in a sum, where the plan names none.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Linked:
         identity: Identity,
         ledger: Ledger,
         layouts: Layouts,
-        roster: Collection[str] | None = None,
+        roster: Callable[[], Collection[str] | None] = lambda: None,
     ) -> None:
-        self._roster = None if roster is None else frozenset(roster)
+        self._roster = roster
         self.layouts = layouts
         self.first = link.before[0] if link.before else None
         self._link, self._plan, self._identity, self._ledger = link, plan, identity, ledger
@@ -113,7 +113,8 @@ class Linked:
         self._ledger.may_give(*tried)
         self._try, self._answered = tried, {}
         agreed = terms(self._plan, *tried, task.model)
-        mine = agreed if agreed.roster is not None else replace(agreed, roster=self._roster)
+        known = self._roster()
+        mine = agreed if agreed.roster is not None or known is None else replace(agreed, roster=frozenset(known))
         self._own = self._link.join(mine, self._identity)
 
     def _here(self, task: StartTraining) -> None:

@@ -245,7 +245,8 @@ def _used(plan: Plan, rows: int) -> int:
 def _passes(plan: Plan, rows: int) -> float:
     """Return how often a round goes over the rows: what [training] says, and what the method does beside it."""
     rule, options, once = plan.aggregation.rule, plan.aggregation.options, plan.training
-    a_pass = max(1, -(-rows // once.batch_size))
+    drawn = plan.privacy.example_noise and plan.privacy.example_noise.rows  # as if there were so many
+    a_pass = max(1, -(-(drawn or rows) // once.batch_size))
     steps = once.steps or (once.epochs or 1) * a_pass
     passes = float(steps) if plan.model.sklearn == "LogisticRegression" else steps / a_pass  # its solver takes all rows a step
     more = {

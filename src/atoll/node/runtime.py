@@ -33,6 +33,7 @@ from atoll.node.agree import Own, ready
 from atoll.node.channel import Channel
 from atoll.node.download import Downloads
 from atoll.node.gate import Gate
+from atoll.node.hold import Hold
 from atoll.node.linked import Linked
 from atoll.node.memory import Memories
 from atoll.node.offer import first_offer, greeting, offered
@@ -102,7 +103,7 @@ class Node:
         self.identity = Identity.at(self.directory / "node.key")
         self.name = name or f"node-{self.identity.node[:8]}"
         self.ledger, self.outbox = Ledger(self.directory), Outbox(self.directory / "outbox")
-        self.gate = Gate(policy, self.ledger)
+        self.gate, self._hold = Gate(policy, self.ledger), Hold(self.directory)
         self.memories = Memories(self.directory / "memory")
         self.witness, self.downloads = Witness(self.directory, url, self.ledger), Downloads(self.url, self.directory / "model")
         self.sums = Sums(self.url, Downloads(self.url, self.directory / "sum"), lambda: self.drive.state.task, self._tell)
@@ -180,6 +181,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
+        self._hold.take()
         self._over: asyncio.Future[EndSession | None] = asyncio.get_running_loop().create_future()
         patience = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
         async with aiohttp.ClientSession(timeout=patience, connector=aiohttp.TCPConnector(ssl=self._tls)) as self.session:
@@ -210,7 +212,7 @@ class Node:
             self._tell("refused", reason=why)
             return
         mine = self.holding, self.name, self.identity, self.directory, self.ledger, self.outbox, self.memories
-        own = Own(self._own, self._allow, self.gate.policy.roster, *mine)
+        own = Own(self._own, self._allow, lambda: self.gate.policy.roster, *mine)
         self.learner, self.algorithm, self.linked, self.data, self.work = await ready(self.plan, own)
         self.appender = await appender(self.plan, self.url, self.session, self.identity.node, self._access)
         train, test = len(self.data.train), len(self.data.test)
@@ -381,6 +383,7 @@ class Node:
         except StoreError as error:
             log.warning("what became of the last update isn't in the ledger: %s", error)
         self.holding.close()
+        self._hold.leave()
 
     def _address(self, task: StartTraining) -> Address:
         return Address(task.run, task.round, task.attempt, self.identity.node)

@@ -150,7 +150,8 @@ class Tasks:
         node = self._node
         try:
             envelope, path = node.outbox.take(self._steps.address(task))
-            node.ledger.leaving(envelope, time.time(), guard_said(node.plan), node.gate.spent(task))
+            spent = node.gate.spent(task)
+            node.ledger.leaving(envelope, time.time(), guard_said(node.plan), spent, node.gate.release)
             await node.appender.append(envelope, path)
         except (UnreachableError, UnwritableError) as error:
             self._steps.tell("waiting", reason=str(error))

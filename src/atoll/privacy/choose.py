@@ -11,7 +11,7 @@ from atoll.metrics import binned, names
 from atoll.plan import Plan
 from atoll.privacy import ckks
 from atoll.privacy.bucketing import bucketed
-from atoll.privacy.dp import distributed
+from atoll.privacy.dp import central, distributed
 from atoll.privacy.dp.account import account
 from atoll.privacy.encryption.link import encryption
 from atoll.privacy.encryption.update import RING
@@ -45,8 +45,9 @@ def link(plan: Plan, layouts: Layouts, least: int = 1) -> Link | None:
     graph(plan.smallest_sum, guard.dropout, guard.corrupt)
     names = known(plan)
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
-    if guard.distributed_noise and clip and (own := account(plan)):
-        noisy = distributed.widest(clip, own.multiplier, plan.cohort.minimum - guard.corrupt)
+    if guard.distributed_noise and (own := account(plan)):
+        most = central.shares(own.multiplier, layouts)["parameters"]
+        noisy = distributed.widest(guard.unit, most, plan.cohort.minimum - guard.corrupt)
         return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
     if guard.encryption:
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)

@@ -1,7 +1,7 @@
 """Masks: the words that a key stands for, added to or taken from an update in place.
 
-A mask is AES-256-CTR's keystream under a key of 32 bytes, read as little-endian words: uniform modulo 2³² or 2⁶⁴ to
-anybody without the key. One key masks one update: all its parts, one after the other.
+A mask is a pad made by AES-256-CTR under a key of 32 bytes (`atoll.keys.Pad`), read as little-endian words: uniform modulo 2³²
+or 2⁶⁴ to anybody without the key. One key masks one update: all its parts, one after the other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from atoll.keys import Keystream
+from atoll.keys import Pad
 from atoll.privacy.fixed import Words
 
 _BLOCK = 1 << 18
-"""Bytes at a time: what is masked, the mask and the zeros it is made of stay in a core's cache."""
+"""Bytes at a time: what is masked, the mask and the numbers it is made of stay in a core's cache."""
 _KEYS = 512
 """Keys at a time: each holds a cipher's state."""
 _ALIGN = 16
@@ -58,14 +58,17 @@ def _aligned(count: int) -> int:
 
 
 def _apply(words: Words, start: int, plus: Sequence[bytes], minus: Sequence[bytes]) -> None:
-    zeros = memoryview(bytes(min(_BLOCK, words.nbytes)))
-    mask = np.empty(len(zeros) // words.itemsize, words.dtype.newbyteorder("<"))
-    into = mask.data.cast("B")
+    size = min(_BLOCK, _aligned(words.nbytes))
+    places = np.arange(1, size // _ALIGN + 1, dtype=np.uint64)
+    numbers = np.zeros((places.size, 2), ">u8")
+    mask = np.empty(size // words.itemsize, words.dtype.newbyteorder("<"))
+    given, into = numbers.data.cast("B"), mask.data.cast("B")
     for keys, act in ((plus, np.add), (minus, np.subtract)):
         for first in range(0, len(keys), _KEYS):
-            streams = [Keystream(key, start) for key in keys[first : first + _KEYS]]
+            pads = [Pad(key, start) for key in keys[first : first + _KEYS]]
             for lo in range(0, words.size, mask.size):
                 block = words[lo : lo + mask.size]
-                for stream in streams:
-                    stream.fill(zeros[: block.nbytes], into[: block.nbytes])
+                np.add(places, np.uint64((start + lo * words.itemsize) // _ALIGN), out=numbers[:, 1])
+                for pad in pads:
+                    pad.fill(given[: block.nbytes], into[: block.nbytes])
                     act(block, mask[: block.size], out=block)

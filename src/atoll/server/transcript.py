@@ -26,6 +26,8 @@ from atoll.server.close import Guard
 from atoll.vector import Layouts, Total
 
 PLACE = "sums"
+VERSION = 2
+"""Of what nodes say, and what follows from it; 2: masks are made by `atoll.keys.Pad`."""
 Said = tuple[str, Letters]
 """A phase, and what nodes answered in it; in `UPDATE` only who they are counts."""
 
@@ -63,7 +65,8 @@ def write(path: Path, transcript: Transcript) -> None:
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, [json.dumps({"attempt": transcript.attempt, "model": transcript.model, "said": said}).encode()])
+        kept = {"version": VERSION, "attempt": transcript.attempt, "model": transcript.model, "said": said}
+        write_durably(path, [json.dumps(kept).encode()])
     except OSError as error:
         raise UnwritableError(f"{path}: what nodes said can't be stored ({error.strerror}); free some space") from error
 
@@ -72,10 +75,15 @@ def read(path: Path) -> Transcript | None:
     """Return a transcript; None where there is none.
 
     Raises:
-        StoreError: the file is damaged, or can't be read.
+        StoreError: the file is damaged, can't be read, or is another version's.
     """
     try:
         kept = json.loads(path.read_bytes())
+        if kept.get("version", 1) != VERSION:
+            raise StoreError(
+                f"{path}: kept by a version of Atoll that masked otherwise ({kept.get('version', 1)}; this one: {VERSION}); "
+                "replay it, or go on with the run, by that version"
+            )
         said = tuple(
             (phase, {node: base64.b64decode(body, validate=True) for node, body in letters.items()})
             for phase, letters in kept["said"]

@@ -127,9 +127,10 @@ class Pool:
 
     def close(self) -> None:
         """End the processes, and remove the folder."""
-        self._threads.shutdown(cancel_futures=True)
-        for process in self._processes:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:  # first, or a run that is stopped would wait for its clients
             process.terminate()
+        self._threads.shutdown()
         for process in self._processes:
             process.communicate()
         self._folder.cleanup()

@@ -222,6 +222,7 @@ class _Run:
             return None
         found = self.kept.find()
         self.state, self.rounds = found.state, found.rounds
+        self.noises = [one.get("noise") for one in found.rounds]
         self.publish()
         for name, memory in found.memories.items():
             self.cohort.memories.put(name, memory)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, func, insert, or_, select, update
 
 from atoll.errors import PrivacyError
+from atoll.privacy.dp.accountant import Release
 from atoll.store.database import Database
 from atoll.vector import Metrics
 from atoll.wire import Envelope
@@ -21,8 +22,8 @@ _ENTRIES = Table(
     _TABLES,
     Column("id", Integer, primary_key=True),
     *(Column(name, String) for name in ("run", "node", "digest", "plan", "guard", "verdict", "reason")),
-    *(Column(name, Integer) for name in ("round", "attempt", "bytes")),
-    *(Column(name, Float) for name in ("at", "judged_at", "epsilon", "delta")),
+    *(Column(name, Integer) for name in ("round", "attempt", "bytes", "steps")),
+    *(Column(name, Float) for name in ("at", "judged_at", "epsilon", "delta", "multiplier", "rate")),
 )
 _FIGURES = Table(
     "figures",
@@ -113,7 +114,9 @@ class Ledger:
         self._base = Database(directory, "ledger.sqlite", _TABLES, cache=128)  # it is written, and hardly ever read
         self._waiting: list[Any] = []
 
-    def leaving(self, envelope: Envelope, now: float, guard: str = "none", spent: Spent | None = None) -> None:
+    def leaving(
+        self, envelope: Envelope, now: float, guard: str = "none", spent: Spent | None = None, release: Release | None = None
+    ) -> None:
         """Write that an update is about to leave; one that leaves again as it was is written once.
 
         Args:
@@ -121,13 +124,14 @@ class Ledger:
             now: seconds since 1970.
             guard: what protects it, in a few words.
             spent: what the run has cost with it; None where no noise bounds what it tells.
+            release: what it tells by itself, under noise of the node's own: as it is now, whatever rows come later.
         """
         place = (_ENTRIES.c.digest == envelope.digest, _ENTRIES.c.run == envelope.address.run)
         with self._base.begin() as base:
             if base.scalar(select(func.count()).where(*place)):
                 return
         facts = {**envelope.address._asdict(), "digest": envelope.digest, "bytes": envelope.size, "plan": envelope.plan}
-        facts |= spent._asdict() if spent else {}
+        facts |= {**(spent._asdict() if spent else {}), **(release._asdict() if release else {})}
         self._write(insert(_ENTRIES).values(**facts, guard=guard, at=now))
 
     def telling(self, run: str, plan: str, figures: Metrics, now: float) -> None:
@@ -176,6 +180,17 @@ class Ledger:
         with self._base.begin() as base:
             return base.scalar(select(_ENTRIES.c.id).where(place).limit(1)) is not None
 
+    def knows(self, digest: str) -> bool:
+        """Say whether an update left by this ledger."""
+        with self._base.begin() as base:
+            return base.scalar(select(_ENTRIES.c.id).where(_ENTRIES.c.digest == digest).limit(1)) is not None
+
+    def tries(self, run: str, round_: int, but: int) -> int:
+        """Return for how many tries of a round an update left, but for one of them."""
+        place = (_ENTRIES.c.run == run) & (_ENTRIES.c.round == round_) & (_ENTRIES.c.attempt != but)
+        with self._base.begin() as base:
+            return base.scalar(select(func.count(_ENTRIES.c.attempt.distinct())).where(place)) or 0
+
     def judged(self, digest: str, accepted: bool, reason: str, now: float) -> None:
         """Note what became of an update; it is written with the next entry, so that a round costs one sync and not two."""
         verdict = "accepted" if accepted else "refused"
@@ -216,6 +231,15 @@ class Ledger:
             query = select(func.count(_ENTRIES.c.digest.distinct())).where(other)
             query = query if plan is None else query.where(_ENTRIES.c.plan == plan)
             return base.scalar(query) or 0
+
+    def releases(self, plan: str, but: tuple[str, int, int]) -> list[Release | None]:
+        """Return what each update of a plan that left told by itself, but for one as in `left`; None where it wasn't noted."""
+        columns = [_ENTRIES.c[name] for name in ("digest", *Release._fields)]
+        place = _ENTRIES.c.run, _ENTRIES.c.round, _ENTRIES.c.attempt
+        other = or_(*(column != value for column, value in zip(place, but, strict=True)))
+        with self._base.begin() as base:
+            found = base.execute(select(*columns).where((_ENTRIES.c.plan == plan) & other).distinct())
+            return [None if row.multiplier is None else Release(*row[1:]) for row in found]
 
     def agree(self, plan: str, name: str, now: float) -> None:
         """Write that the owner read a plan and agreed to it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
 
 from atoll.errors import PrivacyError
-from atoll.privacy.dp.accountant import epsilon, multiplier_for, rate_within, steps_within
+from atoll.privacy.dp.accountant import COARSE, Release, composed, epsilon, multiplier_for, rate_within, steps_within
 
 
 def test_the_field_s_own_case():
@@ -43,6 +44,27 @@ def test_extremes():
 def test_more_of_anything_costs_more():
     assert epsilon(1.0, 10, 1e-5) < epsilon(1.0, 11, 1e-5) < epsilon(0.9, 11, 1e-5) < epsilon(0.9, 11, 1e-6)
     assert epsilon(1.0, 10, 1e-5, 0.1) < epsilon(1.0, 10, 1e-5, 0.2) < epsilon(1.0, 10, 1e-5)
+
+
+def test_releases_that_differ_add_up_as_dp_accounting_has_them():
+    """As where a table grew between two runs: other rates, other numbers of steps, other noise."""
+    releases = [Release(1.0, 30, 0.1), Release(0.8, 20, 0.05), Release(1.0, 30, 0.1), Release(3.0)]
+    oracle = PLDAccountant(value_discretization_interval=1e-4)
+    for one in releases:
+        oracle.compose(PoissonSampledDpEvent(one.rate, GaussianDpEvent(one.multiplier)), one.steps)
+    found = composed(releases, 1e-5)
+    assert found == pytest.approx(oracle.get_epsilon(1e-5), rel=5e-3)
+    assert found >= oracle.get_epsilon(1e-5) - 1e-6
+    assert max(epsilon(1.0, 60, 1e-5, 0.1), epsilon(3.0, 1, 1e-5)) < found < composed([*releases, Release(9.0)], 1e-5)
+
+
+def test_releases_that_are_equal_cost_what_as_many_do():
+    assert composed([], 1e-5) == 0.0
+    assert composed([Release(2.0, 3, 0.2)] * 4, 1e-5) == epsilon(2.0, 12, 1e-5, 0.2, COARSE)
+    assert composed([Release(2.0), Release(3.0)], 1e-5) == pytest.approx(epsilon((1 / 4 + 1 / 9) ** -0.5, 1, 1e-5))
+    assert composed([Release(0.0)], 1e-5) == math.inf
+    with pytest.raises(PrivacyError, match="no accounting"):
+        composed([Release(0.0), Release(1.0)], 1e-5)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.05])

@@ -108,8 +108,8 @@ def test_noise_has_the_size_that_was_planned_and_lies_on_the_grid():
 
 
 def test_count_and_sum_together_cost_what_was_planned():
-    shares = central.shares(1.3)
-    assert shares[""] ** -2 + (2 * shares[central.WITHIN]) ** -2 == pytest.approx(1.3**-2)
+    shares = central.shares(1.3, ["parameters", central.WITHIN])
+    assert shares["parameters"] ** -2 + (2 * shares[central.WITHIN]) ** -2 == pytest.approx(1.3**-2)
 
 
 def test_a_deployed_run_is_noised_stops_in_budget_and_is_replayed_to_the_same_bits(tmp_path):

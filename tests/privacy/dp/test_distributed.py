@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import numpy as np
 import pytest
 from tests.federation import clients, plan, rows, run
+from tests.server.test_retention import replayed
 
 import atoll
+from atoll import learners, method
 from atoll.errors import AtollError, PlanError, PrivacyError
 from atoll.keys import new_secret
 from atoll.learner import Rows
-from atoll.privacy.dp import distributed
+from atoll.node.runtime import Node
+from atoll.privacy.choose import link
+from atoll.privacy.dp import central, distributed
 from atoll.privacy.dp.account import account
 from atoll.privacy.dp.accountant import epsilon
 from atoll.privacy.fixed import Fixed
+from atoll.privacy.secagg.update import Code
+from atoll.server.runtime import Server
 from atoll.store.sql import SqlStore
-from atoll.vector import Group, Layout, Tensor
+from atoll.vector import Group, Layout, Tensor, Total, Update
 
 SHARED = {"secure_aggregation": True, "clip": 1.0, "distributed_noise": {"multiplier": 1.0, "delta": 1e-5}}
 UNIFORM = {"options": {"weighted": False}}
+ADAPTIVE = {**SHARED, "clip": "adaptive"}
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Noise of nothing, so that what is under it can be compared."""
+    monkeypatch.setattr(distributed, "discrete_gaussian", lambda sigma, count, stream: np.zeros(count, np.int64))
+
+
+def bounded(**sections):
+    """A plan with an adaptive bound under masks, and four nodes in each round."""
+    return plan(privacy=ADAPTIVE, aggregation=UNIFORM, **{"cohort": {"minimum": 4}, **sections})
 
 
 def test_the_sum_of_shares_is_the_noise_that_was_promised_and_exact_in_words():
@@ -109,12 +128,110 @@ def test_shares_are_not_compressed():
         ({"clip": None}, "give clip"),
         ({"bits": 32, "largest_weight": 5.0}, "leave bits out"),
         ({"largest_weight": 5.0}, "one voice"),
-        ({"distributed_noise": None, "central_noise": {"multiplier": 1.0, "delta": 1e-5}}, "take distributed_noise"),
+        ({"distributed_noise": None, "central_noise": SHARED["distributed_noise"]}, "central_noise .* take distributed"),
+        ({"distributed_noise": None, "tree_noise": SHARED["distributed_noise"]}, "tree_noise .* take distributed"),
+        ({"distributed_noise": None, "clip": "adaptive"}, "give one, or a number"),
         ({"distributed_noise": {"multiplier": 1e-9, "delta": 1e-5}}, "can't be written exactly"),
         ({"distributed_noise": {"multiplier": 1.0, "delta": 0.4}}, "cohort.minimum"),
-        ({"clip": "adaptive"}, "central_noise"),
     ],
 )
 def test_what_doesn_t_go_together(change, said):
     with pytest.raises((PlanError, AtollError), match=said):
         atoll.simulate(plan(privacy={**SHARED, **change}, aggregation=UNIFORM), clients(4))
+
+
+def test_the_count_within_a_bound_has_noise_of_its_own_and_both_cost_what_was_planned():
+    size, noise, nodes = 20_000, 1.5, 9
+    zero = {
+        "parameters": Group(Layout((Tensor("w", (size,)),)), np.zeros(size, np.float32)),
+        central.WITHIN: Group(Layout((Tensor("within", (size,)),)), np.full(size, 0.5, np.float32)),
+    }
+    noisy = [distributed.noisy(zero, 1.0, noise, nodes, new_secret()) for _ in range(nodes)]
+    spread = {}
+    for name in zero:
+        total = np.sum([one[name].values for one in noisy], axis=0, dtype=np.float64)
+        steps = total / distributed.step(1.0)
+        assert np.array_equal(steps, np.rint(steps))
+        spread[name] = total.std()
+        assert total.mean() == pytest.approx(4.5 if name == central.WITHIN else 0.0, abs=5 * spread[name] / math.sqrt(size))
+    both = spread["parameters"] ** -2 + (2 * spread[central.WITHIN]) ** -2  # a node moves the sum by 1, the count by a half
+    assert both**-0.5 == pytest.approx(noise, rel=0.03)
+
+
+def test_an_adaptive_bound_s_words_are_exact_and_cannot_run_over_whatever_the_bound_is():
+    """Updates are sent in units of the bound, so the words' range never has to follow it."""
+    agreed = bounded(cohort={"minimum": 2048})
+    mine, layouts = account(agreed), {"parameters": Layout((Tensor("w", (3,)),)), central.WITHIN: central.WITHIN_LAYOUT}
+    most = distributed.widest(1.0, central.shares(mine.multiplier, layouts)["parameters"], 2048)
+    code = Code(layouts, (), most, 1.0, 2048, 64)
+    assert code.masked == {**link(agreed, layouts).updates(layouts), "hidden": code.masked["hidden"]}
+    for values, within in (([most, -most, distributed.step(1.0)], 50.0), ([-most] * 3, -50.0)):
+        groups = {
+            name: Group(layouts[name], np.array(v, np.float32)) for name, v in zip(layouts, (values, [within]), strict=True)
+        }
+        one = code.encode(Update(groups, 1.0))
+        summed = {name: group.with_values(group.values * group.values.dtype.type(2048)) for name, group in one.groups.items()}
+        total, _ = code.decode(Total(summed, 1.0, 2048, 2048))
+        assert total.weight == 2048
+        for name, group in groups.items():
+            np.testing.assert_allclose(total.groups[name].values, 2048.0 * group.values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("log", ["embedded", "kafka"])
+def test_an_adaptive_bound_under_masks_is_the_same_deployed_simulated_and_replayed(tmp_path, log, request, quiet):
+    broker = request.getfixturevalue("kafka") if log == "kafka" else None
+    agreed = bounded(log={"kafka": broker, "prefix": f"{tmp_path.name}."})
+    deployed, simulated = run(agreed, clients(4), tmp_path), atoll.simulate(agreed, clients(4))
+    models = [row["model"] for row in deployed["rounds"]]
+    assert models == [row["model"] for row in simulated.rounds], "not the same bits"
+    assert replayed(tmp_path / "store", deployed["run"]) == models
+    assert simulated.state["clip"].values[0] != method.FIRST
+    assert [row["epsilon"] for row in deployed["rounds"]] == [account(agreed).spent(k) for k in (1, 2, 3)]
+
+
+def test_a_noisy_run_that_is_stopped_goes_on_with_its_bound_and_its_spending(tmp_path):
+    agreed = bounded(plan={"rounds": 4})
+
+    async def stopped():
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=lambda e: e.get("round") == 2 and server.stop())
+        nodes = [Node(server.url, one, name=name, directory=tmp_path / name) for name, one in clients(4).items()]
+        return (await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes)))[0]
+
+    before = asyncio.run(asyncio.wait_for(stopped(), 60))
+    assert 0 < len(before["rounds"]) < 4
+    after = run(agreed, clients(4), tmp_path, resume=True)
+    assert (after["outcome"], len(after["rounds"])) == ("completed", 4)
+    assert replayed(tmp_path / "store", after["run"]) == [row["model"] for row in after["rounds"]]
+    assert [row["epsilon"] for row in after["rounds"]] == [account(agreed).spent(k) for k in (1, 2, 3, 4)]
+
+
+def test_a_bound_under_masks_follows_the_median_length(quiet):
+    agreed = bounded(plan={"rounds": 60}, training={"learning_rate": 0.5, "epochs": 1})
+    data = clients(8)
+    found = atoll.simulate(agreed, data, holdout=Rows(*rows(9)))
+    assert found.holdout["accuracy"] > 0.8
+    free = method.find(
+        agreed.with_(privacy={"clip": None, "secure_aggregation": False, "distributed_noise": None}), learners.build(agreed)
+    )
+    model = {"parameters": found.model["parameters"]}
+    lengths = []
+    for k, (x, y) in enumerate(data.values()):
+        pace = agreed.training.pace(len(x), 60, 60)
+        _, update = free.local(learners.build(agreed), model, {}, Rows(x, y), pace, np.random.default_rng(k))
+        lengths.append(np.linalg.norm(update.groups["parameters"].values))
+    assert min(lengths) * 0.7 < found.state["clip"].values[0] < max(lengths) * 1.4
+
+
+def test_a_simulation_that_goes_on_counts_on(tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def watch(event):
+        if event.get("round") == 3:
+            raise StoppedError
+
+    agreed = bounded(plan={"rounds": 4})
+    with pytest.raises(StoppedError):
+        atoll.simulate(agreed, clients(4), store=tmp_path, watch=watch)
+    again = atoll.simulate(agreed, clients(4), store=tmp_path, resume=True)
+    assert [one["epsilon"] for one in again.rounds] == [account(agreed).spent(k) for k in (1, 2, 3, 4)]

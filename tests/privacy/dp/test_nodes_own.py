@@ -11,19 +11,22 @@ from tests.federation import clients, plan, rows, run
 from typer.testing import CliRunner
 
 import atoll
-from atoll import learners
+from atoll import learners, method
 from atoll.cli import app
 from atoll.cli import privacy as command  # noqa: F401  it adds itself
 from atoll.errors import AtollError, PlanError, PrivacyError
 from atoll.keys import new_secret
 from atoll.learner import PerExample, Rows
+from atoll.messages import StartTraining
+from atoll.node.gate import Gate
 from atoll.privacy.dp.account import account
-from atoll.privacy.dp.accountant import epsilon
+from atoll.privacy.dp.accountant import composed, epsilon
 from atoll.privacy.dp.clip import STEPS
 from atoll.privacy.dp.example import Private
 from atoll.privacy.dp.local import estimated, noisy, randomised
-from atoll.store.ledger import Ledger
+from atoll.store.ledger import Ledger, Spent
 from atoll.vector import Group, Layout, Tensor
+from atoll.wire import Address, Envelope
 
 LOCAL = {"clip": 1.0, "local_noise": {"multiplier": 0.5, "delta": 1e-5}}
 EXAMPLE = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0}}
@@ -55,10 +58,6 @@ def test_a_node_adds_its_own_noise_writes_what_it_costs_and_stops_by_itself(tmp_
 
 
 def test_a_node_declines_what_its_budget_doesn_t_allow_whatever_the_server_asks(tmp_path):
-    from atoll.messages import StartTraining
-    from atoll.node.gate import Gate
-    from atoll.wire import Address, Envelope
-
     privacy = {"clip": 1.0, "local_noise": {"multiplier": 5.0, "delta": 1e-5, "budget": 1.5}}
     agreed = plan(privacy=privacy, plan={"rounds": 6})
     ledger, mine = Ledger(tmp_path), account(agreed)
@@ -74,6 +73,47 @@ def test_a_node_declines_what_its_budget_doesn_t_allow_whatever_the_server_asks(
     with pytest.raises(AtollError, match="privacy budget is spent"):
         gate.check(task.model_copy(update={"attempt": mine.most + 1}))
     gate.check(task)  # what left already may be sent again
+    ledger.close()
+
+
+def test_what_left_costs_what_it_did_however_many_rows_there_are_today(tmp_path):
+    """A table that grows makes later steps cheaper, and earlier ones no cheaper than they were."""
+    privacy = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 6.0}}
+    agreed = plan(privacy=privacy, plan={"rounds": 1})
+    small, large = account(agreed, 40).release, account(agreed, 400).release
+    assert small != large
+    run(agreed, clients(), tmp_path)
+    (tmp_path / "store").rename(tmp_path / "first")
+    run(agreed, {f"node-{k}": rows(k, 400) for k in range(3)}, tmp_path)
+    ledger = Ledger(tmp_path / "node-0")
+    told = [one["epsilon"] for one in ledger.entries()]
+    assert told == [composed(some, 1e-3) for some in ([small], [small, large])]
+    assert told[-1] > account(agreed, 400).spent(2) * 1.1, "the first is counted by today's rows"
+    assert ledger.releases(agreed.digest, ("", 0, 0)) == [small, large]
+    ledger.close()
+
+
+def test_a_budget_is_spent_by_what_left_not_by_what_would_leave_today(tmp_path):
+    privacy = {"example_noise": {"multiplier": 1.0, "delta": 1e-3, "clip": 1.0, "budget": 6.0}}
+    agreed, task = plan(privacy=privacy), StartTraining(run="r", round=3, attempt=1, model="0" * 64, deadline=9.0)
+    ledger, then, now = Ledger(tmp_path), account(agreed, 40), account(agreed, 400)
+    gate = Gate(None, ledger)
+    assert gate.meets(agreed) is None
+    gate.account = now
+    for number in range(then.most):
+        envelope = Envelope(Address("r", number, 1, "ab"), agreed.digest, f"{number:064x}", 1, b"", b"")
+        ledger.leaving(envelope, 1.0, "example noise", Spent(then.spent(number + 1), 1e-3), then.release)
+    assert not now.over(then.most)  # by today's rows there would be room
+    assert gate.spent(task).epsilon > then.spent(then.most)
+    for number in range(100):
+        envelope = Envelope(Address("q", number, 1, "ab"), agreed.digest, f"{number + 999:064x}", 1, b"", b"")
+        if gate.spent(task).epsilon > 6.0:
+            break
+        gate.check(task)
+        ledger.leaving(envelope, 1.0, "example noise", gate.spent(task), gate.release)
+    with pytest.raises(AtollError, match="privacy budget is spent: ε"):
+        gate.check(task)
+    assert ledger.entries()[-1]["epsilon"] <= 6.0
     ledger.close()
 
 
@@ -135,6 +175,45 @@ def test_example_noise_learns_and_tells_nothing_else(tmp_path):
     assert mine.spent(2) == pytest.approx(epsilon(0.6, 60, 1e-3, 0.1), rel=1e-2)
     ledger.close()
     assert all(one["epsilon"] is None for one in history["rounds"])  # each node's own
+
+
+def test_a_public_number_of_rows_hides_how_many_there_are(tmp_path):
+    privacy = {"example_noise": {**EXAMPLE["example_noise"], "rows": 80}}
+    agreed = plan(privacy=privacy, plan={"rounds": 2})
+    mine = account(agreed)
+    assert mine == account(agreed, 17) == account(agreed, 300)
+    assert (mine.rate, mine.steps) == (0.1, 20)
+    assert "one row more" in mine.relation
+    with pytest.raises(PlanError, match="one in 1000 rows"):
+        account(agreed, 1000)
+    history = run(agreed, {f"node-{k}": rows(k, count) for k, count in enumerate((17, 80, 300))}, tmp_path)
+    assert [one["epsilon"] for one in history["rounds"]] == [mine.spent(1), mine.spent(2)]
+    for name in ("node-0", "node-2"):
+        ledger = Ledger(tmp_path / name)
+        assert [one["epsilon"] for one in ledger.entries()] == [mine.spent(1), mine.spent(2)]
+        ledger.close()
+
+
+@pytest.mark.parametrize("public", [None, 40])
+def test_a_step_divides_by_what_is_known(monkeypatch, public):
+    """With every row drawn and no noise, a step is the mean over the node's rows, or their sum over the plan's number."""
+    from atoll.privacy.dp import example
+
+    monkeypatch.setattr(example, "discrete_gaussian", lambda sigma, count, stream: np.zeros(count, np.int64))
+    agreed = plan(
+        privacy={"example_noise": {**EXAMPLE["example_noise"], "rows": public}},
+        training={"steps": 1, "epochs": None, "batch_size": 40, "learning_rate": 1.0},
+    )
+    learner, (x, y) = learners.build(agreed), rows(0, 40)
+    data = Rows(np.concatenate([x, x]), np.concatenate([y, y])) if public else Rows(x, y)
+    moved = (
+        method.find(agreed, learner)
+        .local(learner, learner.initial(0), {}, data, agreed.training.pace(80, 1, 1), np.random.default_rng(0))[1]
+        .groups["parameters"]
+        .values
+    )
+    mean = learner.clipped(learner.initial(0)["parameters"].values, Rows(x, y), 1.0, STEPS) / STEPS / 40
+    np.testing.assert_allclose(moved, -mean * (2 if public else 1), atol=1e-5)
 
 
 def test_noise_of_single_rows_is_what_was_planned(monkeypatch):
@@ -205,6 +284,34 @@ def test_the_command_says_what_a_plan_promises_and_what_another_promise_takes(tm
     done = atoll_privacy(tmp_path, "--epsilon", "9", "--solve", "rounds", privacy=central)
     assert "for that: rounds" in done.stdout
     assert "who was asked is known" in done.stdout
+
+
+def test_the_command_solves_for_a_tree_by_trees(tmp_path):
+    tree = {"clip": 1.0, "tree_noise": {"multiplier": 4.0, "delta": 1e-5}}
+    about = {"privacy": tree, "plan": {"rounds": 16}, "cohort": {"turns": 4}}
+    found = {}
+    for what in ("noise", "rounds"):
+        done = atoll_privacy(tmp_path, "--json", "--epsilon", "3", "--solve", what, **about)
+        found[what] = json.loads(done.stdout.splitlines()[-1])["solved"]
+    assert found["noise"]["epsilon"] == pytest.approx(epsilon(found["noise"]["multiplier"], 4 * 3, 1e-5))  # 4 trees, 3 levels
+    assert 2.99 < found["noise"]["epsilon"] <= 3
+    assert found["rounds"]["rounds"] % 4 == 0
+    assert found["rounds"]["epsilon"] <= 3 < epsilon(4.0, (found["rounds"]["rounds"] // 4 + 1) * 3, 1e-5)
+
+
+def test_the_command_needs_no_rows_where_the_plan_names_them(tmp_path):
+    noise = {**EXAMPLE["example_noise"], "rows": 80}
+    done = atoll_privacy(tmp_path, "--json", privacy={"example_noise": noise})
+    assert json.loads(done.stdout.splitlines()[-1])["rate"] == 0.1
+
+
+def test_a_cohort_is_solved_for_where_the_draw_is_secret(tmp_path):
+    central = {"clip": 1.0, "central_noise": {"multiplier": 1.0, "delta": 1e-5}}
+    cohort = {"draw": "poisson", "fraction": 0.5}
+    done = atoll_privacy(tmp_path, "--json", "--epsilon", "2", "--solve", "cohort", privacy=central, cohort=cohort)
+    found = json.loads(done.stdout.splitlines()[-1])["solved"]
+    assert 0 < found["fraction"] < 0.5
+    assert epsilon(1.0, 3, 1e-5, found["fraction"]) <= found["epsilon"] <= 2.0
 
 
 @pytest.mark.parametrize(

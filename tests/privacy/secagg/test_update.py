@@ -86,3 +86,11 @@ def test_a_buffer_that_cannot_be_hidden_is_refused():
     buffers = Group(LAYOUTS["buffers"], np.full(20, 2e6, np.float32))
     with pytest.raises(LayoutError, match="group 'buffers' holds a number beyond"):
         CODE.encode(replace(given, groups={**given.groups, "buffers": buffers}))
+
+
+def test_the_same_training_gives_the_same_words_and_another_other_ones():
+    given, odd = update(1), update(1)
+    assert all((one == other).all() for one, other in zip(parts_of(CODE.encode(given).groups), parts_of(CODE.encode(odd).groups)))
+    odd.groups["buffers"].values[3] += 1
+    name = "parameters"
+    assert (CODE.encode(given).groups[name].values != CODE.encode(odd).groups[name].values).mean() > 0.05

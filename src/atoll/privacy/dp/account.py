@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ from atoll.errors import PlanError, PrivacyError
 from atoll.guards import Noise
 from atoll.plan import Plan
 from atoll.privacy.dp import tree
-from atoll.privacy.dp.accountant import COARSE, epsilon, multiplier_for, steps_within
+from atoll.privacy.dp.accountant import COARSE, Release, composed, epsilon, multiplier_for, steps_within
 
 RELATIONS = {
     "central_noise": "two federations are neighbours where one node's update is nothing at all in one of them, and all else is "
@@ -24,6 +23,8 @@ RELATIONS = {
     "local_noise": "any two sets of rows of a node are neighbours: its own noise hides them from the server too",
     "example_noise": "two nodes' rows are neighbours where one row counts as nothing in one of them, and all else is the same; "
     "how many there are is known, which were drawn for a step stays secret",
+    "rows": "two nodes' rows are neighbours where one has one row more, and all else is the same; how many there are isn't told "
+    "(steps, draws and the mean go by the plan's own number), which were drawn for a step stays secret",
 }
 """What can't be told apart, by mechanism."""
 
@@ -58,11 +59,26 @@ class Account:
         """Return ε after so many releases."""
         return epsilon(self.multiplier, self.steps * -(-releases // self.span), self.delta, self.rate, COARSE)
 
+    @property
+    def release(self) -> Release:
+        """One release, where each is by itself."""
+        return Release(self.multiplier, self.steps, self.rate)
+
     def spent_by(self, multipliers: Sequence[float]) -> float:
         """Return ε after releases with these multipliers: with noise in shares, more survivors bring more."""
-        if self.rate < 1 or not multipliers or min(multipliers) == max(multipliers) == self.multiplier:
+        if self.span > 1:
             return self.spent(len(multipliers))
-        return epsilon(1 / math.sqrt(math.fsum(one**-2 for one in multipliers)), 1, self.delta)
+        return composed((self.release._replace(multiplier=one) for one in multipliers), self.delta)
+
+    def spent_with(self, before: Sequence[Release]) -> float:
+        """Return ε after one release more than those that there were, which may have been of other noise or other rows."""
+        return composed([*before, self.release], self.delta)
+
+    def over_with(self, before: Sequence[Release]) -> str:
+        """Say why there can be no release after those that there were, or nothing where there can."""
+        if self.promise is None or self.spent_with(before) <= self.promise:
+            return ""
+        return self._over(composed(before, self.delta), len(before))
 
     def over(self, releases: int) -> str:
         """Say why there can be no release after so many, or nothing where there can."""
@@ -83,21 +99,22 @@ def account(plan: Plan, rows: int | None = None) -> Account | None:
 
     Args:
         plan: the plan.
-        rows: how many a node trains on: by them follows how often a row is drawn.
+        rows: how many a node trains on: by them follows how often a row is drawn, where the plan doesn't say it.
 
     Raises:
         PlanError: no noise is enough for what the plan promises, its budget doesn't allow for one round, or δ is no less than
             one in so many rows.
     """
     noise, key = plan.privacy.noise, f"privacy.{plan.privacy.mechanism}"
-    if noise is None or (plan.privacy.example_noise and not rows):
+    public = plan.privacy.example_noise and plan.privacy.example_noise.rows
+    if noise is None or (plan.privacy.example_noise and not (public or rows)):
         return None
     about = Account(0.0, noise.delta, promise=noise.promise, relation=RELATIONS[plan.privacy.mechanism])
-    if plan.privacy.example_noise and rows:
-        if noise.delta >= 1 / rows:
-            raise PlanError(f"{key}.delta: {noise.delta:g} is no less than one in {rows} rows; take one far below 1 / rows")
-        pace = plan.training.pace(rows, 1, plan.plan.rounds)
-        about = replace(about, rate=min(1.0, pace.batch_size / rows), steps=pace.steps, unit="a row")
+    if plan.privacy.example_noise and (count := public or rows):
+        if noise.delta >= 1 / (most := max(count, rows or 0)):
+            raise PlanError(f"{key}.delta: {noise.delta:g} is no less than one in {most} rows; take one far below 1 / rows")
+        pace, relation = plan.training.pace(count, 1, plan.plan.rounds), RELATIONS["rows" if public else "example_noise"]
+        about = replace(about, rate=min(1.0, pace.batch_size / count), steps=pace.steps, unit="a row", relation=relation)
     elif plan.privacy.central_noise and plan.cohort.draw == "poisson":
         about = replace(about, rate=plan.cohort.fraction, relation=RELATIONS["poisson"])
     elif plan.privacy.tree_noise:

@@ -7,9 +7,10 @@ computed from the privacy loss distribution, by dp-accounting (this file is its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from atoll.errors import PrivacyError
 
@@ -21,6 +22,14 @@ _NEAR = 1e-4
 """How near a solved noise comes to the least that suffices, relatively; it lies above."""
 MOST = 1e7
 """Releases, or a multiplier, beyond which nothing is solved for."""
+
+
+class Release(NamedTuple):
+    """What left at once: so many Gaussian mechanisms, each with this noise multiplier, of units drawn at this rate."""
+
+    multiplier: float
+    steps: int = 1
+    rate: float = 1.0
 
 
 @lru_cache(maxsize=4096)
@@ -53,6 +62,23 @@ def epsilon(multiplier: float, steps: int, delta: float, rate: float = 1.0, inte
         return _gaussian(math.sqrt(steps) / multiplier, delta)
     # Sampling never costs: the bound without it holds too, and is the nearer one where nearly everybody is drawn.
     return min(_sampled(multiplier, steps, delta, rate, interval), _gaussian(math.sqrt(steps) / multiplier, delta))
+
+
+def composed(releases: Iterable[Release], delta: float) -> float:
+    """Return ε of releases that may differ from one another; of equal ones it is `epsilon`'s, in coarse cells.
+
+    Raises:
+        PrivacyError: as `epsilon`.
+
+    >>> composed([Release(2.0), Release(2.0)], 1e-5) == epsilon(2.0, 2, 1e-5)
+    True
+    """
+    kinds = Counter[tuple[float, float]]()
+    for one in releases:
+        kinds[one.multiplier, one.rate] += one.steps
+    if len(kinds) > 1:
+        return _mixed(tuple(sorted((*kind, steps) for kind, steps in kinds.items())), delta)
+    return max((epsilon(noise, steps, delta, rate, COARSE) for (noise, rate), steps in kinds.items()), default=0.0)
 
 
 def multiplier_for(target: float, steps: int, delta: float, rate: float = 1.0) -> float:
@@ -114,6 +140,20 @@ def _least(enough: Callable[[float], bool], what: str) -> float:
 def _positive(target: float) -> None:
     if not target > 0:
         raise PrivacyError(f"an epsilon of {target}: it is above 0")
+
+
+@lru_cache(maxsize=4096)
+def _mixed(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """Return ε of several kinds of mechanisms, each a multiplier, a rate and how many there are."""
+    if not (kinds[0][0] > 0 and 0 < delta < 1 and all(0 < rate <= 1 and steps > 0 for _, rate, steps in kinds)):
+        raise PrivacyError(f"no accounting for delta {delta} and these multipliers, rates and numbers: {kinds}")
+    whole = _gaussian(math.sqrt(math.fsum(steps / noise**2 for noise, _, steps in kinds)), delta)
+    if all(rate == 1 for _, rate, _ in kinds):
+        return whole
+    first, *others = (_lost(noise, rate, COARSE).self_compose(steps) for noise, rate, steps in kinds)
+    for one in others:
+        first = first.compose(one)
+    return min(float(first.get_epsilon_for_delta(delta)), whole)
 
 
 def _sampled(multiplier: float, steps: int, delta: float, rate: float, interval: float) -> float:

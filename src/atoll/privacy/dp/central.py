@@ -7,7 +7,7 @@ The promise is one about a whole node: whether its update is in the sum, or noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -98,11 +98,11 @@ def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, draw
         PrivacyError: the multiplier is out of its range.
     """
     groups = dict[str, Group]()
-    sigmas = shares(multiplier) if WITHIN in total.groups else {}
+    sigmas = shares(multiplier, total.groups)
     for name in sorted(total.groups):
         steps, layout = total.groups[name].values, layouts[name]
         values = np.empty(layout.size, layout.dtype)
-        sigma, unit = sigmas.get(name, sigmas.get("", multiplier)) * STEPS, (1.0 if name == WITHIN else bound) / STEPS
+        sigma, unit = sigmas[name] * STEPS, (1.0 if name == WITHIN else bound) / STEPS
         for lo in range(0, layout.size, BLOCK):
             part = steps[lo : lo + BLOCK]
             values[lo : lo + BLOCK] = (part + draw(sigma, part.size)) * unit
@@ -118,10 +118,12 @@ def fresh(key: bytes) -> Draw:
     return lambda sigma, count: discrete_gaussian(sigma, count, stream)
 
 
-def shares(multiplier: float) -> Mapping[str, float]:
-    """Return the noise of the clipped sum (under "") and of the count within the bound, so that both together cost as planned.
+def shares(multiplier: float, groups: Collection[str]) -> Mapping[str, float]:
+    """Return each group's noise, so that the sum and the count within an adaptive bound, if there is one, cost as planned.
 
     Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially Private Learning with Adaptive Clipping", theorem 1:
     z⁻² = z_Δ⁻² + (2σ_b)⁻².
     """
-    return {"": multiplier / math.sqrt(1 - SHARE), WITHIN: multiplier / (2 * math.sqrt(SHARE))}
+    if WITHIN not in groups:
+        return dict.fromkeys(groups, multiplier)
+    return {**dict.fromkeys(groups, multiplier / math.sqrt(1 - SHARE)), WITHIN: multiplier / (2 * math.sqrt(SHARE))}

@@ -10,6 +10,7 @@ import math
 
 from atoll.errors import PlanError, PrivacyError
 from atoll.keys import Keystream
+from atoll.privacy.dp.central import WITHIN, shares
 from atoll.privacy.dp.clip import length, shortened, whole
 from atoll.privacy.dp.noise import discrete_gaussian
 from atoll.vector import Group, Groups
@@ -51,11 +52,12 @@ def widest(bound: float, multiplier: float, nodes: int) -> float:
 def noisy(groups: Groups, bound: float, multiplier: float, nodes: int, key: bytes) -> dict[str, Group]:
     """Return an update made no longer than a bound, on the grid, with this node's share of the noise.
 
-    Cut towards zero, so that it is no longer in whole steps either.
+    Cut towards zero, so that it is no longer in whole steps either. The count within an adaptive bound (`central.WITHIN`) is no
+    part of its length, and has noise of its own, see `central.shares`.
 
     Args:
         groups: the update's.
-        bound: the longest that it may be, over all groups.
+        bound: the longest that it may be, over all groups; 1 where it is sent in units of an adaptive one.
         multiplier: the whole noise's standard deviation over the bound.
         nodes: how many shares make the whole.
         key: 32 bytes of the operating system's generator, for this update alone.
@@ -63,11 +65,13 @@ def noisy(groups: Groups, bound: float, multiplier: float, nodes: int, key: byte
     Raises:
         PlanError: as `share`.
     """
-    sigma, grid, stream = share(bound, multiplier, nodes), step(bound), Keystream(key)
-    scale, found = shortened(length(groups), bound) / grid, {}
+    sigmas, grid, stream = shares(multiplier, groups), step(bound), Keystream(key)
+    long = length({name: group for name, group in groups.items() if name != WITHIN})
+    scale, found = shortened(long, bound) / grid, {}
     for name in sorted(groups):
         values = groups[name].values
-        found[name] = groups[name].with_values((whole(values, scale) + discrete_gaussian(sigma, values.size, stream)) * grid)
+        drawn = discrete_gaussian(share(bound, sigmas[name], nodes), values.size, stream)
+        found[name] = groups[name].with_values((whole(values, 1 / grid if name == WITHIN else scale) + drawn) * grid)
     return found
 
 

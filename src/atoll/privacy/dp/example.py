@@ -74,7 +74,7 @@ class Private:
         self._fitted = True
         stream, vector = Keystream(new_secret()), groups["parameters"].values.copy()
         noises = np.empty((0, vector.size), np.int64)
-        speed, mean = self._plan.training.learning_rate * rate, noise.clip / STEPS / (about.rate * len(rows))
+        speed, mean = self._plan.training.learning_rate * rate, noise.clip / STEPS / (about.rate * (noise.rows or len(rows)))
         at_once = max(1, min(steps, _NUMBERS // vector.size))  # one call draws for many steps of a small model
         for step in range(steps):
             if step % at_once == 0:

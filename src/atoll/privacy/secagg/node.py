@@ -49,13 +49,18 @@ class Advertised:
 
 @dataclass(frozen=True)
 class Shared:
-    """A node that gave shares of its secrets to the holders it drew."""
+    """A node that gave shares of its secrets to the holders it drew.
+
+    Args:
+        sealer: its key for shares, which has agreed with the holders already.
+    """
 
     terms: Terms
     cohort: Cohort
     place: int
     holders: frozenset[int]
     root: bytes = field(repr=False)
+    sealer: Exchange = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def share(state: Advertised, message: bytes) -> tuple[Shared, bytes]:
     Raises:
         PrivacyError: the cohort isn't one to take part in.
     """
-    cohort = read_cohort(state.terms, message)
+    cohort = read_cohort(state.terms, message, {state.record})
     if state.record not in cohort.records:
         raise PrivacyError("a cohort without this node's own keys")
     place, count = cohort.places[state.record.node], len(cohort.records)
@@ -113,11 +118,11 @@ def share(state: Advertised, message: bytes) -> tuple[Shared, bytes]:
         split(derive(state.root, kind), cohort.graph.threshold, points, Keystream(derive(state.root, kind + cohort.digest)))
         for kind in (_MASKS, _SEED)
     )
-    private, sealed = Exchange(derive(state.root, _SHARES)), {}
+    sealer, sealed = Exchange(derive(state.root, _SHARES)), {}
     for holder, key, seed in zip(holders, keys, seeds, strict=True):
         direction = bound(cohort, place, holder)
-        sealed[holder] = encrypt(share_key(cohort, private, holder, direction), key + seed, direction)
-    return Shared(state.terms, cohort, place, frozenset(holders), state.root), pack_table(sealed)
+        sealed[holder] = encrypt(share_key(cohort, sealer, holder, direction), key + seed, direction)
+    return Shared(state.terms, cohort, place, frozenset(holders), state.root, sealer), pack_table(sealed)
 
 
 def mask(state: Shared, message: bytes, parts: Sequence[Words], threads: int | None = None) -> Masked:
@@ -138,12 +143,11 @@ def mask(state: Shared, message: bytes, parts: Sequence[Words], threads: int | N
     enough(state.terms, cohort, sharers, "gave shares")
     if place not in sharers or place in sealed or not sealed.keys() <= sharers:
         raise PrivacyError("a list of who gave shares that lacks this node, or names as a giver one who is none")
-    private = Exchange(derive(state.root, _SHARES))
     held, spoilt = {}, set()
     for giver, pair in sealed.items():
         direction = bound(cohort, giver, place)
         try:
-            held[giver] = decrypt(share_key(cohort, private, giver, direction), pair, direction)
+            held[giver] = decrypt(share_key(cohort, state.sealer, giver, direction), pair, direction)
         except PrivacyError:  # whoever altered it: one liar must not stop the round, and this share can't be given
             spoilt.add(giver)
     neighbours = (state.holders | sealed.keys()) & sharers

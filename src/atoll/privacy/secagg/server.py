@@ -96,7 +96,7 @@ def gather(terms: Terms, inbox: Mapping[str, bytes]) -> tuple[Gathered, bytes]:
             faults[node] = "has the same key as another node"
     chosen = sorted(records.keys() - faults.keys())
     message = b"".join(b"".join(records[node]) for node in chosen)
-    return Gathered(terms, read_cohort(terms, message), faults), message
+    return Gathered(terms, read_cohort(terms, message, set(records.values())), faults), message
 
 
 def relay(state: Gathered, inbox: Mapping[str, bytes]) -> tuple[Relayed, dict[str, bytes]]:

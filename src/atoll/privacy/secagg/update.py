@@ -6,7 +6,6 @@ number of its own: the server learns Σ wᵢxᵢ and Σ wᵢ, and no wᵢ.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from atoll.errors import LayoutError
-from atoll.keys import SECRET, Keystream
+from atoll.keys import SECRET, Keystream, fingerprint
 from atoll.metrics import binned
 from atoll.privacy.fixed import Fixed, Words
 from atoll.vector import Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
@@ -73,10 +72,7 @@ class Code:
         if strange := update.metrics.keys() - set(self.metrics):
             raise LayoutError(f"metric '{min(strange)}' is none that was agreed on: {', '.join(self.metrics)}")
         groups, cut, layouts = {}, 0, self.masked
-        digest = hashlib.sha256()
-        for part in parts_of(update.groups):
-            digest.update(part.data)
-        draws = Keystream(digest.digest())
+        draws = Keystream(fingerprint(part.view(np.uint8).data for part in parts_of(update.groups)))
         for name, fixed, layout in self._groups():
             values = update.groups[name].values
             beyond = int(np.count_nonzero(values > fixed.clip) + np.count_nonzero(values < -fixed.clip))
