@@ -178,11 +178,10 @@ def test_weights_that_add_up_to_nothing_open_no_bucket():
 
 
 def _taken(protected: tuple[object, Update], update: Update) -> tuple[object, Update]:
-    """Take a thousand off the hidden weight of the one whose weight is next to nothing."""
+    """Take more off the hidden weight of the one whose weight is next to nothing than all others have."""
     own, hidden = protected
     if update.weight < 1:
-        values = hidden.groups["hidden"].values
-        values[0] -= np.uint64(1 << 62)
+        hidden.groups["hidden"].values[:1] -= np.uint64(1 << 62)
     return own, hidden
 
 
