@@ -30,9 +30,9 @@ def passes(room: int) -> int:
 
 
 def add(x: NDArray[np.float32], sums: NDArray[np.float64], fine: int) -> None:
-    """Add rows `[rows, features]` to the counts `[features, buckets]`."""
-    for k in range(x.shape[1]):
-        sums[k] += np.bincount(buckets(x[:, k], fine), minlength=count(fine))
+    """Add rows `[rows, features]` to the counts `[features, buckets]`; what is NaN counts nowhere."""
+    for k, values in enumerate(x.T):
+        sums[k] += np.bincount(buckets(values[~np.isnan(values)], fine), minlength=count(fine))
 
 
 def buckets(values: NDArray[np.float32], fine: int) -> NDArray[np.intp]:

@@ -142,7 +142,7 @@ class Boosting(Protocol):
     """A learner of boosted trees whose next one can be grown from sums over rows (`slopes` in `can`)."""
 
     def slopes(self, groups: Groups, rows: Rows) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return the rows as trees take them, and gradient and curvature of each row's loss `[rows]`."""
+        """Return the rows as trees take them, and gradient and curvature of each row's loss `[rows, outputs]`."""
         ...
 
 

@@ -102,7 +102,8 @@ class Columns(Section):
     """`[data]`: which columns of a table become the model's input, and how.
 
     `columns` names the columns of files without a header. `categories` are coded one-hot, the first
-    value of each left out. Rows with a word of `missing` in a used column are left out. `positive` turns
+    value of each left out. Rows with a word of `missing` in a used column are left out; with `incomplete =
+    "keep"`, for trees, only those without a target are, and what a feature lacks is NaN. `positive` turns
     the target into 1 where it has one of these values and 0 elsewhere. `split` names a column with
     `train` or `test` in each row. `standardise` takes each node's own training mean and deviation.
     `words` and `characters` make numbers of text, by a rule that looks at no data: see `preprocess.text`; a target that is
@@ -120,6 +121,7 @@ class Columns(Section):
     characters: dict[str, PositiveInt] = Field(default_factory=dict)
     alphabet: Annotated[str, Field(min_length=1)] = PRINTABLE
     missing: tuple[str, ...] = ("",)
+    incomplete: Literal["drop", "keep"] = "drop"
     split: str | None = None
     standardise: Literal["no", "node"] = "no"
     image: tuple[PositiveInt, PositiveInt, Literal[1, 3, 4]] | None = None
@@ -128,14 +130,13 @@ class Columns(Section):
     @property
     def width(self) -> int | None:
         """How many inputs a row gives, or None where the plan names no features."""
-        if self.features is None:
-            return None
-        return sum(self._width(name) for name in self.features)
+        return None if self.features is None else sum(self.widths.values())
 
-    def _width(self, name: str) -> int:
-        if name in self.categories:
-            return len(self.categories[name]) - 1
-        return self.words.get(name) or self.characters.get(name) or 1
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many inputs each feature gives."""
+        coded = {**self.words, **self.characters, **{name: len(kinds) - 1 for name, kinds in self.categories.items()}}
+        return {name: coded.get(name, 1) for name in self.features or ()}
 
     @property
     def foretold(self) -> bool:
@@ -161,6 +162,8 @@ class Columns(Section):
     def _fits(self) -> Self:
         if (self.features is None) != (self.target is None):
             raise ValueError("features and target go together: name both, or neither and give arrays from Python")
+        if self.incomplete == "keep" and self.standardise != "no":
+            raise ValueError('with incomplete = "keep" rows have gaps, and trees need no scaling: leave standardise out')
         if (self.image is None) != (self.classes is None) or (self.image and self.features):
             raise ValueError("image and classes go together, and without features: rows are pictures, or of columns")
         features = self.features or ()
@@ -410,6 +413,15 @@ class Plan(Section):
         if self.data.foretold and self.model.kind not in ("jax", "keras"):
             raise ValueError(
                 f"data.target is its own feature, so each place has a target; a '{self.model.kind}' model takes one a row"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_gaps(self) -> Self:
+        if self.data.incomplete == "keep" and self.model.kind != "trees":
+            raise ValueError(
+                'data.incomplete = "keep" leaves gaps in rows, which trees alone can take, and no '
+                f"'{self.model.kind}' model: leave it out"
             )
         return self
 

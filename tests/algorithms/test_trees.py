@@ -11,11 +11,12 @@ import pytest
 import xgboost
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_wine
 from tests.federation import plan, run
 
-from atoll import buckets
+from atoll import buckets, trees
 from atoll.algorithms import find
-from atoll.errors import PlanError
+from atoll.errors import DataError, PlanError
 from atoll.learner import Fit, Rows
 from atoll.learners import build
 from atoll.learners.trees import Trees
@@ -30,32 +31,51 @@ from atoll.vector import Group, Update
 
 ETA, DEPTH, BINS = 0.3, 3, 16
 SIZES = (300, 200, 100)
-FIRST = buckets.passes(BINS << DEPTH)
+OBJECTIVES = {"binary:logistic": 1, "multi:softprob": 3, "reg:squarederror": 1}
+"""How many trees a boosting step has."""
+ROOM = {objective: outputs * (BINS + 1) << DEPTH for objective, outputs in OBJECTIVES.items()}
+FIRST = buckets.passes(ROOM["binary:logistic"])
 """Rounds in which bins are agreed on."""
 
 
-def sites(objective: str = "binary:logistic") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Three nodes whose features lie elsewhere, on scales of their own: ages, amounts, yes and no."""
-    found = {}
-    for k, size in enumerate(SIZES):
-        rng = np.random.default_rng(k)
-        age, amount = rng.integers(18 + 10 * k, 70, size), np.exp(rng.normal(6 + k, 1.5, size))
-        x = np.column_stack([age, amount, rng.integers(0, 2, size), rng.normal(size=size)]).astype(np.float32)
-        score = (age > 40) + x[:, 2] * (amount > 500) + x[:, 3] + rng.logistic(size=size) / 3
-        found[f"node-{k}"] = x, (score > 1).astype(float) if objective == "binary:logistic" else score
-    return found
+def sites(objective: str = "binary:logistic", *, gaps: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Three nodes whose features lie elsewhere, on scales of their own: ages, amounts, yes and no; or wines of three kinds."""
+    if objective == "multi:softprob":
+        wine = load_wine()
+        order = np.argsort(wine.data[:, 0])  # by alcohol
+        found = {
+            f"node-{k}": (wine.data[at].astype(np.float32), wine.target[at]) for k, at in enumerate(np.split(order, [70, 120]))
+        }
+    else:
+        found = {}
+        for k, size in enumerate(SIZES):
+            rng = np.random.default_rng(k)
+            age, amount = rng.integers(18 + 10 * k, 70, size), np.exp(rng.normal(6 + k, 1.5, size))
+            x = np.column_stack([age, amount, rng.integers(0, 2, size), rng.normal(size=size)]).astype(np.float32)
+            score = (age > 40) + x[:, 2] * (amount > 500) + x[:, 3] + rng.logistic(size=size) / 3
+            found[f"node-{k}"] = x, (score > 1).astype(float) if objective == "binary:logistic" else score
+    return {name: (_gappy(*rows), rows[1]) for name, rows in found.items()} if gaps else found
 
 
-def pooled(objective: str = "binary:logistic") -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.concatenate(parts) for parts in zip(*sites(objective).values(), strict=True))  # type: ignore[return-value]
+def _gappy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Numbers that aren't there, more of them where the target is large: that they are missing says something."""
+    often = np.where(y > np.median(y), 0.4, 0.1)[:, None] * np.linspace(0, 1, x.shape[1])
+    return np.where(np.random.default_rng(len(x)).random(x.shape) < often, np.float32(np.nan), x)
+
+
+def pooled(objective: str = "binary:logistic", *, gaps: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    parts = zip(*sites(objective, gaps=gaps).values(), strict=True)
+    return tuple(np.concatenate(part) for part in parts)  # type: ignore[return-value]
 
 
 def agreed(
     rule: str, rounds: int, objective: str = "binary:logistic", more: Mapping[str, Any] | None = None, **options: Any
 ) -> Plan:
+    shape = {"inputs": 13, "classes": [0, 1, 2]} if objective == "multi:softprob" else {}
     return plan(
         plan={"rounds": rounds},
-        model={"logistic": False, "trees": objective, "options": {"max_depth": DEPTH, **(more or {})}},
+        model={"logistic": False, "trees": objective, "options": {"max_depth": DEPTH, **(more or {})}, **shape},
+        data={"incomplete": "keep"},
         training={"epochs": None, "learning_rate": ETA},
         aggregation={"rule": rule, "options": options},
         cohort={"minimum": 3, "quorum": 1.0, "deadline": 20},
@@ -63,26 +83,34 @@ def agreed(
 
 
 def known(objective: str, **more: Any) -> dict[str, Any]:
-    base = 0.5 if objective == "binary:logistic" else 0.0
+    base = 0.0 if objective == "reg:squarederror" else 0.5
     options = {"objective": objective, "eta": ETA, "max_depth": DEPTH, "base_score": base, "tree_method": "hist", "nthread": 1}
-    return {**options, **more}
+    return {**options, **({"num_class": 3} if objective == "multi:softprob" else {}), **more}
 
 
-@pytest.mark.parametrize("objective", ["binary:logistic", "reg:squarederror"])
+@pytest.mark.parametrize("gaps", [False, True], ids=["whole", "gaps"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("more", [{}, {"reg_lambda": 3.0, "gamma": 1.0, "min_child_weight": 5}])
-def test_histograms_are_training_on_the_pooled_table_with_the_same_bins(objective, more):
-    made = agreed("histograms", FIRST + 12 * DEPTH, objective, more, bins=BINS)
-    found = simulate(made, sites(objective))
-    x, y = pooled(objective)
-    binned = np.column_stack([np.searchsorted(e, c, side="right") for e, c in zip(_edges(x), x.T, strict=True)])
-    data = xgboost.DMatrix(binned, label=y)
-    central = xgboost.train(known(objective, **more, max_bin=256), data, int(found.model["counts"].values[0])).predict(data)
-    assert found.model["counts"].values[0] >= 12
-    np.testing.assert_allclose(build(made).predict(found.model, x), central, atol=1e-5)
+def test_histograms_are_training_on_the_pooled_table_with_the_same_bins(objective, more, gaps):
+    """The same splits, the same directions for what is missing, and chances that are equal but for XGBoost's float32."""
+    made = agreed("histograms", buckets.passes(ROOM[objective]) + 12 * DEPTH, objective, more, bins=BINS)
+    found = simulate(made, sites(objective, gaps=gaps)).model
+    x, y = pooled(objective, gaps=gaps)
+    bins = [np.searchsorted(edges, column, side="right") for edges, column in zip(_edges(x, objective), x.T, strict=True)]
+    data = xgboost.DMatrix(np.where(np.isnan(x), np.nan, np.column_stack(bins)), label=y)
+    steps = int(found["counts"].values[0])
+    central = xgboost.train(known(objective, **more, max_bin=256), data, steps)
+    assert steps >= 12
+    theirs, ours = trees.read(bytes(central.save_raw("json")), DEPTH, OBJECTIVES[objective]), found["splits"].arrays
+    assert np.isnan(x).any() == gaps == ours["missing"].any()
+    for name in ("feature", "missing"):
+        np.testing.assert_array_equal(ours[name][:steps], theirs[name], name)
+    size = max(1.0, float(np.abs(y).max())) if objective == "reg:squarederror" else 1.0
+    np.testing.assert_allclose(build(made).predict(found, x), central.predict(data), atol=1e-6 * size)
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
-    fine = buckets.fineness(BINS << DEPTH)
+def _edges(x: np.ndarray, objective: str) -> np.ndarray:
+    fine = buckets.fineness(ROOM[objective])
     sums = np.zeros((x.shape[1], buckets.count(fine)))
     buckets.add(x, sums, fine)
     return buckets.edges(sums, BINS, fine)
@@ -99,22 +127,27 @@ def test_their_bins_cost_next_to_nothing():
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_bagging_is_a_mean_of_xgboosts_own_boosters(weighted):
-    made = agreed("bagging", 3, trees=2, weighted=weighted)
-    found = simulate(made, sites())
-    shares = np.array(SIZES) / sum(SIZES) if weighted else np.full(3, 1 / 3)
-    x, _ = pooled()
-    whole, margins = np.zeros(len(x)), [np.zeros(size) for size in SIZES]
+@pytest.mark.parametrize(("objective", "gaps"), [("binary:logistic", False), ("binary:logistic", True), ("multi:softprob", True)])
+def test_bagging_is_a_mean_of_xgboosts_own_boosters(objective, gaps, weighted):
+    made, there = agreed("bagging", 3, objective, trees=2, weighted=weighted), sites(objective, gaps=gaps)
+    found = simulate(made, there)
+    many = [len(y) for _, y in there.values()]
+    shares = np.array(many) / sum(many) if weighted else np.full(3, 1 / 3)
+    x, _ = pooled(objective, gaps=gaps)
+    shape = (3,) if objective == "multi:softprob" else ()
+    whole = np.full((len(x), *shape), 0.5 if shape else 0.0)
     for _ in range(3):
         grown = []
-        for (rows, y), before in zip(sites().values(), margins, strict=True):
+        for (rows, y), before in zip(there.values(), np.split(whole, np.cumsum(many)[:-1]), strict=True):
             data = xgboost.DMatrix(rows, label=y)
             data.set_base_margin(before)
-            grown.append(xgboost.train(known("binary:logistic"), data, 2))
-        said = [one.predict(xgboost.DMatrix(x), output_margin=True) for one in grown]
+            grown.append(xgboost.train(known(objective), data, 2))
+        said = [
+            one.predict(xgboost.DMatrix(x), output_margin=True) - known(objective)["base_score"] * bool(shape) for one in grown
+        ]
         whole = whole + sum(share * one for share, one in zip(shares, said, strict=True))
-        margins = np.split(whole, np.cumsum(SIZES)[:-1])
-    np.testing.assert_allclose(build(made).predict(found.model, x), 1 / (1 + np.exp(-whole)), atol=1e-5)
+    chances = np.exp(whole) / np.exp(whole).sum(axis=1, keepdims=True) if shape else 1 / (1 + np.exp(-whole))
+    np.testing.assert_allclose(build(made).predict(found.model, x), chances, atol=1e-6)
     assert found.model["counts"].values[0] == 3 * 3 * 2
 
 
@@ -146,24 +179,47 @@ def test_a_method_passes_the_suite(rule):
     check_algorithm(lambda: find(made, learner), learner, [prepare(one, made) for one in sites().values()], rounds=6)
 
 
+@pytest.mark.parametrize("objective", ["binary:logistic", "multi:softprob"])
 @pytest.mark.parametrize("rule", RUNS)
-def test_a_deployed_run_has_the_bits_of_a_simulated_one(rule, tmp_path):
+def test_a_deployed_run_has_the_bits_of_a_simulated_one(rule, objective, tmp_path):
     rounds, options = RUNS[rule]
-    simulated = simulate(agreed(rule, rounds, **options), sites())
-    assert simulate(agreed(rule, rounds, **options), dict(reversed(sites().items()))).digest == simulated.digest
-    history = run(agreed(rule, rounds, **options), sites(), tmp_path)
+    made, there = agreed(rule, rounds, objective, **options), sites(objective, gaps=objective == "multi:softprob")
+    simulated = simulate(made, there)
+    assert simulate(made, dict(reversed(there.items()))).digest == simulated.digest
+    history = run(made, there, tmp_path)
     assert history["last"] == simulated.digest
     assert history["rounds"][-1]["by_node"] == simulated.by_node
     assert simulated.rounds[-1]["nodes"]["loss"] < simulated.rounds[0]["nodes"]["loss"]
 
 
-def test_histograms_are_sums_that_nobody_sees_one_by_one():
+@pytest.mark.parametrize(("objective", "gaps"), [("binary:logistic", False), ("multi:softprob", True)])
+def test_histograms_are_sums_that_nobody_sees_one_by_one(objective, gaps):
     """By one line of the plan the server learns nothing but what all nodes' rows say together."""
-    made = agreed("histograms", FIRST + 3 * DEPTH, bins=BINS)
+    made, there = agreed("histograms", FIRST + 3 * DEPTH, objective, bins=BINS), sites(objective, gaps=gaps)
     hidden = made.with_(privacy={"secure_aggregation": True})
-    x, _ = pooled()
-    plain, masked = (build(one).predict(simulate(one, sites()).model, x) for one in (made, hidden))
+    x, _ = pooled(objective, gaps=gaps)
+    plain, masked = (build(one).predict(simulate(one, there).model, x) for one in (made, hidden))
     np.testing.assert_allclose(masked, plain, atol=1e-6)
+
+
+def test_a_table_with_gaps_is_read_as_the_plan_says(tmp_path):
+    """Rows without a target are left out, a category that isn't there is NaN in all of its columns."""
+    table = tmp_path / "rows.csv"
+    table.write_text("age,kind,ill\n40,a,1\n?,b,0\n50,?,1\n60,b,?\n")
+    columns = {"features": ["age", "kind"], "target": "ill", "categories": {"kind": ["a", "b", "c"]}, "missing": ["?"]}
+    made = agreed("histograms", 40).with_(model={"inputs": None}, data=columns)
+    found = prepare(table, made).train
+    np.testing.assert_array_equal(found.x, [[40, 0, 0], [np.nan, 1, 0], [50, np.nan, np.nan]])
+    assert prepare(table, made.with_(data={"incomplete": "drop"})).train.x.tolist() == [[40, 0, 0]]
+    for change, said in (
+        ({"model": {"trees": None, "logistic": True, "options": {}}}, "which trees alone can take, and no 'logistic' model"),
+        ({"data": {"standardise": "node"}}, "trees need no scaling: leave standardise out"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            made.with_(**change)
+    table.write_text("age,kind,ill\ninf,a,1\n")
+    with pytest.raises(DataError, match="'age': inf is no finite number"):
+        prepare(table, made)
 
 
 @pytest.mark.parametrize("stages", [["8bit"], ["bfloat16"]])
@@ -231,11 +287,15 @@ def test_the_simulator_refuses_it_too():
         ),
         ({"cohort": {"buffer": 3}, "aggregation": {"rule": "histograms", "options": {}}}, "'histograms' can fold no late update"),
         (
-            {"model": {"trees": None, "logistic": True, "options": {}}},
+            {"model": {"trees": None, "logistic": True, "options": {}}, "data": {"incomplete": "drop"}},
             r"'bagging' needs a learner that can boost trees on its rows",
         ),
         (
-            {"model": {"trees": None, "logistic": True, "options": {}}, "aggregation": {"rule": "histograms"}},
+            {
+                "model": {"trees": None, "logistic": True, "options": {}},
+                "aggregation": {"rule": "histograms"},
+                "data": {"incomplete": "drop"},
+            },
             "'histograms' needs a learner that can grow trees from sums; .* can't .trees = .binary:logistic. can",
         ),
     ],
@@ -252,7 +312,8 @@ def test_a_keras_model_is_no_tree():
 
     keras = pytest.importorskip("keras")
     network = json.loads(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).to_json())
-    wrong = agreed("bagging", 3).with_(model={"trees": None, "keras": network, "loss": "mean_squared_error", "options": {}})
+    model = {"trees": None, "keras": network, "loss": "mean_squared_error", "options": {}}
+    wrong = agreed("bagging", 3).with_(model=model, data={"incomplete": "drop"})
     with pytest.raises(PlanError, match=r"'bagging' needs .* 'keras' as planned can't .trees = .binary:logistic. can"):
         find(wrong, build(wrong))
 

@@ -24,7 +24,7 @@ def bagging(trees: int = 1, *, weighted: bool = True) -> Algorithm:
     `num_parallel_tree`). Once the ensemble is full it stays as it is; of a round's trees as many go in as have room.
 
     Args:
-        trees: how many a node boosts in a round.
+        trees: how many a node boosts in a round; with `multi:softprob`, of each class.
         weighted: a node's share is its part of the rows; else all have the same.
 
     Raises:
@@ -37,8 +37,7 @@ def bagging(trees: int = 1, *, weighted: bool = True) -> Algorithm:
         raise PlanError(f"aggregation.options.trees: it is a whole number from 1 up; it is {trees!r}")
 
     def updates(model: Layouts) -> Layouts:
-        _, depth, inputs = arrays.sizes(model)
-        new = arrays.layouts(trees, depth, inputs)
+        new = arrays.Sizes.of(model)._replace(steps=trees).layouts
         return {name: new[name] for name in ("parameters", "splits")}
 
     def local(
@@ -46,9 +45,9 @@ def bagging(trees: int = 1, *, weighted: bool = True) -> Algorithm:
     ) -> tuple[Memory, Update]:
         received, sent = only(brief, learner.layouts), updates(learner.layouts)
         whole = int(received["counts"].values[0])
-        if whole + trees > arrays.sizes(learner.layouts)[0]:  # full: trees that say nothing
-            _, depth, inputs = arrays.sizes(learner.layouts)
-            blank = arrays.empty(trees, depth, inputs, arrays.Settings.of(received))
+        sizes = arrays.Sizes.of(learner.layouts)
+        if whole + trees > sizes.steps:  # full: trees that say nothing
+            blank = arrays.empty(sizes._replace(steps=trees), arrays.Settings.of(received))
             return memory, Update(only(blank, sent), float(len(rows)))
         fit = learner.fit(received, rows, trees, pace.batch_size, rng, rate=pace.rate)
         groups = {name: _part(fit.groups[name], layout, whole) for name, layout in sent.items()}
@@ -59,7 +58,7 @@ def bagging(trees: int = 1, *, weighted: bool = True) -> Algorithm:
         return _collected(bodies, voices / voices.sum(), registered)
 
     def verify(model: Layouts, groups: Groups) -> None:
-        arrays.check(groups, arrays.sizes(model)[2])
+        arrays.check(groups, arrays.Sizes.of(model).inputs)
 
     return Algorithm(
         init=dict, brief=dict, updates=updates, local=local, step=_put, fold=fold,

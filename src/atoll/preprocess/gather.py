@@ -42,7 +42,7 @@ def gathered(source: Source, plan: Plan, progress: Progress, spool: Path | None 
         DataError: nothing is left, nothing is left to train on, a value isn't finite, or the disk is too small.
     """
     blocks: list[Block] = []
-    with contextlib.closing(told(source, progress)) as coming:
+    with contextlib.closing(told(source, progress, gaps=plan.data.incomplete == "keep")) as coming:
         size = 0
         for block in coming:
             blocks.append(block)
@@ -101,16 +101,16 @@ def _shape(data: Data, classes: dict[str, int]) -> dict[str, Any]:
     return {"train": len(data.train), "test": len(data.test), "shape": list(data.train.x.shape[1:]), "classes": classes}
 
 
-def told(source: Source, progress: Progress) -> Generator[Block, None, None]:
-    """Yield a source's blocks, and say after each how far it is read."""
+def told(source: Source, progress: Progress, *, gaps: bool) -> Generator[Block, None, None]:
+    """Yield a source's blocks, and say after each how far it is read; with `gaps` a feature may be NaN."""
     read = 0
     progress("reading", 0, source.rows)
     with contextlib.closing(source.blocks()) as blocks:
         for block in blocks:
             read += block.read
             progress("reading", read, source.rows)
-            if not np.isfinite(block.x).all() or not np.isfinite(block.y).all():
-                raise DataError(f"{source.where}: holds NaN or infinity; drop or fill these rows")
+            if (np.isinf(block.x) if gaps else ~np.isfinite(block.x)).any() or not np.isfinite(block.y).all():
+                raise DataError(f"{source.where}: holds {'' if gaps else 'NaN or '}infinity; drop or fill these rows")
             yield block
 
 

@@ -1,4 +1,4 @@
-"""Columns as numbers: picked in the plan's order, categories coded, rows with missing values left out."""
+"""Columns as numbers: picked in the plan's order, categories coded, rows with missing values left out, or kept with NaN."""
 
 from __future__ import annotations
 
@@ -62,21 +62,29 @@ def coded(batch: Batch, columns: Columns) -> Block:
     """
     test = _sides(batch, columns)
     features, target = columns.features or (), columns.target or ""
-    left_out = np.zeros(len(test), np.bool_)
-    for name in (*features, target):
-        left_out |= _missing(batch.columns[name], columns.missing)
+    gaps = {name: _missing(batch.columns[name], columns.missing) for name in features}
+    left_out = _missing(batch.columns[target], columns.missing)
+    if columns.incomplete == "drop":
+        left_out = np.logical_or.reduce([left_out, *gaps.values()])
     kept = _without(batch, left_out)
-    parts: list[NDArray[Any]] = []
-    for name in features:
-        if name in columns.categories:
-            parts += _one_hot(kept, name, columns.categories[name])
-        elif name in columns.words:
-            parts.append(hashed(kept.columns[name], columns.words[name]))
-        elif name in columns.characters:
-            parts.append(spelled(kept.columns[name], columns.characters[name], columns.alphabet))
-        else:
-            parts.append(_numbers(kept, name))
+    parts = [_feature(kept, name, gap[~left_out], columns) for name, gap in gaps.items()]
     return Block(np.column_stack(parts), _target(kept, target, columns), test[~left_out], len(test))
+
+
+def _feature(batch: Batch, name: str, gap: NDArray[np.bool_], columns: Columns) -> NDArray[Any]:
+    """Return a feature as columns of numbers, NaN in all of them where it has a gap."""
+    if gap.any():
+        filled = np.full((len(gap), columns.widths[name]), np.nan)
+        if not gap.all():
+            filled[~gap] = _feature(_without(batch, gap), name, gap[~gap], columns).reshape(-1, filled.shape[1])
+        return filled
+    if name in columns.categories:
+        return np.column_stack(_one_hot(batch, name, columns.categories[name]))
+    if name in columns.words:
+        return hashed(batch.columns[name], columns.words[name])
+    if name in columns.characters:
+        return spelled(batch.columns[name], columns.characters[name], columns.alphabet)
+    return _numbers(batch, name)
 
 
 def _target(kept: Batch, target: str, columns: Columns) -> NDArray[Any]:
