@@ -69,6 +69,7 @@ def _apply(words: Words, start: int, plus: Sequence[bytes], minus: Sequence[byte
             for lo in range(0, words.size, mask.size):
                 block = words[lo : lo + mask.size]
                 np.add(places, np.uint64((start + lo * words.itemsize) // _ALIGN), out=numbers[:, 1])
+                these, here, made = given[: block.nbytes], into[: block.nbytes], mask[: block.size]
                 for pad in pads:
-                    pad.fill(given[: block.nbytes], into[: block.nbytes])
-                    act(block, mask[: block.size], out=block)
+                    pad.fill(these, here)
+                    act(block, made, out=block)
