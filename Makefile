@@ -40,7 +40,7 @@ fuzz: $(STAMP) ## a million spoilt inputs for every parser of what comes from ou
 	@ATOLL_FUZZ=$(or $(FUZZ),95000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout=3000 --durations=0 $(ARGS)
 
 test-torch: $(TORCH_STAMP) ## the tests of the PyTorch learner, in an environment of their own
-	@PYTHONPATH=src $(TORCH_BIN)/python -m pytest tests/learners/test_torch.py $(ARGS)
+	@PYTHONPATH=src $(TORCH_BIN)/python -m pytest tests/learners/test_torch*.py $(ARGS)
 
 test-tensorflow: .venv-tensorflow/.made ## Keras on TensorFlow, in an environment of its own (1.6 GB)
 	@KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python -m pytest tests/learners/test_keras_backends.py $(ARGS)

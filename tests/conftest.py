@@ -28,7 +28,7 @@ collect_ignore_glob = [] if HERE else ["learners/*torch*.py"]
 
 
 def pytest_report_header() -> str | None:
-    return None if HERE else "PyTorch is not installed here: `make test-torch` runs tests/learners/test_torch.py"
+    return None if HERE else "PyTorch is not installed here: `make test-torch` runs tests/learners/test_torch*.py"
 
 
 @pytest.fixture(scope="session")

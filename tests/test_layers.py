@@ -55,6 +55,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "optax": ("atoll.learners.jax",),
     "tensorflow": ("atoll.learners.keras",),
     "torch": ("atoll.learners.torch", "atoll.learners.keras"),
+    "functorch": ("atoll.learners.torch",),
     "xgboost": ("atoll.learners.trees",),
     "sklearn": ("atoll.learners.sklearn", "atoll.cli.demo_data"),
     "ray": ("atoll.simulate.ray",),

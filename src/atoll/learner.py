@@ -178,10 +178,16 @@ class Representing(Protocol):
 class PerExample(Protocol):
     """A learner that gives many rows' gradients in one call (`per_example` in `can`)."""
 
-    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
-        """Return the sum of the rows' gradients at the parameters `vector`, each made no longer than the bound, `[p]`.
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The names of what training may change beside the parameters, such as batch-norm statistics: no noise hides that."""
+        ...
 
-        In whole steps of bound/steps: each number of each row is cut towards zero. A gradient that isn't finite adds nothing.
+    def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """Return the sum of the rows' gradients by the parameters of a model, each made no longer than the bound, `[p]`.
+
+        Each row's gradient is that of a batch of this row alone, and so depends on no other row. In whole steps of bound/steps:
+        each number of each row is cut towards zero. A gradient that isn't finite adds nothing.
         """
         ...
 

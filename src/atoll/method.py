@@ -21,7 +21,7 @@ from atoll.algorithms.folds import mean
 from atoll.algorithms.local import uniformly
 from atoll.errors import PlanError
 from atoll.keys import new_secret
-from atoll.learner import Learner, Rows
+from atoll.learner import CAN, Learner, PerExample, Rows
 from atoll.plan import Plan
 from atoll.privacy.dp import central, distributed, tree
 from atoll.privacy.dp.account import Account, account
@@ -36,6 +36,8 @@ CLIP = "clip"
 _BOUND = Layout((Tensor("bound", (1,)),), "float64")
 _FINEST = 2.0**-14
 """The least bound whose grid the words of a secure sum have for what isn't the model's own parameters, too."""
+_OF_ROWS = frozenset({"correct", "sgd"})
+"""What a learner can whose steps may be noisy sums of rows' gradients."""
 FIRST, RATE, QUANTILE = 0.1, 0.2, 0.5
 """Of adaptive clipping: where the bound begins, how fast it moves, and which part of the updates it is to leave whole."""
 
@@ -48,14 +50,14 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     """
     algorithm, guards = algorithms.find(plan, learner), plan.privacy
     clip, largest = guards.clip, guards.largest_weight
+    if guards.example_noise:
+        algorithm = _by_rows(plan, algorithm, learner)
     if guards.noise:
         _check(plan, algorithm, learner.layouts, algorithm.updates(learner.layouts))
     if clip == "adaptive":
         algorithm = _adaptive(algorithm)
     elif clip is not None and not (guards.local_noise or guards.distributed_noise):
         algorithm = _after(algorithm, partial(_clipped, clip))
-    if guards.example_noise:
-        algorithm = _by_rows(plan, algorithm, learner)
     if (guards.central_noise or guards.tree_noise) and clip is not None:
         late = (
             None if plan.cohort.draw == "poisson" or plan.cohort.turns else algorithm.late
@@ -76,13 +78,23 @@ def _by_rows(plan: Plan, algorithm: Algorithm, learner: Learner) -> Algorithm:
     Raises:
         PlanError: the learner can't.
     """
-    if not {"correct", "sgd"} <= learner.can:
+    key, rule, kind = "privacy.example_noise", plan.aggregation.rule, plan.model.sklearn or plan.model.kind
+    if more := algorithm.needs - _OF_ROWS:
+        said = " and ".join(CAN.get(what, what) for what in sorted(more))
+        raise PlanError(f"{key}: '{rule}' has learners {said}, which no noise was planned for; take fedavg")
+    if not learner.can >= _OF_ROWS:
+        raise PlanError(f"{key}: takes plain steps, each row's gradient by itself; '{kind}' as planned can't: {_mend(plan)}")
+    moving = learner.moving if isinstance(learner, PerExample) else [name for name in learner.layouts if name != "parameters"]
+    if plan.data.standardise == "node":
         raise PlanError(
-            f"privacy.example_noise: takes plain steps, each row's gradient by itself; '{plan.model.kind}' as planned can't "
-            "(training.optimizer = 'sgd', without options)"
+            f"{key}: data.standardise = 'node' has each row change what all others look like, which no noise hides; leave it "
+            "out, and scale by numbers that are known without the rows (in the model, for instance)"
         )
-    if more := next((name for name in learner.layouts if name != "parameters"), None):
-        raise PlanError(f"privacy.example_noise: the model's '{more}' (batch norm?) hold what no noise hides; leave them out")
+    if moving:
+        raise PlanError(
+            f"{key}: training changes '{moving[0]}' of the model, which no noise hides; normalise by layer or group instead of "
+            "by batch (buffers of PyTorch that nothing changes: persistent=False)"
+        )
 
     def local(
         learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
@@ -92,6 +104,14 @@ def _by_rows(plan: Plan, algorithm: Algorithm, learner: Learner) -> Algorithm:
         return algorithm.local(Private(learner, plan), brief, memory, rows, pace, rng)
 
     return algorithm._replace(local=local)
+
+
+def _mend(plan: Plan) -> str:
+    if plan.model.sklearn is None:
+        return "training.optimizer = 'sgd', without options"
+    if plan.model.sklearn.startswith("MLP"):
+        return "training.optimizer = 'sgd', and model.options = { momentum = 0.0 }"
+    return "its steps are of many rows at a time; take [model] logistic = true, or an MLP with options = { momentum = 0.0 }"
 
 
 def _after(algorithm: Algorithm, act: Callable[[Update], Update]) -> Algorithm:

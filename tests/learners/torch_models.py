@@ -40,6 +40,58 @@ def pictures():
     return nn.Sequential(nn.Unflatten(2, (8, 1)), nn.Flatten(2), nn.Conv1d(8, 4, 3), nn.Flatten(), nn.Linear(24, 1))
 
 
+def convolved():
+    """Two layers of convolutions, normalised by groups, on pictures of 8 x 8."""
+    picture = [nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    return nn.Sequential(nn.Flatten(2), *picture, nn.Conv2d(4, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1))
+
+
+def tuned(inputs=6, hidden=8):
+    """A last layer that is trained on top of frozen ones."""
+    return nn.Sequential(nn.Linear(inputs, hidden).requires_grad_(False), nn.Tanh(), nn.Linear(hidden, 1))
+
+
+def dropping(inputs=6, hidden=8):
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Dropout(0.5), nn.Linear(hidden, 1))
+
+
+class heard(nn.Module):  # noqa: N801
+    """A recurrent layer: some PyTorch can't vectorise, others only in new versions."""
+
+    def __init__(self, kind="GRU", kinds=20, width=4):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(kinds, width), nn.Linear(width, 1)
+        self.read = getattr(nn, kind)(width, width, batch_first=True)
+
+    def forward(self, x):
+        return self.out(self.read(self.embedding(x))[0][:, -1])
+
+
+class hoard(nn.Module):  # noqa: N801
+    """Keeps its parameters in a list as well, and looks there."""
+
+    def __init__(self, inputs=6):
+        super().__init__()
+        self.out = nn.Linear(inputs, 1)
+        self.held = [self.out.weight]
+
+    def forward(self, x):
+        return x @ self.held[0].T + self.out.bias
+
+
+class gossip(nn.Module):  # noqa: N801
+    """Tells each row what all rows before it were like, by a buffer that is in no state."""
+
+    def __init__(self, inputs=6):
+        super().__init__()
+        self.out = nn.Linear(inputs, 1)
+        self.register_buffer("mean", torch.zeros(inputs), persistent=False)
+
+    def forward(self, x):
+        self.mean += x.mean(dim=0).detach()
+        return self.out(x - self.mean)
+
+
 class forgetful(nn.Module):  # noqa: N801
     """Scales by how often it was called in training, which is in no state."""
 

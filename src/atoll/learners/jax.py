@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from atoll.errors import LearnerError, PlanError
 from atoll.keys import new_secret
 from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, filled, nothing
-from atoll.learners import named
+from atoll.learners import by_row, named
 from atoll.metrics import Count, Task
 from atoll.plan import Plan
 from atoll.vector import Flat, Group, Groups, Layout, Metrics
@@ -35,10 +35,6 @@ LOSSES: Mapping[str, tuple[Task, Callable[[Any, Any], Any]]] = {
     "log_cosh": ("numbers", optax.log_cosh),
 }
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "lamb", "lion", "nadam", "radam", "rmsprop")
-_TOGETHER, _NUMBERS = 256, 1 << 25
-"""Rows, and numbers, of which gradients are taken side by side."""
-_ROOM = 1 - 1e-4
-"""Of a bound on lengths, what is used: lengths are computed in float32."""
 _ROWS = 4096
 """Rows judged at a time."""
 
@@ -133,6 +129,7 @@ class Jax:
         self._forms: tuple[Tree, Tree] = jax.eval_shape(self._init, jax.random.key(0))
         self._names = tuple(list(_leaves(tree)) for tree in self._forms)
         self.layouts = _layouts(self._forms)
+        self.moving = self._names[1]
 
     def _init(self, key: Any) -> tuple[Tree, Tree]:
         made = self._model.init(key)
@@ -314,17 +311,16 @@ class Jax:
 
         def summed(parameters: Tree, state: Tree, x: Any, y: Any, mask: Any, keys: Any, bound: Any, steps: Any) -> Any:
             gradients = jax.vmap(one, (None, None, 0, 0, 0))(parameters, state, x, y, keys)
-            lengths = jnp.sqrt(jnp.sum(gradients**2, axis=1))
-            short = jnp.minimum(1.0, bound * _ROOM / jnp.maximum(lengths, 1e-30)) * steps / bound
-            counts = (mask & jnp.isfinite(lengths))[:, None]
-            return jnp.sum(jnp.where(counts, jnp.trunc(gradients * short[:, None]), 0).astype(jnp.int32), axis=0)
+            whole = by_row.whole(jnp, gradients, bound, steps).astype(jnp.int32)
+            return jnp.sum(jnp.where(mask[:, None], whole, 0), axis=0)
 
         return jax.jit(summed)
 
-    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+    def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
         """See `PerExample.clipped`; by vmap over rows, as many at a time as fit into memory."""
-        total, size = np.zeros(vector.size), max(1, min(_TOGETHER, _NUMBERS // vector.size))
-        parameters, state = self._trees({"parameters": vector})
+        numbers = self.layouts["parameters"].size
+        total, size = np.zeros(numbers), by_row.together(numbers, len(rows))
+        parameters, state = self._trees({name: groups[name].values for name in self.layouts})
         seed = int(np.frombuffer(new_secret()[:4], np.uint32)[0])
         for lo in range(0, len(rows), size):
             which = np.minimum(np.arange(lo, lo + size), len(rows) - 1)

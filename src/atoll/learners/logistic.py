@@ -40,6 +40,7 @@ class Logistic:
     can = frozenset({"correct", "sgd", "curvature", "per_example"})
     task: Task = "binary"
     chances = True
+    moving = ()
     measure: Measure = staticmethod(nothing)
     count: Count = staticmethod(nothing)
 
@@ -96,8 +97,9 @@ class Logistic:
             hessian += (x.T * (chance * (1 - chance))) @ x
         return gradient, hessian
 
-    def clipped(self, vector: Flat, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+    def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
         """See `PerExample.clipped`; a row's gradient is (σ − y)·x, and |σ − y|·‖x‖ long."""
+        vector = groups["parameters"].values
         total = np.zeros(vector.size)
         for x, y in map(self._table, blocks(rows)):
             residual = _sigmoid(x @ vector) - y

@@ -151,14 +151,14 @@ def test_a_row_s_gradient_is_clipped_exactly_as_one_by_one():
     assert isinstance(learner, PerExample)
     x, y = rows(3)
     data, vector = Rows(x * 20, y), np.array([0.3, -0.2, 0.1, 0.4, 0.0])
-    together = learner.clipped(vector, data, 0.5, STEPS)
+    groups = {"parameters": learner.initial(0)["parameters"].with_values(vector)}
+    together = learner.clipped(groups, data, 0.5, STEPS)
     private = Private(learner, agreed)
     private._inner = type("Slow", (), {"fit": learner.fit})()  # without the quick way
-    groups = learner.initial(0)
     slowly = private._summed(groups, vector, data, 0.5, np.random.default_rng(0))
     assert np.abs(together - slowly).max() <= len(data)  # a step each
     for k in range(len(data)):
-        one = learner.clipped(vector, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
+        one = learner.clipped(groups, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
         assert sum(int(v) ** 2 for v in one) <= STEPS**2
 
 
@@ -212,7 +212,7 @@ def test_a_step_divides_by_what_is_known(monkeypatch, public):
         .groups["parameters"]
         .values
     )
-    mean = learner.clipped(learner.initial(0)["parameters"].values, Rows(x, y), 1.0, STEPS) / STEPS / 40
+    mean = learner.clipped(learner.initial(0), Rows(x, y), 1.0, STEPS) / STEPS / 40
     np.testing.assert_allclose(moved, -mean * (2 if public else 1), atol=1e-5)
 
 
@@ -252,6 +252,7 @@ def test_rows_are_drawn_each_for_itself():
         ({"privacy": {"example_noise": {"multiplier": 1.0, "delta": 0.5, "clip": 1.0}}}, "one in 40 rows"),
         ({"privacy": EXAMPLE, "aggregation": {"rule": "scaffold", "options": {"option": "I"}}}, "more often"),
         ({"privacy": EXAMPLE, "aggregation": {"rule": "ifca"}}, "whole"),
+        ({"privacy": EXAMPLE, "aggregation": {"rule": "newton"}}, "gradient and Hessian"),
     ],
 )
 def test_what_noise_can_t_cover_is_refused(sections, said):
@@ -259,9 +260,48 @@ def test_what_noise_can_t_cover_is_refused(sections, said):
         atoll.simulate(plan(**sections), clients())
 
 
-def test_example_noise_is_for_plain_steps_and_models_without_buffers():
-    with pytest.raises(PlanError, match="plain steps"):
-        atoll.simulate(plan(privacy=EXAMPLE, model={"logistic": False, "sklearn": "MLPClassifier"}), clients())
+@pytest.mark.parametrize(
+    ("model", "mend"),
+    [
+        ({"sklearn": "SGDClassifier"}, r"'SGDClassifier' .* take \[model\] logistic = true, or an MLP"),
+        ({"sklearn": "LogisticRegression"}, r"'LogisticRegression' .* take \[model\] logistic = true"),
+        ({"sklearn": "MLPClassifier"}, r"'MLPClassifier' .*'sgd', and model.options = { momentum = 0.0 }"),
+        ({"sklearn": "SGDRegressor"}, "'SGDRegressor' .* an MLP with options"),
+    ],
+)
+def test_scikit_learn_s_models_that_take_no_rows_by_themselves_are_refused_with_a_way_out(model, mend):
+    training = {"epochs": None, "steps": 3}
+    with pytest.raises(PlanError, match=f"takes plain steps.*{mend}") as caught:
+        atoll.simulate(plan(privacy=EXAMPLE, model={"logistic": False, **model}, training=training), clients())
+    assert "\n" not in str(caught.value)
+
+
+def test_scikit_learn_s_perceptrons_go_row_by_row():
+    model = {"logistic": False, "sklearn": "MLPClassifier", "options": {"momentum": 0.0, "hidden_layer_sizes": [3], "alpha": 0.0}}
+    agreed = plan(privacy=EXAMPLE, model=model, training={"batch_size": 20})
+    learner, data = learners.build(agreed), Rows(*rows(3))
+    groups = learner.initial(0)
+    vector = groups["parameters"].values
+    single = []
+    for k in range(len(data)):
+        one = Rows(data.x[k : k + 1], data.y[k : k + 1])
+        single.append(vector - learner.fit(groups, one, 1, 1, np.random.default_rng(0)).groups["parameters"].values)
+    single = np.array(single) / agreed.training.learning_rate
+    lengths = np.linalg.norm(single, axis=1, keepdims=True)
+    bound = float(np.median(lengths))
+    expected = (single * np.minimum(1, bound / lengths)).sum(axis=0)
+    found = Private(learner, agreed)._summed(groups, vector, data, bound, np.random.default_rng(0)) * bound / STEPS
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert atoll.simulate(agreed, clients()).rounds
+
+
+def test_example_noise_is_refused_where_rows_change_each_other():
+    data = {"features": [*"abcd"], "target": "y", "standardise": "node"}
+    with pytest.raises(PlanError, match="standardise = 'node' has each row change"):
+        atoll.simulate(plan(privacy=EXAMPLE, data=data, model={"inputs": None}), clients())
+
+
+def test_example_noise_takes_one_client_at_a_time():
     with pytest.raises(AtollError, match="one client at a time"):
         atoll.simulate(plan(privacy=EXAMPLE), clients(), strategy="vmap")
 
@@ -345,14 +385,14 @@ def test_jax_clips_by_vmap_as_one_by_one(model, loss, y):
     data = Rows(rng.normal(size=(9, 6)), rng.integers(0, 3, 9) if y else rng.normal(size=9))
     groups = learner.initial(0)
     vector = groups["parameters"].values
-    together = learner.clipped(vector, data, 0.5, STEPS)
+    together = learner.clipped(groups, data, 0.5, STEPS)
     private = Private(learner, agreed)
     private._inner = type("Slow", (), {"fit": learner.fit})()
     slowly = private._summed(groups, vector, data, 0.5, np.random.default_rng(0))
     assert np.abs(together - slowly).max() <= 1e-3 * STEPS  # float32, and a little less of the bound
     assert np.abs(slowly).max() > 0.1 * STEPS
     for k in range(len(data)):
-        one = learner.clipped(vector, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
+        one = learner.clipped(groups, Rows(data.x[k : k + 1], data.y[k : k + 1]), 0.5, STEPS)
         assert sum(int(v) ** 2 for v in one) <= STEPS**2
     named = {name: (data.x + k, data.y) for k, name in enumerate("abc")}
     assert atoll.simulate(agreed, named, allow=[agreed.model.jax]).rounds

@@ -17,7 +17,7 @@ from atoll.plan import Plan
 from atoll.privacy.dp.account import account
 from atoll.privacy.dp.clip import STEPS, shortened, whole
 from atoll.privacy.dp.noise import discrete_gaussian
-from atoll.vector import Flat, Groups, Metrics, squared
+from atoll.vector import Flat, Group, Groups, Metrics, squared
 
 _NUMBERS = 1 << 18
 """Of noise, drawn at once."""
@@ -84,12 +84,12 @@ class Private:
             total += noises[step % at_once]
             gradient = (total * mean).astype(vector.dtype)
             vector -= (speed * (gradient if correct is None else correct(gradient, vector))).astype(vector.dtype)
-        return Fit({"parameters": groups["parameters"].with_values(vector)}, {})
+        return Fit(_at(groups, vector), {})  # all but the parameters as it came: nothing of the rows is in it
 
     def _summed(self, groups: Groups, vector: Flat, rows: Rows, bound: float, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return the sum of the rows' clipped gradients at a vector, in whole steps of bound/2²⁰."""
         if isinstance(self._inner, PerExample) and len(rows):
-            return self._inner.clipped(vector, rows, bound, STEPS)
+            return self._inner.clipped(_at(groups, vector), rows, bound, STEPS)
         total = np.zeros(vector.size)
 
         def see(gradient: Flat, here: Flat) -> Flat:
@@ -99,11 +99,15 @@ class Private:
             return np.zeros_like(gradient)  # plain steps: the model stands still
 
         if len(rows):
-            self._inner.fit({"parameters": groups["parameters"].with_values(vector)}, rows, len(rows), 1, rng, see)
+            self._inner.fit(_at(groups, vector), rows, len(rows), 1, rng, see)
         return total
 
     def _more(self, what: str) -> str:
         return f"privacy.example_noise: '{self._plan.aggregation.rule}' {what}, which no noise was planned for; take fedavg"
+
+
+def _at(groups: Groups, vector: Flat) -> dict[str, Group]:
+    return {**groups, "parameters": groups["parameters"].with_values(vector)}
 
 
 def _drawn(rows: int, rate: float, stream: Keystream) -> NDArray[np.intp]:

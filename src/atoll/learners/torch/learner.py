@@ -1,4 +1,4 @@
-"""PyTorch modules: built by a function that the plan names, fitted by any of torch.optim, tensors as flat groups.
+"""A PyTorch module as a learner: its tensors as flat groups, fitted by any of torch.optim.
 
 `parameters` are what is trained, tied ones once. `buffers` are the module's other real numbers: its persistent buffers,
 and frozen parameters; `counts` its whole ones. Frozen parameters travel because a node's own function may draw or load
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atoll.errors import LearnerError, PlanError
+from atoll.errors import LearnerError
+from atoll.keys import new_secret
 from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
-from atoll.learners import named
+from atoll.learners import by_row, named
+from atoll.learners.torch.gradients import ByRow, summed
 from atoll.metrics import Count, Task
-from atoll.plan import Plan
 from atoll.vector import Group, Groups, Layout, Metrics
 
 LOSSES: Mapping[str, Task] = {
@@ -43,38 +44,6 @@ _ROWS = 4096
 """Rows judged at a time."""
 _ONE_AT_A_TIME = threading.Lock()
 """Dropout draws from the one generator that PyTorch has in a process: two fits at a time would draw from each other's."""
-
-
-def build(plan: Plan, function: Callable[..., Any]) -> Torch:
-    """Build the learner of `[model] torch = "package:function"`; `model.options` are the function's keywords.
-
-    Raises:
-        PlanError: the function returns no module, or loss or optimiser are not known.
-        LearnerError: the module's tensors can't travel.
-    """
-    training, name = plan.training, str(plan.model.torch)
-    for key, given, known in (
-        ("model.loss", plan.model.loss, LOSSES),
-        ("training.optimizer", training.optimizer, OPTIMIZERS),
-    ):
-        if given not in known:
-            raise PlanError(f"{key}: '{given}' is not known; it is one of {', '.join(known)}")
-
-    def make() -> Any:
-        module = named.make("model.torch", name, function, plan.model.options)
-        if not isinstance(module, torch.nn.Module):
-            raise PlanError(f"model.torch: '{name}' returned a {type(module).__name__}: it returns a torch.nn.Module")
-        return module
-
-    def optimizer(parameters: list[Any], rate: float) -> Any:
-        return OPTIMIZERS[training.optimizer](parameters, lr=training.learning_rate * rate, **training.options)
-
-    try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0)
-    except (TypeError, ValueError) as error:
-        raise PlanError(f"training.options: {error}") from error
-    plain = training.optimizer == "sgd" and not training.options
-    return Torch(make, str(plan.model.loss), optimizer, training.precision, plain=plain)
 
 
 class Torch:
@@ -101,7 +70,7 @@ class Torch:
         *,
         plain: bool = False,
     ) -> None:
-        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
+        self.can = frozenset({"correct", "per_example", *(["sgd"] if plain else [])})
         self._make, self._optimizer = make, optimizer
         self.task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,6 +80,8 @@ class Torch:
         tensors = _tensors(self._module)
         self._trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
         self.layouts = _layouts(tensors)
+        self.moving = tuple(name for name, one in tensors.items() if not isinstance(one, torch.nn.Parameter))
+        self._by_row = ByRow(self._module, self._trained, self._training_losses)
         # Buffers that don't travel begin each time as they were made, so that no fit leaves anything to the next one.
         self._own = {name: one.clone() for name, one in self._module.named_buffers() if name not in tensors}
 
@@ -169,9 +140,7 @@ class Torch:
             for batch in batches(rng, len(rows), batch_size, steps):
                 x, y = self._arrays(rows, batch)
                 optimizer.zero_grad()
-                with torch.autocast(self._device, torch.bfloat16) if self._autocast else nullcontext():
-                    outputs = self._module(x)
-                loss = self._losses(outputs, y)
+                loss = self._training_losses(self._module, x, y)
                 loss.mean().backward()
                 if correct is not None:
                     self._correct(correct)
@@ -188,6 +157,24 @@ class Torch:
         mended = np.asarray(correct(flat[0], flat[1]), np.float32)
         for parameter, array in zip(self._trained, self.layouts["parameters"].views(mended).values(), strict=True):
             parameter.grad = torch.tensor(array, device=self._device)
+
+    def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """See `PerExample.clipped`; by vmap where the module lets it, as many rows at a time as fit into memory."""
+        parameters = self.layouts["parameters"].size
+        total, size = np.zeros(parameters), by_row.together(parameters, len(rows))
+        with self._seeded(int(np.frombuffer(new_secret()[:4], np.uint32)[0])), named.said("model.torch", rows):
+            self._load(groups)
+            self._module.train()
+            for lo in range(0, len(rows), size):
+                gradients = self._by_row(*self._arrays(rows, slice(lo, lo + size)))
+                total += summed(gradients, bound, steps).cpu().numpy()
+        return total
+
+    def _training_losses(self, call: Callable[[Any], Any], x: Any, y: Any) -> Any:
+        """Return the loss of each row `[rows]`, computed as training does."""
+        with torch.autocast(self._device, torch.bfloat16) if self._autocast else nullcontext():
+            outputs = call(x)
+        return self._losses(outputs, y)
 
     def _losses(self, outputs: Any, y: Any) -> Any:
         """Return the loss of each row `[rows]`, in float32: the mean over its outputs."""
