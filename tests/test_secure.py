@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.federation import clients, plan, run
+from tests.plain_sums import BOUNDED, models
 from tests.server.test_retention import replayed
 
 from atoll.errors import PlanError, RefusedError
@@ -14,9 +16,12 @@ from atoll.keys import Identity
 from atoll.messages import StartTraining
 from atoll.node import events
 from atoll.node.runtime import Node
+from atoll.server.events import Declined
 from atoll.server.runtime import Server
 from atoll.simulate import simulate
+from atoll.simulate.linked import Linked
 from atoll.store.sql import SqlStore
+from atoll.wire import Address
 
 SECURE = {"secure_aggregation": True}
 PHASES = ("keys", "shares", "update", "survivors", "unmask")
@@ -47,6 +52,26 @@ def test_one_line_of_the_plan_hides_every_update(tmp_path, log, request):
         assert ours["nodes"] == pytest.approx(theirs["nodes"], rel=1e-6)
     assert deployed["rounds"][0]["nodes"] == simulated.rounds[1]["nodes"]
     assert not any(row["by_node"] for row in deployed["rounds"]), "figures of single nodes are known"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("quiet", ["", "keys", "shares", "survivors", "unmask"])
+def test_the_models_are_those_of_plain_sums_of_the_same_updates(monkeypatch, quiet, bits):
+    """To the last bit, also where a client of each round says nothing in a phase. Deployed: tests/faults/test_killed_nodes.py."""
+    agreed, data, say = plan(privacy={**BOUNDED, "bits": bits}), clients(5), Linked.say
+
+    def silent(self, command):
+        gone = f"node-{self.tried[0]}" if command.phase == quiet else ""
+        happened = say(self, replace(command, nodes=tuple(name for name in command.nodes if name != gone)))
+        return [*happened, *([Declined(0.0, Address("simulated", *self.tried, gone), "quiet")] if gone else ())]
+
+    monkeypatch.setattr(Linked, "say", silent)
+    found = simulate(agreed, data).rounds
+    for number, row in enumerate(found, 1):
+        in_it = [name for name in data if name != f"node-{number}" or quiet not in ("keys", "shares")]
+        assert row["answered"] == in_it
+    rounds = [(4 if quiet == "keys" else 5, row["answered"]) for row in found]
+    assert [row["model"] for row in found] == models(agreed, data, rounds)
 
 
 def near(predictions: Any, y: Any) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.federation import atoll, clients, events, plan, run
+from tests.plain_sums import BOUNDED, models, of_history
 from tests.server.test_retention import replayed
 
 from atoll.errors import GaveUpError, PlanError, StoreError
@@ -155,14 +156,14 @@ def test_a_run_goes_on_from_its_own_model(tmp_path):
 
 
 def test_killed_in_each_phase_of_a_secure_sum_a_run_ends_with_the_same_bits(tmp_path):
-    """Right after the shares, the masks, the survivors, and what unmasks were asked for: nodes give that once in a round."""
-    agreed = plan(plan={"rounds": 3}, cohort={"quorum": 1.0, "deadline": 60}, privacy={"secure_aggregation": True})
-    history, _ = killed(agreed, tmp_path, [("phase", 1), ("phase", 2), ("phase", 3), ("phase", 4)])
+    """Right after keys, shares, masks, survivors, and what unmasks were asked for: nodes give that once in a round."""
+    agreed = plan(plan={"rounds": 3}, cohort={"quorum": 1.0, "deadline": 60}, privacy=BOUNDED)
+    history, _ = killed(agreed, tmp_path, [("asked", 1), ("phase", 1), ("phase", 2), ("phase", 3), ("phase", 4)])
     assert history["outcome"] == "completed"
     assert all(len(row["answered"]) == 3 for row in history["rounds"])
     assert history["last"] == simulate(agreed, clients()).digest
-    assert history["rounds"][0]["attempt"] == 4, "the round whose sum nodes had begun to reveal was tried again"
-    assert replayed(tmp_path / "store", history["run"]) == [row["model"] for row in history["rounds"]]
+    assert history["rounds"][0]["attempt"] == 5, "the round whose sum nodes had begun to reveal was tried again"
+    assert replayed(tmp_path / "store", history["run"]) == models(agreed, clients(), of_history(tmp_path / "store", history))
 
 
 def test_killed_while_buckets_are_unmasked_a_run_ends_with_the_same_bits(tmp_path):
