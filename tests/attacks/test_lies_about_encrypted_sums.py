@@ -120,6 +120,8 @@ COHORTS = {
         lambda s: s.cohort[: RECORD + 64] + Exchange(bytes(31) + b"1").public + s.cohort[RECORD + 96 :],
         "not signed by it",
     ),
+    "keys of a node that was sent another model": (lambda s: told_again(s, s.other, terms(model="11" * 32)), "not signed by it"),
+    "half a record": (lambda s: s.cohort[:-1], "a cohort of"),
     "a node in two roles": (lambda s: s.cohort[: 2 * RECORD] + s.cohort[RECORD:], "names a node twice"),
     "too few": (lambda s: s.cohort[: 3 * RECORD], "a cohort of 3 nodes: at least 4"),
     "nothing": (lambda s: b"", "a cohort of 0"),
@@ -174,6 +176,7 @@ TABLES = {
         "was altered",
     ),
     "a secret of an earlier round": (lambda s: table(ALL, {**rows_of(s), 1: rows_of(Sum(terms(6)).give())[1]}), "was altered"),
+    "a secret twice": (lambda s: s.tables[s.me] + s.tables[s.me][-node.GIVEN - 2 :], "names one twice"),
     "nothing": (lambda s: b"", "isn't one of this cohort"),
     "half a secret": (lambda s: s.tables[s.me][:-1], "is cut"),
 }
@@ -199,6 +202,17 @@ def test_a_node_that_gives_each_another_secret_is_found():
         node.protect(s.given[s.me][0], table(ALL, {**rows_of(s), 1: fake}), update, CODE)
 
 
+def test_other_cohorts_shown_to_each_half_open_nothing():
+    # Nodes 0 and 1 are shown all five, the others not node 4: what the first give is sealed for another cohort.
+    s = Sum()
+    shown = {one: s.cohort if place < 2 else s.cohort[: 4 * RECORD] for place, one in enumerate(s.names[:4])}
+    given = {one: node.give(s.told[one][0], said) for one, said in shown.items()}
+    rows = {place: unpack_table(given[one][1], node.GIVEN, 5)[2] for place, one in enumerate(s.names[:4]) if place != 2}
+    update = Update({"parameters": Group(CODE.layouts["parameters"], np.zeros(SIZE, np.float32))}, 1.0)
+    with pytest.raises(PrivacyError, match="was altered"):
+        node.protect(given[s.third][0], pack_set({0, 1, 2, 3}, 4) + pack_table(rows), update, CODE)
+
+
 def test_other_givers_shown_to_each_half_open_nothing():
     # Nodes 0 and 1 are told that node 4 gave nothing: they have another key than the others. No quorum signs the same.
     s = Sum().give()
@@ -219,13 +233,29 @@ def test_other_givers_shown_to_each_half_open_nothing():
 # Who survived, and what is opened.
 
 
-@pytest.mark.parametrize(
-    ("places", "words"),
-    [(ALL - {0}, "without this node"), ({0, 1, 2}, "only 3 of 5 nodes survived: it takes 4"), (set(), "only 0 of 5")],
-)
-def test_a_lie_about_the_survivors(places, words, honest):
+SURVIVORS = {
+    "without me": (pack_set(ALL - {0}, 5), "without this node"),
+    "too few": (pack_set({0, 1, 2}, 5), "only 3 of 5 nodes survived: it takes 4"),
+    "nobody": (pack_set(set(), 5), "only 0 of 5"),
+    "a node beyond the cohort": (b"\x3f", "isn't one of this cohort"),
+    "cut": (b"", "isn't one of this cohort"),
+}
+
+
+@pytest.mark.parametrize("lie", SURVIVORS)
+def test_a_lie_about_the_survivors(lie, honest):
+    said, words = SURVIVORS[lie]
     with pytest.raises(PrivacyError, match=words):
-        node.confirm(honest.states[honest.me], pack_set(places, 5), honest.identities[honest.me])
+        node.confirm(honest.states[honest.me], said, honest.identities[honest.me])
+
+
+def test_a_survivor_who_gave_no_secret():
+    s = Sum().give()
+    told = table(ALL - {4}, {k: v for k, v in rows_of(s).items() if k != 4})
+    update = Update({"parameters": Group(CODE.layouts["parameters"], np.zeros(SIZE, np.float32))}, 1.0)
+    state, _ = node.protect(s.given[s.me][0], told, update, CODE)
+    with pytest.raises(PrivacyError, match="with one who gave no secret"):
+        node.confirm(state, pack_set(ALL, 5), s.identities[s.me])
 
 
 def signatures(s: Sum) -> dict[int, bytes]:
@@ -236,6 +266,8 @@ PROOFS = {
     "one signature fewer": (lambda s: pack_table(dict(list(signatures(s).items())[:-1])), "it takes 3"),
     "a forged one": (lambda s: pack_table({**signatures(s), 1: Identity.new().sign(b"x")}), "isn't one of these survivors"),
     "one node's twice": (lambda s: s.proof[:-66] + s.proof[-132:-66], "names one twice"),
+    "one node's for another's": (lambda s: pack_table({**signatures(s), 1: signatures(s)[2]}), "isn't one of these survivors"),
+    "half of one": (lambda s: s.proof[:-1], "is cut"),
     "those of another try": (lambda s: Sum(terms(attempt=1)).confirm().proof, "isn't one of these survivors"),
     "none": (lambda s: b"", "0 nodes signed"),
 }
@@ -246,6 +278,14 @@ def test_a_lie_about_who_signed(lie, honest):
     make, words = PROOFS[lie]
     with pytest.raises(PrivacyError, match=words):
         honest.reveal(proof=make(honest))
+
+
+def test_a_signature_by_a_node_that_did_not_survive():
+    s = Sum().confirm(Sum().names[:4])
+    _, letter = node.confirm(s.states[s.names[4]], pack_set(ALL, 5), s.identities[s.names[4]])
+    s.proof = pack_table({**signatures(s), 4: letter})
+    with pytest.raises(PrivacyError, match="that didn't survive"):
+        s.reveal()
 
 
 def test_two_sums_of_one_round_are_never_opened():

@@ -245,6 +245,13 @@ def test_a_lie_about_the_survivors(lie):
     node.confirm(s.masked[s.me], pack_set({0, 1, 2, 3}, 7), s.identities[s.me])
 
 
+@pytest.mark.parametrize("said", [b"", b"\x7f\x00", b"\xff"], ids=["nothing", "too long", "a node beyond the cohort"])
+def test_a_set_of_survivors_of_another_length(said):
+    s = Sum().mask()
+    with pytest.raises(PrivacyError, match="isn't one of this cohort"):
+        node.confirm(s.masked[s.me], said, s.identities[s.me])
+
+
 def test_a_survivor_who_gave_no_shares():
     s = Sum().share()
     told = {one: letter for one, (_, letter) in s.shared.items() if one != s.third}
@@ -302,6 +309,7 @@ PROOFS = {
     "one node's for another's": (of_one_node_for_another, "isn't one of these survivors"),
     "one node's twice": (twice, "names one twice"),
     "those of an earlier try": (of_an_earlier_try, "isn't one of these survivors"),
+    "half of one": (lambda s: s.proof[:-1], "is cut"),
     "none": (lambda s: b"", "0 nodes signed"),
 }
 

@@ -12,20 +12,73 @@ from atoll.errors import PrivacyError
 from atoll.keys import Identity
 from atoll.messages import StartTraining
 from atoll.node.linked import Linked
-from atoll.privacy.choose import protected
+from atoll.plan import Plan
+from atoll.privacy.choose import protected, terms
 from atoll.store.ledger import Gift, Ledger
+from atoll.vector import Update
 
-AGREED = plan(privacy={"secure_aggregation": True})
+AGREED, ENCRYPTED = (plan(privacy={guard: True}) for guard in ("secure_aggregation", "encryption"))
 
 
 def task(round_: int, attempt: int) -> StartTraining:
     return StartTraining(run="run", round=round_, attempt=attempt, model="0" * 64, deadline=60)
 
 
-def started(place: Path, identity: Identity) -> tuple[Linked, Ledger]:
-    ledger, (found, layouts) = Ledger(place), protected(AGREED, *(learners.build(AGREED).layouts,) * 2)
+def started(place: Path, identity: Identity, agreed: Plan = AGREED) -> tuple[Linked, Ledger]:
+    ledger, (found, layouts) = Ledger(place), protected(agreed, *(learners.build(agreed).layouts,) * 2)
     assert found
-    return Linked(found, AGREED, identity, ledger, layouts), ledger
+    return Linked(found, agreed, identity, ledger, layouts), ledger
+
+
+TURNS = {  # phase: the plan, what was answered before, and what is done out of turn
+    "shares": (AGREED, (), lambda node: node.answer(task(1, 1), "shares", b"")),
+    "update": (AGREED, ("keys",), lambda node: node.protect(task(1, 1), b"", UPDATE)),
+    "survivors": (AGREED, ("keys",), lambda node: node.answer(task(1, 1), "survivors", b"")),
+    "unmask": (AGREED, ("keys",), lambda node: node.answer(task(1, 1), "unmask", b"")),
+    "secrets": (ENCRYPTED, (), lambda node: node.answer(task(1, 1), "secrets", b"")),
+    "encrypted": (ENCRYPTED, ("keys",), lambda node: node.protect(task(1, 1), b"", UPDATE)),
+    "signed": (ENCRYPTED, ("keys",), lambda node: node.answer(task(1, 1), "survivors", b"")),
+    "open": (ENCRYPTED, ("keys",), lambda node: node.answer(task(1, 1), "open", b"", {})),
+}
+UPDATE = Update({}, 1.0)
+
+
+@pytest.mark.parametrize("phase", TURNS)
+def test_nothing_is_answered_out_of_turn(tmp_path, phase):
+    agreed, before, act = TURNS[phase]
+    node, ledger = started(tmp_path, Identity.new(), agreed)
+    for earlier in before:
+        node.answer(task(1, 1), earlier, b"")
+    with pytest.raises(PrivacyError, match=r"out of turn|asked for something else"):
+        act(node)
+    ledger.close()
+
+
+@pytest.mark.parametrize("agreed", [AGREED, ENCRYPTED], ids=["masks", "encrypted"])
+def test_what_was_said_in_a_phase_is_not_said_again_otherwise(tmp_path, agreed):
+    me, others = Identity.new(), [Identity.new() for _ in range(4)]
+    node, ledger = started(tmp_path, me, agreed)
+    link, _ = protected(agreed, *(learners.build(agreed).layouts,) * 2)
+    assert link
+    of, asked = terms(agreed, "run", 1, 1, "0" * 64), task(1, 1)
+    keys = {one.node: link.answer(link.join(of, one), "keys", b"")[1] for one in others}
+    keys[me.node] = node.answer(asked, "keys", b"")
+    _, cohort = link.collect(link.begin(of), "keys", keys)
+    answer = node.answer(asked, link.before[1], cohort[me.node])
+    _, fewer = link.collect(link.begin(of), "keys", {one: said for one, said in keys.items() if one != others[0].node})
+    assert me.node in fewer
+    for _ in range(2):
+        with pytest.raises(PrivacyError, match="something else than before"):
+            node.answer(asked, link.before[1], fewer[me.node])
+        assert node.answer(asked, link.before[1], cohort[me.node]) == answer
+    ledger.close()
+
+
+def test_a_try_is_of_the_model_that_it_was_first_asked_with(tmp_path):
+    node, ledger = started(tmp_path, Identity.new())
+    keys = node.answer(task(1, 1), "keys", b"")
+    assert node.answer(task(1, 1).model_copy(update={"model": "1" * 64}), "keys", b"") == keys
+    ledger.close()
 
 
 def test_a_node_that_was_started_again_has_no_part_in_the_try(tmp_path):

@@ -66,6 +66,13 @@ def test_a_newer_task_takes_the_place_of_the_old_one():
     assert kinds(feed(state, events.Trained(2.0, task(2), DIGEST))[1]) == ["Append"]
 
 
+def test_an_older_task_is_no_task():
+    state, _ = feed(start(), events.Asked(0.0, task(2, 2)))
+    for older in (task(1, 3), task(2, 1)):
+        after, commands = feed(state, events.Asked(1.0, older))
+        assert (after, commands) == (state, [])
+
+
 def test_a_lost_channel_is_dialled_with_growing_pauses_and_the_update_is_told_on_return():
     state, _ = feed(start(), events.Asked(0.0, task()), events.Trained(1.0, task(), DIGEST), events.Disconnected(1.0))
     state, commands = feed(state, events.Appended(2.0, task()))

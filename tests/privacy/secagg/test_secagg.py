@@ -60,6 +60,22 @@ def test_any_small_cohort_any_dimension_any_dropouts(count, sizes, dropout, data
     assert not summed.faults
 
 
+@settings(deadline=None, max_examples=2)
+@given(st.integers(21, 200), st.sampled_from([0.05, 0.1, 0.2]), st.integers(0, 2**32), st.data())
+def test_any_large_cohort_any_dropouts(count, dropout, seed, data):
+    identities, rng = nodes(count), np.random.default_rng(seed)
+    everybody = [one.node for one in identities]
+    gone = rng.permutation(everybody)[: data.draw(st.integers(0, int(dropout * count + 1e-9)))].tolist()
+    lost = {
+        phase: list(part) for phase, part in zip(PHASES[1:], np.array_split(gone, np.sort(rng.integers(0, len(gone) + 1, 3))))
+    }
+    summed = check(
+        terms(dropout, minimum=count // 2), identities, updates(identities, [data.draw(st.integers(0, 50))], rng), lost
+    )
+    assert set(summed.survivors) == set(everybody) - set(lost["shares"]) - set(lost["masked"])
+    assert not summed.faults
+
+
 @pytest.mark.parametrize("count", [51, 200])
 def test_large_cohorts_lose_a_tenth_over_all_phases(count):
     identities = nodes(count)
