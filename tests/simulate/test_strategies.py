@@ -13,6 +13,7 @@ from atoll.algorithms.local import gradient, trained
 from atoll.errors import AtollError, DataError, LayoutError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
+from atoll.simulate.choose import _seconds
 
 RAGGED = (33, 16, 9, 5)
 
@@ -139,6 +140,17 @@ def test_models_are_judged_as_often_as_asked():
 
 def test_auto_stays_with_map_where_that_is_done_soon():
     assert simulate(agreed("linear"), clients(), "auto").digest == simulate(agreed("linear"), clients()).digest
+
+
+def test_what_auto_measured_is_no_part_of_the_run(monkeypatch):
+    monkeypatch.setattr("atoll.simulate.choose._SOON", 0.0)
+    monkeypatch.setattr("atoll.simulate.choose._seconds", lambda tried, *job: (_seconds(tried, *job), tried.name != "vmap")[1])
+    data = {f"node-{k}": rows(k, count) for k, count in enumerate(RAGGED)}
+    holdout, told = Rows(*rows(9)), []
+    found = simulate(agreed("linear"), data, "auto", holdout=holdout, watch=told.append)
+    assert told[0]["strategy"] == found.strategy == "vmap"
+    named = simulate(agreed("linear"), data, "vmap", holdout=holdout)
+    assert (found.digest, found.holdout, found.said) == (named.digest, named.holdout, named.said)
 
 
 def test_a_keras_model_and_its_random_state_are_vectorised():

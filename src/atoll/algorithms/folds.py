@@ -20,6 +20,9 @@ from atoll.vector import Flat, Group, Total
 
 BLOCK = 1 << 17
 """Numbers a worker adds at a time: two blocks stay in a core's own cache, and a pass is long enough to pay for its call."""
+_LEAST = 1 << 14
+"""Numbers of fewer than two such blocks aren't worth a second worker."""
+_CORES = os.cpu_count() or 1
 _TABLE = 1 << 18
 """Numbers in a block of all updates together, where a worker looks at all at once: such a table stays in its cache."""
 _FAR = 1e200
@@ -155,12 +158,12 @@ def scaled_sum(bodies: Bodies, scales: Sequence[float], whole: float, registered
         for name, layout in bodies.layouts.items():
             typed = np.asarray([scales[place] for place in chosen], layout.dtype)
             act = partial(_scaled, chosen, typed) if layout.total == "weighted" else _added
-            groups[name] = _group(workers, bodies, name, BLOCK, act)
+            groups[name] = _group(workers, bodies, name, min(BLOCK, max(_LEAST, layout.size // _CORES + 1)), act)
     return Total(groups, whole, len(scales), registered)
 
 
 def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1)
+    return ThreadPoolExecutor(_CORES)
 
 
 def _rows(updates: int) -> int:
@@ -179,7 +182,8 @@ def _group(
         hi = min(lo + size, values.size)
         act(bodies.block(name, lo, hi), values[lo:hi])
 
-    for _ in workers.map(put, range(0, layout.size, size)):
+    places = range(0, layout.size, size)
+    for _ in (workers.map if len(places) > 1 else map)(put, places):
         pass
     return Group(layout, values)
 

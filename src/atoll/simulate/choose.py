@@ -114,7 +114,7 @@ def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> St
 
 
 def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hands, watch: Callable[[Any], None]) -> Strategy:
-    """Try each strategy on some clients of a first round; its result is thrown away, so the run is that of the named strategy."""
+    """Try each strategy on some clients of a first round; results are thrown away, what the fastest one compiled is not."""
     cohort = max(work.plan.cohort.minimum, math.ceil(work.plan.cohort.fraction * len(clients)))
     some = list(itertools.islice(clients, min(cohort, _SAMPLE)))
     simple = Map(work)
@@ -124,14 +124,16 @@ def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hand
     others = ("scan", "vmap") if together else ("pool",) if hands.allow is not None else ()
     if not others or taken["map"] * cohort * work.plan.plan.rounds < _SOON:
         return simple
+    made: dict[str, Strategy] = {"map": simple}
     for how in others:
-        tried = _made(how, work, clients, hands)
-        _seconds(tried, brief, clients, some)
-        taken[how] = _seconds(tried, brief, clients, some)
-        tried.close()
+        made[how] = _made(how, work, clients, hands)
+        _seconds(made[how], brief, clients, some)
+        taken[how] = _seconds(made[how], brief, clients, some)
     best = min(taken, key=lambda how: taken[how])
+    for how in made.keys() - {best}:
+        made[how].close()
     watch({"what": "strategy", "strategy": best, "ms_per_client": {how: round(1e3 * took, 3) for how, took in taken.items()}})
-    return _made(best, work, clients, hands)
+    return made[best]
 
 
 def _seconds(tried: Strategy, brief: Groups, clients: Mapping[str, Data], names: list[str]) -> float:

@@ -53,6 +53,10 @@ class Strategy(Protocol):
         """What a person should know of how it went; empty where nothing."""
         ...
 
+    def ready(self, holdout: Rows | None) -> None:
+        """Begin a run, whose holdout this is if it has one; what came before, such as a measurement, is no part of it."""
+        ...
+
     def train(self, job: Job) -> dict[str, Answer]:
         """Do a cohort's work: name → what came of it."""
         ...
@@ -73,6 +77,9 @@ class Map:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+
+    def ready(self, holdout: Rows | None) -> None:
+        """See `Strategy.ready`."""
 
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""

@@ -60,6 +60,9 @@ class Pool:
             self._free.put(process)
         self._threads = ThreadPoolExecutor(workers)
 
+    def ready(self, holdout: Rows | None) -> None:
+        """See `Strategy.ready`."""
+
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""
         (self._place / "brief").write_bytes(dumped(job.brief))

@@ -178,6 +178,9 @@ class Apart:
         self._held: dict[str, list[Any]] = {}
         self._size = 0
 
+    def ready(self, holdout: Rows | None) -> None:
+        """See `Strategy.ready`."""
+
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""
         brief = ray.put(dumped(job.brief))

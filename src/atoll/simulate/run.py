@@ -99,6 +99,7 @@ class _Run:
 
     def begin(self) -> None:
         """Send the first model; the state is made anew of what clients make of it, where that is another one."""
+        self.cohort.strategy.ready(self.holdout)
         self.publish()
         if self.cohort.down.stages:
             self.state = self.work.algorithm.init(self.groups())

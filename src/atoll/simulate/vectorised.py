@@ -16,15 +16,15 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple, cast
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll import algorithms
 from atoll.algorithms import Memory
 from atoll.errors import AtollError, LayoutError
-from atoll.learner import Compiled, Fit, Rows, batches, filled
+from atoll.learner import Compiled, Fit, Rows, batches
 from atoll.simulate import loops
+from atoll.simulate.judged import Judge, narrow
 from atoll.simulate.loops import How
 from atoll.simulate.map import Answer, Job, Work, one
 from atoll.simulate.tape import Asked, Tape, WantsFitError
@@ -45,8 +45,6 @@ _SMALL = 1 << 25
 """Arrays of fewer bytes than this may have more room than is needed."""
 _WASTED = 0.1
 """The part of a cohort's work that filling up batches may be, where fewer widths, and so fewer compilations, come of it."""
-_JUDGED = 2048
-"""Rows judged at a time."""
 
 
 class Drawn(NamedTuple):
@@ -94,7 +92,7 @@ class Vectorised:
     def __init__(self, work: Work, how: How, workers: int, longest: int, call: Call | None = None) -> None:
         self._work, self.name = work, how
         self._pure = cast("Compiled", work.learner).pure()
-        self._judge = jax.jit(self._pure.judge)
+        self._judge = Judge(self._pure)
         self._call = call or loops.Calls(self._pure, how)
         self._most = work.plan.training.pace(longest, 1, work.plan.plan.rounds).steps
         self._lock = Lock()
@@ -102,6 +100,7 @@ class Vectorised:
         self._why: dict[str, int] = {}
         self._threads = ThreadPoolExecutor(workers)
         self._done = self._spent = 0
+        self._ahead: list[Sequence[Rows]] = []
 
     @property
     def said(self) -> str:
@@ -111,8 +110,14 @@ class Vectorised:
             [*(f"{count} fits one by one: {why}" for why, count in self._why.items()), *([wasted] if wasted else [])]
         )
 
+    def ready(self, holdout: Rows | None) -> None:
+        """See `Strategy.ready`; what judging compiles is compiled beside the first fits."""
+        self._why, self._done, self._spent = {}, 0, 0
+        self._ahead = [[holdout] if holdout else []]
+
     def train(self, job: Job) -> dict[str, Answer]:
         """See `Strategy.train`."""
+        self._compile_ahead(job)
         tapes = {name: Tape(self._work.learner) for name in job.clients}
         answers: dict[str, Answer] = {}
         waiting: Mapping[str, Asked] = _asking(self._work, job, tapes, job.clients, answers)
@@ -132,6 +137,15 @@ class Vectorised:
         if apart := sum(tape.apart for tape in tapes.values()):
             self._because(f"'{self._work.plan.aggregation.rule}' corrects each gradient", apart)
         return self._with_judgement(job, answers) if job.judged else answers
+
+    def _compile_ahead(self, job: Job) -> None:
+        """Judge once what will be judged again and again, while the first clients train."""
+        if not self._ahead:
+            return
+        model = {name: job.brief[name] for name in self._work.learner.layouts}
+        for parts in (*self._ahead, [] if self._work.algorithm.silent else [data.judge for _, data in job.clients.values()]):
+            self._threads.submit(self.judge, model, parts)
+        self._ahead = []
 
     def _because(self, why: str, count: int = 1) -> None:
         self._why[why] = self._why.get(why, 0) + count
@@ -222,7 +236,7 @@ class Vectorised:
         x, y, masks = self._gathered(fits, places, self._room(longest, places * width * _row(fits)), width, mask)
         owns = tuple(map(filled, zip(*(fit.own for fit in fits), strict=True)))
         steps = np.array([*(fit.steps for fit in fits), *[0] * (places - len(fits))], np.int32)
-        models = [_narrow(fit.asked.groups) for fit in fits[: 1 if shared else None]]
+        models = [narrow(fit.asked.groups) for fit in fits[: 1 if shared else None]]
         flats = models[0] if shared else {name: filled([model[name] for model in models]) for name in models[0]}
         count = np.int32(len(fits) if self.name == "scan" else longest)
         out, lost = self._call((shared, even), count, flats, owns, x, y, masks, steps)
@@ -278,21 +292,7 @@ class Vectorised:
 
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`; rows of many clients go through the model together."""
-        flats = _narrow(model)
-        judge = self._judge
-        told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
-        for block in _blocks([len(rows) for rows in parts]):
-            taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
-            x, y = (np.concatenate([one[k] for one in taken]) for k in (0, 1))
-            outputs, losses = map(np.asarray, judge(flats, *filled([x, y], _JUDGED)))
-            at = 0
-            for who, lo, hi in block:
-                told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
-                at += hi - lo
-        return [
-            self._pure.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
-            for mine, rows in zip(told, parts, strict=True)
-        ]
+        return self._judge(narrow(model), parts)
 
 
 def _with(memory: Memory, update: Update, received: Metrics) -> Answer:
@@ -301,24 +301,6 @@ def _with(memory: Memory, update: Update, received: Metrics) -> Answer:
         return memory, replace(update, metrics={**algorithms.judged(received), **update.metrics})
     except LayoutError as error:
         return error
-
-
-def _blocks(sizes: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut clients' rows, one client's after another's, into blocks of (client, from, to)."""
-    block: list[tuple[int, int, int]] = []
-    left = _JUDGED
-    for who, size in enumerate(sizes):
-        lo = 0
-        while lo < size:
-            hi = min(size, lo + left)
-            block.append((who, lo, hi))
-            left -= hi - lo
-            lo = hi
-            if not left:
-                yield block
-                block, left = [], _JUDGED
-    if block:
-        yield block
 
 
 def _asking(
@@ -338,14 +320,6 @@ def _asking(
         except AtollError as error:
             answers[name] = error
     return asked
-
-
-def _narrow(groups: Groups) -> dict[str, Flat]:
-    """Return flat vectors as JAX takes them."""
-    return {
-        name: group.values if group.values.dtype == np.float32 else group.values.astype(np.int32)
-        for name, group in groups.items()
-    }
 
 
 def _row(fits: Sequence[Drawn]) -> int:

@@ -1,0 +1,79 @@
+"""Many clients' rows judged by one model in compiled calls, each of many rows, whoever they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.learner import Pure, Rows
+from atoll.vector import Flat, Groups, Metrics
+
+_TOGETHER = 2048
+"""Rows in a call, at most: a power of two, and so are smaller calls, since each size is compiled anew."""
+
+
+class Judge:
+    """What judges flat vectors of a model, as `narrow` makes them.
+
+    Args:
+        pure: the learner's functions.
+    """
+
+    def __init__(self, pure: Pure) -> None:
+        self._pure, self._call = pure, jax.jit(pure.judge)
+
+    def __call__(self, flats: dict[str, Flat], parts: Sequence[Rows]) -> list[Metrics]:
+        """Return the sums of each client's rows."""
+        told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
+        for block in _blocks([len(rows) for rows in parts]):
+            outputs, losses = map(np.asarray, self._call(flats, *self._filled(parts, block)))
+            at = 0
+            for who, lo, hi in block:
+                told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
+                at += hi - lo
+        return [
+            self._pure.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
+            for mine, rows in zip(told, parts, strict=True)
+        ]
+
+    def _filled(self, parts: Sequence[Rows], block: Sequence[tuple[int, int, int]]) -> list[NDArray[Any]]:
+        """Return a block's rows in arrays of their own, filled up with the first of them."""
+        taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
+        rows = sum(hi - lo for _, lo, hi in block)
+        arrays = []
+        for same in zip(*taken, strict=True):
+            array = np.empty((1 << (rows - 1).bit_length(), *same[0].shape[1:]), same[0].dtype)
+            np.concatenate(same, out=array[:rows])
+            array[rows:] = array[0]
+            arrays.append(array)
+        return arrays
+
+
+def narrow(groups: Groups) -> dict[str, Flat]:
+    """Return flat vectors as JAX takes them."""
+    return {
+        name: group.values if group.values.dtype == np.float32 else group.values.astype(np.int32)
+        for name, group in groups.items()
+    }
+
+
+def _blocks(sizes: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut clients' rows, one client's after another's, into blocks of (client, from, to)."""
+    block: list[tuple[int, int, int]] = []
+    left = _TOGETHER
+    for who, size in enumerate(sizes):
+        lo = 0
+        while lo < size:
+            hi = min(size, lo + left)
+            block.append((who, lo, hi))
+            left -= hi - lo
+            lo = hi
+            if not left:
+                yield block
+                block, left = [], _TOGETHER
+    if block:
+        yield block
