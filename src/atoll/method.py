@@ -149,9 +149,10 @@ def _quiet(largest: float | None, update: Update) -> Update:
 
 
 class Round(NamedTuple):
-    """A round that is being closed: its number, how many nodes were asked, how many belong to the run, how many are in it."""
+    """A round that is being closed: number and try, how many nodes were asked, belong to the run, and are in it."""
 
     number: int
+    attempt: int
     cohort: int
     registered: int
     survivors: int
@@ -162,7 +163,7 @@ Made = Mapping[str, Any] | None
 
 
 def noise(plan: Plan, account: Account | None, here: Round, before: Sequence[Made]) -> dict[str, Any] | None:
-    """Return what a round's noise is made of, that of the server fresh; None where the plan has none, or it is a node's own.
+    """Return what a round's noise is made of, that of the server fresh; None where the plan has none, or only nodes know it.
 
     Args:
         plan: the plan.
@@ -172,7 +173,8 @@ def noise(plan: Plan, account: Account | None, here: Round, before: Sequence[Mad
 
     Returns:
         `key` (hex) and its `digest`, `multiplier`, and the `voices` that the sum is divided by: as many as were asked, or as
-        may be, whatever their rows are. Noise in shares has no key.
+        may be, whatever their rows are. Noise in shares has no key. Of a node's own noise, `multiplier` and how many `tries`
+        the round took, each of which let an update out of a node.
 
     Raises:
         PrivacyError: there are too few survivors for the noise that was promised.
@@ -180,6 +182,8 @@ def noise(plan: Plan, account: Account | None, here: Round, before: Sequence[Mad
     if account is not None and plan.privacy.distributed_noise:
         real = distributed.actual(account.multiplier, here.survivors, plan.cohort.minimum, plan.privacy.corrupt)
         return {"key": None, "digest": "", "multiplier": real, "voices": here.survivors}
+    if account is not None and (plan.privacy.local_noise or plan.privacy.example_noise):
+        return {"key": None, "digest": "", "multiplier": account.multiplier, "tries": here.attempt}
     if account is None or not (plan.privacy.central_noise or plan.privacy.tree_noise):
         return None
     rules = plan.cohort
@@ -205,8 +209,11 @@ def noised(plan: Plan, layouts: Layouts, noise: Made) -> Callable[[Total], Total
 
 
 def multipliers(account: Account | None, noises: Sequence[Made]) -> list[float]:
-    """Return the noise multiplier of each closed round, by what is known of its noise."""
-    return [] if account is None else [one["multiplier"] if one else account.multiplier for one in noises]
+    """Return the noise multiplier of each release: of each closed round, or of each try that let updates out."""
+    if account is None:
+        return []
+    known: list[Mapping[str, Any]] = [one or {"multiplier": account.multiplier} for one in noises]
+    return [one["multiplier"] for one in known for _ in range(one.get("tries", 1))]
 
 
 def spent(account: Account | None, noises: Sequence[Made]) -> float | None:

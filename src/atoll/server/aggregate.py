@@ -84,7 +84,7 @@ class Aggregator:
 
     def aggregate(self, command: Close, accepted: Sequence[Accepted], model: str, guard: Guard | None = None) -> Made:
         """Fold accepted updates into the next state, and store it; `model` and `guard` as in `close`."""
-        here = method.Round(command.round, command.cohort, command.registered, len(command.accepted))
+        here = method.Round(command.round, command.attempt, command.cohort, command.registered, len(command.accepted))
         noise = method.noise(self._plan, self._account, here, self.noises)
         made = self._fold(command, accepted, model, guard, method.noised(self._plan, self._protected, noise))
         return made._replace(noise=noise, epsilon=method.spent(self._account, [*self.noises, noise]))

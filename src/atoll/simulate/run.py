@@ -130,7 +130,7 @@ class _Run:
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
         }
         if self.account:
-            facts["noise"] = noise and {"multiplier": noise["multiplier"]}
+            facts["noise"] = noise and {key: noise[key] for key in ("multiplier", "tries") if key in noise}
             if due:
                 facts["epsilon"] = method.spent(self.account, [*self.noises, noise])
         if cohort.clock.devices:
@@ -150,7 +150,7 @@ class _Run:
         guard = expanded(linked.guard(), cohort.press, layouts, command.round) if linked else None
         layouts = guard.layouts if guard else layouts
         own = algorithms.reference(*self.work, self.state, self.holdout, command.round)
-        here = method.Round(command.round, command.cohort, len(cohort.clients), len(accepted))
+        here = method.Round(command.round, command.attempt, command.cohort, len(cohort.clients), len(accepted))
         noise = method.noise(self.work.plan, self.account, here, self.noises)
         undo = method.noised(self.work.plan, layouts, noise)
         seen: list[Drift | None] = []

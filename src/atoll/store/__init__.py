@@ -57,8 +57,9 @@ class RoundRow:
 
     `reference` is the digest of the server's own update, where the method had it train too. Under central noise, `noise` says
     what it was made of, for a replay: `key` (hex), its `digest`, `multiplier` and `voices`; who has key and model has the sum
-    without noise, so no history tells it, and pruning forgets the key. `epsilon` is what the run has spent by now.
-    `dissimilarity` and the updates' `cosine` are as `algorithms.drift` has them, None where a guard hides the updates.
+    without noise, so no history tells it, and pruning forgets the key. Other noise: see `method.noise`.
+    `epsilon` is what the run has spent by now. `dissimilarity` and the updates' `cosine` are as `algorithms.drift` has them, None
+    where a guard hides the updates.
     """
 
     run: str
