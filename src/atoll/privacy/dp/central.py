@@ -15,7 +15,7 @@ import numpy as np
 
 from atoll.errors import PrivacyError
 from atoll.keys import Keystream
-from atoll.privacy.dp.clip import STEPS, shortened, whole
+from atoll.privacy.dp.clip import STEPS, shortened, squares, whole
 from atoll.privacy.dp.noise import discrete_gaussian
 from atoll.privacy.dp.tree import Draw
 from atoll.vector import Flat, Group, Layout, Layouts, Tensor, Total
@@ -75,12 +75,12 @@ def summed(bound: float, largest: float | None = None) -> Callable[[Bodies, Sequ
 
 def _lengths(bodies: Bodies) -> list[float]:
     """Return each update's norm over all groups but the count's."""
-    squares = [0.0] * len(bodies.ids)
+    found = [0.0] * len(bodies.ids)
     for name, layout in bodies.layouts.items():
         for lo in range(0, layout.size if name != WITHIN else 0, BLOCK):
             for place, part in enumerate(bodies.block(name, lo, min(lo + BLOCK, layout.size))):
-                squares[place] += float(np.square(part, dtype=np.float64).sum())
-    return [math.sqrt(square) for square in squares]
+                found[place] += squares(part)
+    return [math.sqrt(square) for square in found]
 
 
 def noised(total: Total, layouts: Layouts, bound: float, multiplier: float, draw: Draw, voices: float) -> Total:

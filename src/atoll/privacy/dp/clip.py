@@ -8,17 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.vector import Flat, Group, Groups, squared
+from atoll.vector import Flat, Group, Groups
 
 STEPS = 1 << 20
 """Steps of the grid that the bound is cut into: so fine that cutting numbers to it costs nothing."""
 _ROOM = 1 - 2.0**-30
 """Of the bound, what is used: sums of squares are rounded, maybe down, and no update may end up longer."""
+_BLOCK = 1 << 16
+
+
+def squares(values: Flat) -> float:
+    """Return the sum of squares, added up in float64: in float32 a large number hides small ones, and a bound would be passed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = (values[lo : lo + _BLOCK] for lo in range(0, values.size, _BLOCK))
+        return float(sum(np.square(part, dtype=np.float64).sum() for part in parts))
 
 
 def length(groups: Groups) -> float:
     """Return the Euclidean norm of all groups together."""
-    return math.sqrt(math.fsum(squared(group.values) for group in groups.values()))
+    return math.sqrt(sum(squares(group.values) for group in groups.values()))
 
 
 def shortened(norm: float, bound: float) -> float:

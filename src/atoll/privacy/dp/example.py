@@ -15,9 +15,9 @@ from atoll.keys import Keystream, new_secret
 from atoll.learner import Correct, Fit, Learner, PerExample, Rows
 from atoll.plan import Plan
 from atoll.privacy.dp.account import account
-from atoll.privacy.dp.clip import STEPS, shortened, whole
+from atoll.privacy.dp.clip import STEPS, shortened, squares, whole
 from atoll.privacy.dp.noise import discrete_gaussian
-from atoll.vector import Flat, Group, Groups, Metrics, squared
+from atoll.vector import Flat, Group, Groups, Metrics
 
 _NUMBERS = 1 << 18
 """Of noise, drawn at once."""
@@ -94,7 +94,7 @@ class Private:
 
         def see(gradient: Flat, here: Flat) -> Flat:
             del here
-            if np.isfinite(norm := squared(gradient) ** 0.5):
+            if np.isfinite(norm := squares(gradient) ** 0.5):
                 np.add(total, whole(gradient, shortened(norm, bound) * STEPS / bound), out=total)
             return np.zeros_like(gradient)  # plain steps: the model stands still
 
