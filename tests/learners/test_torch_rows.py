@@ -17,6 +17,7 @@ from atoll.cli import app
 from atoll.cli import privacy as command  # noqa: F401  it adds itself
 from atoll.errors import LearnerError, PlanError
 from atoll.learner import PerExample, Rows
+from atoll.learners.torch import gradients
 from atoll.method import find
 from atoll.privacy.dp.clip import STEPS, shortened
 from atoll.privacy.dp.example import Private
@@ -88,6 +89,14 @@ def test_whatever_a_row_is_it_moves_the_sum_by_no_more_than_the_bound(name):
         huge[3] = np.nan
         nothing = learner.clipped(groups, Rows(huge, table.y), bound, STEPS)
         np.testing.assert_allclose(nothing, kept, atol=len(table), err_msg="what is no number counts as nothing")
+
+
+def test_no_rounding_of_a_long_gradient_s_length_lets_it_pass_the_bound():
+    """A large number hides small ones where their squares are added up in float32; in whole steps nothing is rounded."""
+    long = torch.full((1, 1 << 20), 169.0 / STEPS)
+    long[0, 0] = 1.0
+    total = gradients.summed([long], 1.0, STEPS).numpy()
+    assert 0.999 * STEPS**2 < sum(int(value) ** 2 for value in total) <= STEPS**2
 
 
 def test_more_rows_than_fit_at_once_are_all_there():
