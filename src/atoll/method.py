@@ -244,6 +244,11 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
         raise PlanError(
             f"{key}: so small a clip leaves no room to write the noise of the model's buffers; raise clip to {_FINEST:g}"
         )
+    if guards.noise and not guards.example_noise and guards.noise.delta >= 1 / plan.cohort.minimum:
+        raise PlanError(
+            f"{key}.delta: {guards.noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): "
+            "so likely a node may be given away whole; take one far below 1 / nodes"
+        )
     if not (guards.central_noise or guards.tree_noise or guards.distributed_noise):
         return
     if algorithm.fold not in (mean, uniformly):
@@ -252,11 +257,6 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
         raise PlanError(
             f"{key}: '{rule}' weighs nodes by their rows, which noise of one size can't hide: set aggregation.options.weighted = "
             "false, or privacy.largest_weight = the rows that count at most"
-        )
-    if guards.noise and guards.noise.delta >= 1 / plan.cohort.minimum:
-        raise PlanError(
-            f"{key}.delta: {guards.noise.delta:g} is no less than one in {plan.cohort.minimum} nodes (cohort.minimum): "
-            "so likely a node may be given away whole; take one far below 1 / nodes"
         )
 
 
