@@ -41,6 +41,7 @@ HOMES: Mapping[str, Sequence[str]] = {
         "atoll.messages",
         "atoll.node.policy",
         "atoll.simulate.devices",
+        "atoll.simulate.checkpoint",
     ),
     "safetensors": ("atoll.wire",),
     "keras": ("atoll.learners.keras",),

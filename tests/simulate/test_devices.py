@@ -143,3 +143,9 @@ def test_the_command_tells_when_a_target_is_reached(tmp_path):
     assert {row["with"]["training.epochs"]: row["reached_at"] for row in found} == {
         row["with"]["training.epochs"]: 5 * row["with"]["training.epochs"] * row["reached"] for row in found
     }
+
+
+def test_devices_that_come_and_go_are_not_drawn_beside():
+    devices = Devices([Kind(online=10.0, offline=10.0)], 1)
+    with pytest.raises(AtollError, match="come and go by themselves"):
+        atoll.simulate(plan(cohort={"minimum": 2}), {"a": rows(0), "b": rows(1)}, devices=devices, there=lambda _: ["a", "b"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.federation import clients, plan
+from tests.federation import clients, plan, rows
 
 import atoll
 from atoll.errors import StoreError
@@ -36,6 +36,72 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, rule, after):
     assert again.digest == whole.digest
     assert again.rounds == whole.rounds
     assert atoll.simulate(agreed, clients(), store=tmp_path, resume=True).digest == whole.digest  # it is done
+
+
+KINDS = """
+[[kind]]
+share = 0.5
+step = "20ms"
+spread = 0.5
+
+[[kind]]
+share = 0.5
+step = "2s"
+jitter = 0.5
+drop = 0.2
+online = "60s"
+offline = "20s"
+"""
+
+
+@pytest.mark.parametrize(
+    ("cohort", "devices"),
+    [
+        ({"minimum": 2, "buffer": 2}, False),
+        ({"minimum": 2, "quorum": 0.5, "grace": 0}, False),
+        ({"minimum": 2, "buffer": 3, "deadline": 60}, True),
+        ({"minimum": 2, "quorum": 0.7, "grace": 1, "deadline": 60}, True),
+    ],
+    ids=["buffer", "late", "buffer in virtual time", "quorum in virtual time"],
+)
+@pytest.mark.parametrize("rule", ["fedavg", "apfl"])
+def test_updates_that_are_under_way_and_what_is_to_come_are_kept_too(tmp_path, rule, cohort, devices):
+    options = {"alpha": 0.5} if rule == "apfl" else {}
+    agreed = plan(
+        plan={"rounds": 12}, aggregation={"rule": rule, "options": options}, cohort=cohort, compression={"up": ["topk:0.5"]}
+    )
+    many = {f"node-{k}": rows(k, 10 * k + 10) for k in range(6)}
+    more = {}
+    if devices:
+        (tmp_path / "devices.toml").write_text(KINDS)
+        more["devices"] = tmp_path / "devices.toml"
+    whole = atoll.simulate(agreed, many, **more)
+    assert any(row["late"] for row in whole.rounds)
+    for after in (3, 8):  # stopped twice
+
+        def watch(event, after=after) -> None:
+            if event.get("round") == after:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            atoll.simulate(agreed, many, store=tmp_path / "run", resume=after > 3, watch=watch, **more)
+    again = atoll.simulate(agreed, many, store=tmp_path / "run", resume=True, **more)
+    assert again.rounds == whole.rounds
+    assert again.digest == whole.digest
+    assert again.by_node == whole.by_node
+    if devices:
+        with pytest.raises(StoreError, match="with another devices"):
+            atoll.simulate(agreed, many, store=tmp_path / "run", resume=True)
+
+
+def test_a_line_that_was_cut_off_is_no_round(tmp_path):
+    agreed = plan(plan={"rounds": 4})
+    whole = atoll.simulate(agreed, clients())
+    for after in (3, 4):
+        with (tmp_path / "rounds.jsonl").open("a") as lines:  # as by a plug that was pulled
+            lines.write('{"round": ')
+        stopped(agreed, tmp_path, after, resume=after > 3)
+    assert atoll.simulate(agreed, clients(), store=tmp_path, resume=True).rounds == whole.rounds
 
 
 def test_what_cannot_go_on_is_one_line(tmp_path):

@@ -115,7 +115,7 @@ def transition(state: State, event: Event) -> Result:
 
 def _joined(state: State, event: Joined) -> Result:
     """A node that was asked and lost is asked again for the same."""
-    state = replace(state, names={**state.names, **event.nodes}, present=state.present | event.nodes.keys())
+    state = replace(state, names={**state.names, **event.nodes}, present=state.present.union(event.nodes))
     back = [node for node in by_name(state, state.conduct.welcome(event.nodes, state.round)) if state.busy(node)]
     tasks = dict.fromkeys(state.tasks[node] for node in back)
     again = tuple(
@@ -132,7 +132,7 @@ def _join_waiting(state: State, event: Joined) -> Result:
 
 def _join_ending(state: State, event: Joined) -> Result:
     state, _ = _joined(state, event)
-    return replace(state, leaving=state.leaving | event.nodes.keys()), (goodbye(state, tuple(event.nodes)),)
+    return replace(state, leaving=state.leaving.union(event.nodes)), (goodbye(state, tuple(event.nodes)),)
 
 
 def _lost(state: State, event: Lost) -> Result:

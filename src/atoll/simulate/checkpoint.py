@@ -1,9 +1,10 @@
 """A simulation in a folder: after each round all that the next one needs, so that a run that was stopped can go on.
 
-    run.json        plan, clients, how many rounds are closed, the machine's course and conduct
+    run.json        plan, clients, the machine as the round closes, and what is still to come
     rounds.jsonl    what was told of each round
     state           the algorithm's state
     memories/       what each client remembers, by the round that it is from
+    open/           updates that are in no model yet, with what their clients will remember; models that clients work from
 
 Each file is written beside and then put in its place; `run.json` comes last, and says which of the others count.
 """
@@ -11,28 +12,47 @@ Each file is written beside and then put in its place; `run.json` comes last, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from atoll.algorithms import Memory, State
 from atoll.errors import StoreError
 from atoll.plan import Plan
-from atoll.server.events import Past
-from atoll.server.offences import Conduct
+from atoll.server import events
 from atoll.server.state import State as Machine
-from atoll.simulate.clients import Memories, dumped, loaded
-from atoll.stopping import Course
+from atoll.simulate.clients import dumped, loaded
+from atoll.simulate.clock import Coming
+from atoll.simulate.cohort import Open
+from atoll.vector import Groups
 
 
-class Found(NamedTuple):
-    """A run that goes on: what the machine knows, the state, what clients remember, and the rounds so far."""
+class Kept(NamedTuple):
+    """A run whose newest round is folded, just before the machine learns of it.
 
-    past: Past
+    Args:
+        server: the machine.
+        closed: what it is about to learn.
+        state: the algorithm's state.
+        rounds: what was told of each round.
+        memories: what clients remember: to be kept, those whose updates are in the newest model; as found, all of them.
+        open: the updates that are in no model yet.
+        briefs: what clients made of the models that they still work from, by digest.
+        coming: what is still to come.
+    """
+
+    server: Machine
+    closed: events.Closed
     state: State
-    memories: Mapping[str, Memory]
     rounds: list[dict[str, Any]]
+    memories: Mapping[str, Memory]
+    open: Mapping[str, Open]
+    briefs: Mapping[str, Groups]
+    coming: Coming
 
 
 class Checkpoint:
@@ -56,65 +76,109 @@ class Checkpoint:
         try:
             if (self._folder / "run.json").exists():
                 raise StoreError(f"{self._folder}: a run is there already; go on with it (--resume), or name another folder")
-            (self._folder / "memories").mkdir(parents=True, exist_ok=True)
+            for name in ("memories", "open"):
+                (self._folder / name).mkdir(parents=True, exist_ok=True)
+            (self._folder / "rounds.jsonl").unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._folder}: can't be written ({error.strerror}); name another folder") from error
 
-    def save(
-        self, machine: Machine, state: State, memories: Memories, names: Iterable[str], rounds: list[dict[str, Any]]
-    ) -> None:
-        """Keep a run whose newest round is closed; `names` are the clients that took part in it.
+    def save(self, kept: Kept) -> None:
+        """Keep a run.
 
         Raises:
             StoreError: the disk is full, or can't be written.
         """
-        closed, facts = rounds[-1]["round"], rounds[-1]
+        facts = kept.rounds[-1]
+        closed = facts["round"]
         try:
-            self._put(f"state.{closed}", dumped(state))
-            for name in names:
-                if memory := memories.get(name):
-                    self._put(f"memories/{name.encode().hex()}.{closed}", dumped(memory))
+            self._put(f"state.{closed}", dumped(kept.state))
+            for name, memory in kept.memories.items():
+                self._put(f"memories/{name.encode().hex()}.{closed}", dumped(memory))
+            files = {f"{model}.model": brief for model, brief in kept.briefs.items()}
+            files |= {_file(name, one.task, "update"): one.update.groups for name, one in kept.open.items()}
+            files |= {_file(name, one.task, "memory"): one.memory for name, one in kept.open.items() if one.memory}
+            there = {path.name for path in (self._folder / "open").iterdir()}
+            for name in files.keys() - there:  # none of them ever changes
+                self._put(f"open/{name}", dumped(files[name]))
             with (self._folder / "rounds.jsonl").open("a") as lines:
                 lines.write(json.dumps(facts) + "\n")
-            known = {"closed": closed, "model": facts["model"], "answered": list(facts["answered"])}
-            about = {**self._about, **known, "course": list(machine.course), "conduct": asdict(machine.conduct)}
-            self._put("run.json", json.dumps(about).encode())
-            (self._folder / f"state.{closed - 1}").unlink(missing_ok=True)
+            self._put("run.json", json.dumps({**self._about, "closed": closed, **self._said(kept)}).encode())
+            for name in (f"state.{closed - 1}", *(f"open/{name}" for name in there - files.keys())):
+                (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._folder}: can't be written ({error.strerror}); make room, then --resume") from error
+
+    def _said(self, kept: Kept) -> dict[str, Any]:
+        """Return what is no array as plain values; of clients that are all there, no list."""
+        server, (at, coming, seen, until) = kept.server, kept.coming
+        everybody, here = len(server.names) == self._about["clients"], len(server.present) == len(server.names)
+        kept_server = replace(
+            server, secret=b"", names={} if everybody else server.names, present=frozenset() if here else server.present
+        )  # a fresh secret will do
+        return {
+            "everybody": everybody,
+            "here": here,
+            "server": _plain(kept_server),
+            "event": _plain(kept.closed),
+            "open": {name: one.said for name, one in kept.open.items()},
+            "briefs": list(kept.briefs),
+            "coming": (at, [(when, (type(event).__name__, _plain(event))) for when, event in coming], seen, until),
+        }
 
     def _put(self, name: str, content: bytes) -> None:
         beside = self._folder / f"{name}.part"
         beside.write_bytes(content)
         beside.replace(self._folder / name)
 
-    def find(self) -> Found:
-        """Return the run that is there.
+    def find(self, clients: Iterable[str]) -> Kept:
+        """Return the run that is there, over clients of these names.
 
         Raises:
             StoreError: none is, or it is another plan's, or over other clients.
         """
         try:
             about = json.loads((self._folder / "run.json").read_text())
-            closed = int(about["closed"])
             for key, value in self._about.items():
-                if about[key] != value:
-                    what = "of another plan" if key == "plan" else f"with another {key}, {about[key]}"
+                if about.get(key) != value:
+                    what = "of another plan" if key == "plan" else f"with another {key}, {about.get(key)}"
                     raise StoreError(f"{self._folder}: the run there is {what}; name another folder, or begin without --resume")
-            lines = (self._folder / "rounds.jsonl").read_text().splitlines()
-            told = {one["round"]: one for one in map(json.loads, lines) if one["round"] <= closed}
-            rounds = [told[number] for number in sorted(told)]
-            state = loaded((self._folder / f"state.{closed}").read_bytes())
-            memories = {name: loaded(path.read_bytes()) for name, path in self._newest(closed).items()}
+            return self._read(about, clients)
         except FileNotFoundError as error:
             raise StoreError(f"{self._folder}: no run is there to go on with; begin without --resume") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self._folder}: the run there is damaged ({error!r}); begin another in a new folder") from error
-        past = Past(
-            closed=closed, attempt=1, tasks={}, names={}, model=about["model"], course=Course(*about["course"]),
-            answered=tuple(about["answered"]), conduct=Conduct(**_frozen(about["conduct"])),
-        )  # fmt: skip
-        return Found(past, state, memories, rounds)
+
+    def _read(self, about: Mapping[str, Any], clients: Iterable[str]) -> Kept:
+        closed = int(about["closed"])
+        server: Machine = _adapter("State").validate_python(about["server"])
+        if about["everybody"]:
+            server = replace(server, names={name: name for name in clients})
+        if about["here"]:
+            server = replace(server, present=frozenset(server.names))
+        opened = {name: Open.read(said, partial(self._part, name, said["task"])) for name, said in about["open"].items()}
+        at, coming, seen, until = about["coming"]
+        return Kept(
+            server=server,
+            closed=_adapter("Closed").validate_python(about["event"]),
+            state=self._groups(f"state.{closed}"),
+            rounds=self._rounds(closed),
+            memories={name: loaded(path.read_bytes()) for name, path in self._newest(closed).items()},
+            open=opened,
+            briefs={model: self._groups(f"open/{model}.model") for model in about["briefs"]},
+            coming=Coming(at, [(when, _adapter(said[0]).validate_python(said[1])) for when, said in coming], seen, until),
+        )
+
+    def _part(self, name: str, task: Sequence[int], what: str) -> Groups:
+        return self._groups(f"open/{_file(name, task, what)}")
+
+    def _groups(self, name: str) -> dict[str, Any]:
+        return loaded((self._folder / name).read_bytes())
+
+    def _rounds(self, closed: int) -> list[dict[str, Any]]:
+        """Return what was told of the rounds; a line behind them, of a round that wasn't kept any more, may be cut off."""
+        lines = (self._folder / "rounds.jsonl").read_text().splitlines()[:closed]
+        self._put("rounds.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        return [json.loads(line) for line in lines]
 
     def _newest(self, closed: int) -> dict[str, Path]:
         """Return each client's newest memory that counts; a later one is of a round that wasn't closed any more."""
@@ -126,8 +190,23 @@ class Checkpoint:
         return {bytes.fromhex(name).decode(): path for name, (_, path) in found.items()}
 
 
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, as they were before JSON."""
-    if isinstance(value, dict):
-        return {key: _frozen(one) for key, one in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def _file(name: str, task: Sequence[int], what: str) -> str:
+    return f"{name.encode().hex()}.{task[0]}.{task[1]}.{what}"
+
+
+_KINDS: Mapping[str, type[Any]] = {
+    one.__name__: one
+    for one in (
+        Machine, events.Closed, events.Joined, events.Lost, events.Appended, events.Refused, events.Declined, events.Tick,
+    )
+}  # fmt: skip
+"""What is kept as plain values: the machine, what it is about to learn, and what can be to come."""
+
+
+def _plain(value: Any) -> Any:
+    return _adapter(type(value).__name__).dump_python(value, mode="json")
+
+
+@cache
+def _adapter(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_KINDS[kind])

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from atoll.server import events
 from atoll.simulate.devices import Devices, Spell
+
+
+class Coming(NamedTuple):
+    """What is still to come: the time, events in their order, and how often and until when each client has been there."""
+
+    at: float
+    events: Sequence[tuple[float, events.Event]]
+    seen: Mapping[str, int]
+    until: Mapping[str, float]
 
 
 class Clock:
@@ -29,6 +39,7 @@ class Clock:
         self._turns = itertools.count()
         self._spells: dict[str, Iterator[Spell]] = {}
         self._until: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         """Whether anything is to come."""
@@ -38,6 +49,18 @@ class Clock:
     def now(self) -> float:
         """The machine's time, in seconds."""
         return self._at if self.devices else 0.0
+
+    @property
+    def coming(self) -> Coming:
+        """What is still to come, for `go_on`."""
+        return Coming(self._at, [(at, event) for at, _, event in sorted(self._coming)], self._seen, self._until)
+
+    def go_on(self, coming: Coming) -> None:
+        """Take up what was still to come in a run that was stopped."""
+        self._at, self._seen, self._until = coming.at, dict(coming.seen), dict(coming.until)
+        self._coming = [(at, next(self._turns), event) for at, event in coming.events]  # in order, and so a heap
+        if self.devices:
+            self._spells = {name: itertools.islice(self.devices.spells(name), seen, None) for name, seen in self._seen.items()}
 
     def after(self, pause: float, event: events.Event) -> None:
         """Let something happen so many steps, or seconds, from now."""
@@ -83,6 +106,7 @@ class Clock:
         return replace(event, now=self._at)
 
     def _next_spell(self, name: str) -> float | None:
+        self._seen[name] = self._seen.get(name, 0) + 1
         begins, self._until[name] = next(self._spells[name], (None, 0.0))
         return begins
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 from atoll.algorithms import Memory
 from atoll.compression import Press, parted
@@ -25,6 +25,28 @@ from atoll.wire import Address, encode
 
 There = Callable[[int], Collection[str]]
 """Round → the names of the clients that can be asked in it."""
+
+
+class Open(NamedTuple):
+    """An update that is in no model yet: its task's round and attempt, what its client will remember, its size and norm."""
+
+    task: tuple[int, int]
+    update: Update
+    memory: Memory
+    size: int
+    norm: float | None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is no array, as plain values."""
+        about = {"task": self.task, "weight": self.update.weight, "metrics": dict(self.update.metrics)}
+        return {**about, "size": self.size, "norm": self.norm, "remembers": bool(self.memory)}
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any], groups: Callable[[str], Groups]) -> Open:
+        """Return what was `said`; `groups` gives the arrays of the `update` and the `memory`."""
+        update, memory = Update(groups("update"), said["weight"], said["metrics"]), said["remembers"] and groups("memory")
+        return cls(tuple(said["task"]), update, memory or {}, said["size"], said["norm"])
 
 
 @dataclass
@@ -163,6 +185,23 @@ class Cohort:
         self.here = names
         now = self.clock.now
         return [*(events.Lost(now, name) for name in sorted(gone)), events.Joined(now, {name: name for name in come})]
+
+    def open(self, server: Machine) -> dict[str, Open]:
+        """Return the updates that may yet be in a model."""
+        return {
+            name: Open(task[:2], self.updates[name], self.drafts[name], self.sizes[name], self.norms.get(name))
+            for name, task in server.tasks.items()
+            if name in self.updates and name not in server.closing
+        }
+
+    def go_on(self, server: Machine, memories: Mapping[str, Memory], opened: Mapping[str, Open]) -> None:
+        """Take up what clients remember, and what they have done, in a run that was stopped."""
+        self.here = server.present
+        for name, memory in memories.items():
+            self.memories.put(name, memory)
+        self.drafts = {name: {} for name in server.closing}  # what goes with these is remembered already
+        for name, one in opened.items():
+            self.updates[name], self.drafts[name], self.sizes[name], self.norms[name] = one[1:]
 
     def forget(self, server: Machine) -> None:
         """Let go of the models that no client works from any longer."""

@@ -113,6 +113,11 @@ class Devices:
                 )
         return cls(told.kind, seed, _read_trace(path.parent / told.trace) if told.trace else None)
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that is known of them, as hex."""
+        return hashlib.sha256(repr((self._kinds, self._trace)).encode()).hexdigest()
+
     def kind(self, name: str) -> Kind:
         """Of which kind a client is."""
         return self._kinds[int(np.searchsorted(self._shares, self._draws(name, "kind").random(), side="right"))]

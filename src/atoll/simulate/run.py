@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from atoll.server.close import expanded, step
 from atoll.server.state import State as Machine
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
-from atoll.simulate.checkpoint import Checkpoint
+from atoll.simulate.checkpoint import Checkpoint, Kept
 from atoll.simulate.clients import Spread
 from atoll.simulate.clock import Clock
 from atoll.simulate.cohort import Cohort, There
@@ -195,12 +195,16 @@ class _Run:
         self.cohort.clock.wake(command.at)
         return []
 
-    def keep(self, server: Machine) -> None:
-        """Keep the run as it is after a round, where it is to be kept."""
-        if self.kept:
-            self.kept.save(server, self.state, self.cohort.memories, self.rounds[-1]["answered"], self.rounds)
+    def keep(self, server: Machine, closed: events.Closed) -> None:
+        """Keep the run as it is when a round is folded, where it is to be kept."""
+        if not self.kept:
+            return
+        cohort, opened = self.cohort, self.cohort.open(server)
+        memories = {name: memory for name in server.closing if (memory := cohort.drafts[name])}
+        briefs = {task.model: cohort.briefs[task.model] for name, task in server.tasks.items() if name not in server.closing}
+        self.kept.save(Kept(server, closed, self.state, self.rounds, memories, opened, briefs, cohort.clock.coming))
 
-    def kept_in(self, store: str | Path | None, *, resume: bool) -> events.Past | None:
+    def kept_in(self, store: str | Path | None, *, resume: bool) -> Kept | None:
         """Keep the run in a folder, and go on with the one that is there where that is asked for.
 
         Raises:
@@ -210,24 +214,23 @@ class _Run:
             if resume:
                 raise AtollError("--resume: name the folder of the run that goes on, --store")
             return None
-        plan = self.work.plan
-        if self.cohort.clock.devices:
-            raise AtollError("--store: a run in virtual time can't go on yet; leave --devices out, or run it in one go")
+        plan, cohort = self.work.plan, self.cohort
         if plan.privacy.tree_noise:
             raise AtollError("--store: a folder must not hold the key of tree_noise; leave --store out, or run it in one go")
-        if plan.cohort.buffer:
-            raise AtollError("--store: an asynchronous run can't go on yet; leave cohort.buffer out, or run it in one go")
-        self.kept = Checkpoint(Path(store), plan, {"clients": len(self.cohort.clients), "strategy": self.cohort.strategy.name})
+        devices = cohort.clock.devices.digest if cohort.clock.devices else "none"
+        told = {"clients": len(cohort.clients), "strategy": cohort.strategy.name, "devices": devices}
+        self.kept = Checkpoint(Path(store), plan, told)
         if not resume:
             self.kept.begin()
             return None
-        found = self.kept.find()
+        found = self.kept.find(cohort.clients)
         self.state, self.rounds = found.state, found.rounds
         self.noises = [one.get("noise") for one in found.rounds]
         self.publish()
-        for name, memory in found.memories.items():
-            self.cohort.memories.put(name, memory)
-        return found.past
+        cohort.briefs = dict(found.briefs)
+        cohort.clock.go_on(found.coming)
+        cohort.go_on(found.server, found.memories, found.open)
+        return found
 
     def groups(self) -> Groups:
         """Return the present model's own groups."""
@@ -324,6 +327,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     state = work.algorithm.init(learners.first(plan, built, start))
     watch = watch or (lambda _: None)
     clock = Clock(Devices.load(Path(devices), plan.plan.seed) if isinstance(devices, str | Path) else devices)
+    if there and clock.devices and clock.devices.come_and_go:
+        raise AtollError("--available: these devices come and go by themselves (online and offline, or a trace): leave one out")
     with contextlib.ExitStack() as opened:
         hands = choose.Hands(workers, None if learner else allow)
         if backend:
@@ -362,7 +367,7 @@ def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
     return data
 
 
-def _driven(run: _Run, past: events.Past | None) -> Simulated:
+def _driven(run: _Run, kept: Kept | None) -> Simulated:
     """Let the machine go through all rounds, or through those that are left."""
     work, cohort = run.work, run.cohort
     acts: Mapping[type[events.Command], Callable[[Any], list[events.Event]]] = {
@@ -375,24 +380,23 @@ def _driven(run: _Run, past: events.Past | None) -> Simulated:
         events.Collect: cohort.collect,
         events.Wake: run.wake,
     }
-    steps = cohort.linked.steps if cohort.linked else events.NO_STEPS
-    how: Any = {"late": work.algorithm.late is not None, "secret": new_secret(), "steps": steps}
-    if past:
-        spent = method.over(run.account, run.noises)
-        server, commands = machine.resume("simulated", work.plan, past, 0.0, spent=spent, **how)
+    steps, secret = cohort.linked.steps if cohort.linked else events.NO_STEPS, new_secret()
+    waiting: deque[events.Event] = deque([kept.closed] if kept else cohort.presence(1))
+    if kept:
+        server = replace(kept.server, secret=secret)
     else:
-        server, commands = machine.begin("simulated", work.plan, cohort.model, 0.0, **how)
-    waiting: deque[events.Event] = deque(cohort.presence(past.closed + 1 if past else 1))
-    for command in commands:
-        waiting.extend(acts[type(command)](command))
+        late = work.algorithm.late is not None
+        server, commands = machine.begin("simulated", work.plan, cohort.model, 0.0, late=late, secret=secret, steps=steps)
+        for command in commands:
+            waiting.extend(acts[type(command)](command))
     while waiting or (cohort.clock and not run.reason):
         event = waiting.popleft() if waiting else cohort.clock.next()
+        if isinstance(event, events.Closed) and event is not (kept and kept.closed):
+            run.keep(server, event)
         server, commands = machine.transition(server, event)
         if isinstance(event, events.Closed):
             cohort.forget(server)
         for command in commands:
-            if isinstance(command, events.Train | events.End) and isinstance(event, events.Closed):
-                run.keep(server)  # what the closed round changed is all in, and nothing of the next one
             waiting.extend(acts[type(command)](command))
     judged = run.rounds[-1]["holdout"] if run.holdout else {}
     how_trained = cohort.strategy.name, cohort.strategy.said
