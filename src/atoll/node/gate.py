@@ -48,6 +48,7 @@ class Gate:
         self.rows = self.judged = 0
         self.account: Account | None = None
         self.shut: str | None = None
+        self._seen: tuple[StartTraining, int] | None = None
 
     def meets(self, plan: Plan) -> str | None:
         """Return why nothing of a plan may be done here, or None; from now on it is this plan."""
@@ -67,6 +68,24 @@ class Gate:
         self._read_again()
         if self.shut:
             raise PolicyError(self.shut)
+        asked = Asked(task.round, self.rows, self.judged, self._others(task))
+        if self.account:
+            if over := self.account.over_with(self._before(task)) if self.release else self.account.over(task.round - 1):
+                raise PolicyError(over)
+            asked = asked._replace(epsilon=self._in_all(task), epsilon_round=self.account.spent(1))
+        if why := refuses(self.policy, self.plan, asked, time.time()):
+            raise PolicyError(self._where + why)
+
+    def _others(self, task: StartTraining) -> int:
+        """Return how many updates left but a task's own, once the ledger has nothing against the task.
+
+        It is asked once for all of a task's phases: meanwhile nothing comes to it but what this task makes.
+
+        Raises:
+            PolicyError: it lacks an update that the server counts, or the round was tried too often.
+        """
+        if self._seen and self._seen[0] == task:
+            return self._seen[1]
         place = task.run, task.round, task.attempt
         if task.counted and not self._ledger.knows(task.counted):
             raise PolicyError(
@@ -75,13 +94,8 @@ class Gate:
             )
         if self._ledger.tries(*place) >= TRIES:
             raise PolicyError(f"{TRIES} updates of round {task.round} left already, each for another try; a node makes no more")
-        asked = Asked(task.round, self.rows, self.judged, self._ledger.left(None, place))
-        if self.account:
-            if over := self.account.over_with(self._before(task)) if self.release else self.account.over(task.round - 1):
-                raise PolicyError(over)
-            asked = asked._replace(epsilon=self._in_all(task), epsilon_round=self.account.spent(1))
-        if why := refuses(self.policy, self.plan, asked, time.time()):
-            raise PolicyError(self._where + why)
+        self._seen = task, self._ledger.left(None, place)
+        return self._seen[1]
 
     @property
     def release(self) -> Release | None:
