@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from atoll.errors import LayoutError, PlanError
 from atoll.keys import Keystream, new_secret
-from atoll.vector import finite
 
 Words = NDArray[Any]
 """A flat array of uint32 or uint64: numbers modulo 2³² or 2⁶⁴."""
@@ -91,21 +90,34 @@ class Fixed:
         zeros, into = memoryview(bytes(drawn.nbytes)), drawn.data.cast("B")
         for lo in range(0, values.size, _BLOCK):
             block = values[lo : lo + _BLOCK]
-            if not finite(block):
+            largest = _largest(block)
+            if not math.isfinite(largest):
                 raise LayoutError("numbers to be masked hold NaN or infinity; lower the learning rate or look at the data")
             stream.fill(zeros[: block.size * drawn.itemsize], into[: block.size * drawn.itemsize])
             steps = exact[: block.size]
             np.copyto(steps, block)
-            np.clip(steps, -self.clip, self.clip, out=steps)
+            if largest > self.clip:
+                np.clip(steps, -self.clip, self.clip, out=steps)
             np.multiply(steps, factor, out=steps)
             rounded(steps, drawn[: block.size], words[lo : lo + block.size])
         return words
+
+    def beyond(self, values: NDArray[Any]) -> int:
+        """Return how many values are larger than the clip, and will be cut."""
+        if _largest(values) <= self.clip:
+            return 0
+        return int(np.count_nonzero(values > self.clip) + np.count_nonzero(values < -self.clip))
 
     def decode(self, total: Words) -> NDArray[np.float64]:
         """Return the sum of what up to `nodes` nodes encoded, from its sum modulo 2^bits."""
         numbers = total.view(f"int{self.bits}").astype(np.float64)
         numbers *= math.ldexp(1.0, -self.exponent)
         return numbers
+
+
+def _largest(values: NDArray[Any]) -> float:
+    """Return the largest magnitude; NaN where there is one."""
+    return float(np.maximum(float(values.max(initial=0)), -float(values.min(initial=0))))  # as floats: -2⁶³ has no other int64
 
 
 def _narrow(steps: NDArray[np.float64], drawn: NDArray[Any], into: Words) -> None:

@@ -81,11 +81,18 @@ def test_what_cannot_be_hidden_is_refused(changed, words):
         CODE.encode(replace(update(1), **changed))
 
 
-def test_a_buffer_that_cannot_be_hidden_is_refused():
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("buffers", np.full(20, 2e6, np.float32)),
+        ("counts", np.array([0, 0, np.iinfo(np.int64).min])),
+        ("counts", np.array([np.iinfo(np.int64).max, 0, 0])),
+    ],
+)
+def test_a_buffer_that_cannot_be_hidden_is_refused(name, values):
     given = update(1)
-    buffers = Group(LAYOUTS["buffers"], np.full(20, 2e6, np.float32))
-    with pytest.raises(LayoutError, match="group 'buffers' holds a number beyond"):
-        CODE.encode(replace(given, groups={**given.groups, "buffers": buffers}))
+    with pytest.raises(LayoutError, match=f"group '{name}' holds a number beyond"):
+        CODE.encode(replace(given, groups={**given.groups, name: Group(LAYOUTS[name], values)}))
 
 
 def test_the_same_training_gives_the_same_words_and_another_other_ones():

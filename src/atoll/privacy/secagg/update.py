@@ -75,7 +75,7 @@ class Code:
         draws = Keystream(fingerprint(part.view(np.uint8).data for part in parts_of(update.groups)))
         for name, fixed, layout in self._groups():
             values = update.groups[name].values
-            beyond = int(np.count_nonzero(values > fixed.clip) + np.count_nonzero(values < -fixed.clip))
+            beyond = fixed.beyond(values)
             if beyond and name != "parameters":
                 raise LayoutError(f"group '{name}' holds a number beyond ±{fixed.clip:g}, which can't be hidden")
             cut += beyond
