@@ -63,7 +63,8 @@ def status(
         print(json.dumps(found))
         return
     console = Console()
-    console.print(f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}")
+    spent = f", ε {found['epsilon']:.3g} so far" if found.get("epsilon") is not None else ""
+    console.print(f"run [bold]{found['run']}[/bold] of plan {found['plan']}: round {found['round']} of {found['rounds']}{spent}")
     console.print(f"{found['phase']}: {found['waiting_for']}", soft_wrap=True)
     for node in found["nodes"]:
         why = f": {node['reason']}" if "reason" in node else ""

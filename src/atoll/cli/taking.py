@@ -236,9 +236,10 @@ def _noise(found: Mapping[str, Any]) -> str:
     if found["epsilon"] is None:
         return "no noise is added: nothing bounds what updates, or their sums, tell of a row."
     spent, delta = found["epsilon"]
+    again = " A try of a round that is repeated costs once more." if found["noise"] in ("local noise", "example noise") else ""
     return (
         f"{found['noise']}: what the run gives out tells of {found['unit']} no more than ε {spent:.3g} at δ {delta:g}, all "
-        f"{found['rounds']} rounds together (`atoll privacy PLAN` says what that stands on)."
+        f"{found['rounds']} rounds together (`atoll privacy PLAN` says what that stands on).{again}"
     )
 
 
@@ -246,7 +247,8 @@ def _seen(found: Mapping[str, Any]) -> str:
     if found["guards"]:
         said = "The server's operator: that you take part, when, and the sums. Nobody: your update."
     else:
-        said = "The server's operator, and whoever reads its store: each of your updates with your name, and its figures."
+        figures = "" if found["noise"] else ", and its figures"
+        said = f"The server's operator, and whoever reads its store: each of your updates with your name{figures}."
     if found["kafka"]:
         said += f" The operator of the Kafka at {found['kafka']}: what the server's operator sees of updates."
     return f"{said} All who take part, and whoever is given it: each round's model, and the last one."

@@ -89,6 +89,10 @@ class Aggregator:
         made = self._fold(command, accepted, model, guard, method.noised(self._plan, self._protected, noise))
         return made._replace(noise=noise, epsilon=method.spent(self._account, [*self.noises, noise]))
 
+    def spent(self) -> float | None:
+        """Return ε so far; None where no noise bounds it, or each node's own is known to it alone."""
+        return method.spent(self._account, self.noises)
+
     def over(self) -> str:
         """Say why there can be no further round by what the noise promises, or nothing where there can."""
         return method.over(self._account, self.noises)

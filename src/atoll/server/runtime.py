@@ -377,19 +377,9 @@ class Server:
             for address, progress in self.log.arriving().items()
             if admits(self.drive.state, address) is None
         }
-        return {
-            "plan": self.plan.plan.name,
-            **status(
-                self.drive.state,
-                self.drive.now(),
-                time.time(),
-                self.book.lost,
-                arriving,
-                self.channel.silent(),
-                log=self.log.waiting,
-                store=self.patience.waiting,
-            ),
-        }
+        here = self.drive.state, self.drive.now(), time.time(), self.book.lost, arriving, self.channel.silent()
+        told = status(*here, log=self.log.waiting, store=self.patience.waiting)
+        return {"plan": self.plan.plan.name, "epsilon": self.aggregator.spent(), **told}
 
     def stop(self, reason: str = "stopped by the operator") -> None:
         """End the run in order: nodes are told, everything is stored that can be."""

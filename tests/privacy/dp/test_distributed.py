@@ -190,14 +190,23 @@ def test_an_adaptive_bound_under_masks_is_the_same_deployed_simulated_and_replay
 
 
 def test_a_noisy_run_that_is_stopped_goes_on_with_its_bound_and_its_spending(tmp_path):
-    agreed = bounded(plan={"rounds": 4})
+    agreed, told = bounded(plan={"rounds": 4}), []
+
+    def watch(event):
+        told.append(server.status()["epsilon"])
+        if event.get("round") == 2:
+            server.stop()
 
     async def stopped():
-        server = Server(agreed, store=tmp_path / "store", port=0, watch=lambda e: e.get("round") == 2 and server.stop())
+        nonlocal server
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=watch)
         nodes = [Node(server.url, one, name=name, directory=tmp_path / name) for name, one in clients(4).items()]
         return (await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes)))[0]
 
+    server = None
     before = asyncio.run(asyncio.wait_for(stopped(), 60))
+    assert 0.0 in told
+    assert account(agreed).spent(1) in told, "the status doesn't say what is spent"
     assert 0 < len(before["rounds"]) < 4
     after = run(agreed, clients(4), tmp_path, resume=True)
     assert (after["outcome"], len(after["rounds"])) == ("completed", 4)

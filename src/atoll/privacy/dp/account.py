@@ -90,7 +90,7 @@ class Account:
         return "" if self.most is None or releases < self.most else self._over(self.spent_by(multipliers), releases)
 
     def _over(self, spent: float, releases: int) -> str:
-        said = f"ε {spent:.4g} of {self.promise:g} (δ {self.delta:g}) in {releases} rounds"
+        said = f"ε {spent:.4g} of {self.promise:g} (δ {self.delta:g}) in {releases} releases"
         return f"the privacy budget is spent: {said}"
 
 
