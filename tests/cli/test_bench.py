@@ -7,6 +7,10 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
+from atoll.errors import AtollError
+
 
 def bench(*words: str) -> dict[str, Any]:
     done = subprocess.run(
@@ -74,11 +78,22 @@ def test_what_is_checked_of_an_update_is_timed():
 
 
 def test_workload_s_follows_the_fixed_draws_to_the_accuracies_that_all_programs_reach():
-    found = bench("simulate", "--no-floor")
+    found = bench("simulate", "--no-floor", "--only", "s")
     assert found["accuracy"]["10"] == 0.6705
     assert abs(found["accuracy"]["50"] - 0.865) <= 0.001
     assert found["rounds_per_s"] > 0
     assert found["peak_rss_mb"] < 500
+
+
+def test_a_crowd_is_measured_and_an_unknown_workload_named(tmp_path):
+    from atoll.cli.bench import crowd
+    from atoll.cli.bench.simulate import measure
+
+    found = crowd._once(tmp_path, 40, 5, 32, 10)
+    assert found["clients_per_s"] == pytest.approx(5 / found["s_per_round"], rel=0.3)
+    assert 50 < found["peak_rss_mb"] < 1000
+    with pytest.raises(AtollError, match="--only: 'big' is none; it is s, lr, million, growth"):
+        measure(1, floor=False, only=["big"])
 
 
 def test_what_checks_cost_is_measured_in_turns():

@@ -97,7 +97,7 @@ def train(
     _check(update.groups)
     if algorithm.silent:
         return memory, replace(update, metrics={})
-    return memory, replace(update, metrics={f"fit.{key}": value for key, value in update.metrics.items()})
+    return memory, Update(update.groups, update.weight, {f"fit.{key}": value for key, value in update.metrics.items()})
 
 
 def own(

@@ -31,7 +31,7 @@ class _Parts:
 
     def __init__(self, parts: Sequence[NDArray[np.intp]]) -> None:
         self.bounds = np.cumsum([0, *map(len, parts)])
-        self._order = np.concatenate(parts) if parts else np.empty(0, np.intp)
+        self._order = np.concatenate(parts) if len(parts) else np.empty(0, np.intp)
 
     def __getitem__(self, number: int) -> NDArray[np.intp]:
         return self._order[self.bounds[number] : self.bounds[number + 1]]
@@ -52,6 +52,8 @@ class Spread(Mapping[str, Data]):
         self, whole: Data, parts: Sequence[NDArray[np.intp]], tests: Sequence[NDArray[np.intp]], plan: Plan, shift: float = 0.0
     ) -> None:
         self._shift = shift
+        # As plain arrays, though they may be mapped: of numpy's own class for that each slice is slow.
+        whole = Data(*(Rows(*map(np.asarray, rows)) for rows in whole))
         self._whole, self._plan, self._count = whole, plan, len(parts)
         self._parts, self._tests = _Parts(parts), _Parts(tests) if tests else None
         self._width = len(str(len(parts)))

@@ -25,6 +25,8 @@ from atoll.wire import Address, encode
 
 There = Callable[[int], Collection[str]]
 """Round → the names of the clients that can be asked in it."""
+_LARGE = 1 << 14
+"""Updates of more numbers than this are taken in by several threads."""
 
 
 class Open(NamedTuple):
@@ -114,7 +116,9 @@ class Cohort:
         """Let updates arrive, each when its client is done with its training."""
         self.updates.update(sent)
         addresses = [Address("simulated", round_, attempt, name) for name in sent]
-        for name, event in zip(sent, self.threads.map(self.arrive, addresses, sent.values()), strict=True):
+        size = sum(layout.size for layout in self.work.learner.layouts.values())
+        act = self.threads.map if size > _LARGE else map  # a thread's call costs more than a small update's check
+        for name, event in zip(sent, act(self.arrive, addresses, sent.values()), strict=True):
             self.later(name, brief, event)
 
     def say(self, command: events.Say) -> list[events.Event]:
@@ -139,7 +143,8 @@ class Cohort:
         """Let a client's word on a task come when it is done."""
         plan = self.work.plan
         steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
-        down = sum(layout.nbytes for layout in self.down.layouts(layouts_of(brief)).values())
+        sent = self.down.layouts(layouts_of(brief)) if self.clock.devices else {}  # what it takes to send: of no use without time
+        down = sum(layout.nbytes for layout in sent.values())
         self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
 
     def pressed(self, name: str, round_: int, update: Update) -> Update:

@@ -400,6 +400,4 @@ def _driven(run: _Run, kept: Kept | None) -> Simulated:
             waiting.extend(acts[type(command)](command))
     judged = run.rounds[-1]["holdout"] if run.holdout else {}
     how_trained = cohort.strategy.name, cohort.strategy.said
-    return Simulated(
-        run.rounds, run.groups(), cohort.model, judged, run.judge_each(), run.reason, *how_trained, run.state
-    )  # fmt: skip
+    return Simulated(run.rounds, run.groups(), cohort.model, judged, run.judge_each(), run.reason, *how_trained, run.state)

@@ -1,4 +1,4 @@
-"""The floor of workload S: JAX by hand, clients spread over two host devices, none of Atoll in it but the workload's draws.
+"""The floor of workload S: JAX by hand, clients spread over two host devices; of Atoll only what draws and measures.
 
 python -m atoll.cli.bench.floor_simulate FOLDER
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from atoll.cli.bench import workload
+from atoll.cli.bench.processes import peak
 
 _UNROLL = 4
 
@@ -74,8 +74,7 @@ def main(folder: Path) -> None:
         if (number + 1) % workload.JUDGED == 0:
             accuracy[number + 1] = round(float(accurate(layers, *test)), 4)
         ticks.append(time.perf_counter())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    sys.stdout.write(json.dumps({"seconds": np.diff(ticks).tolist(), "accuracy": accuracy, "peak_rss_mb": peak}) + "\n")
+    sys.stdout.write(json.dumps({"seconds": np.diff(ticks).tolist(), "accuracy": accuracy, "peak_rss_mb": peak()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,53 +1,67 @@
-"""`atoll bench simulate`: workload S by Atoll's simulator, beside JAX by hand, each in a process of its own.
+"""`atoll bench simulate`: Atoll's simulator at workload S, beside JAX by hand, and at linear models of many clients.
 
     python -m atoll.cli.bench.simulate FOLDER
 
-runs Atoll's once, on rows that are there.
+runs workload S once, on rows that are there. Each run is a process of its own.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atoll.cli.bench import workload
+from atoll.cli.bench import crowd, workload
+from atoll.cli.bench.processes import peak, run
 from atoll.errors import AtollError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
 
+WORKLOADS = ("s", "lr", "million", "growth")
 _MODEL = "atoll.learners.networks:perceptron"
 
 
-def measure(repeat: int, *, floor: bool) -> dict[str, Any]:
-    """Run both in turn, and return Atoll's figures, the floor's, and how the two compare: medians over the repeats.
+def measure(repeat: int, *, floor: bool, only: Collection[str] = ()) -> dict[str, Any]:
+    """Run the workloads, or `only` some of `WORKLOADS`; of S both programs in turn, medians over the repeats.
 
     Raises:
-        AtollError: JAX isn't installed.
+        AtollError: JAX isn't installed, or there is no such workload.
     """
+    if unknown := set(only) - set(WORKLOADS):
+        raise AtollError(f"--only: '{min(unknown)}' is none; it is {', '.join(WORKLOADS)}")
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        workload.write(folder)
-        programs = ["simulate", *(["floor_simulate"] if floor else [])]
-        runs: dict[str, list[Mapping[str, Any]]] = {program: [] for program in programs}
-        for _ in range(repeat):
-            for program in programs:
-                runs[program].append(_once(program, folder))
-    atoll = _median(runs["simulate"])
-    found = {**atoll, "accuracy": runs["simulate"][0]["accuracy"]}
+        for workload_ in only or WORKLOADS:
+            if workload_ == "s":
+                found |= _fixed(folder, repeat, floor=floor)
+            elif workload_ == "lr":
+                found["lr"] = _linear(folder)
+            else:
+                found[workload_] = list((crowd.registered if workload_ == "million" else crowd.cohorts)(folder))
+    return found
+
+
+def _fixed(folder: Path, repeat: int, *, floor: bool) -> dict[str, Any]:
+    """Workload S: Atoll's figures, the floor's, and how the two compare."""
+    workload.write(folder)
+    programs = ["simulate", *(["floor_simulate"] if floor else [])]
+    runs: dict[str, list[Mapping[str, Any]]] = {program: [] for program in programs}
+    for _ in range(repeat):
+        for program in programs:
+            runs[program].append(_once(program, folder))
+    found = {**_median(runs["simulate"]), "accuracy": runs["simulate"][0]["accuracy"]}
     if floor:
-        base = _median(runs["floor_simulate"])
-        found |= {f"floor_{key}": value for key, value in base.items()}
-        found["ratio"] = round(atoll["rounds_per_s"] / base["rounds_per_s"], 3)
+        found |= {f"floor_{key}": value for key, value in _median(runs["floor_simulate"]).items()}
+        pairs = zip(runs["simulate"], runs["floor_simulate"], strict=True)
+        found["ratio"] = round(statistics.median(ours["rounds_per_s"] / other["rounds_per_s"] for ours, other in pairs), 3)
         found["floor_accuracy"] = runs["floor_simulate"][0]["accuracy"]
     return found
 
@@ -59,27 +73,35 @@ def _median(runs: list[Mapping[str, Any]]) -> dict[str, float]:
 
 def _once(program: str, folder: Path) -> dict[str, Any]:
     """Run a program: from its start to its end, and the seconds of its rounds after the first."""
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", f"atoll.cli.bench.{program}", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise AtollError(f"workload S can't run ({last}); it needs JAX: pip install 'atoll-fl[jax]'")
-    told = json.loads(done.stdout.splitlines()[-1])
+    told, wall, cpu = run("-m", f"atoll.cli.bench.{program}", str(folder))
     later = told["seconds"][1:]
-    return {
-        "rounds_per_s": len(later) / sum(later),
-        "wall_s": wall,
-        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "peak_rss_mb": told["peak_rss_mb"],
-        "accuracy": told["accuracy"],
+    return {**told, "rounds_per_s": len(later) / sum(later), "wall_s": wall, "cpu_s": cpu}
+
+
+def _linear(folder: Path) -> dict[str, float]:
+    """Logistic regression over rows of MNIST's shape, 1,000 clients, 10 a round, 100 rounds: the command, from its start."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((10, 784), dtype=np.float32)
+    for name, rows in (("train", 60_000), ("test", 10_000)):
+        y = rng.integers(10, size=rows)
+        np.savez(folder / f"{name}.npz", x=means[y] + 3 * rng.standard_normal((rows, 784), dtype=np.float32), y=y)
+    made = _plan("lr", 100, [784, 10], {"batch_size": 10, "learning_rate": 0.03})
+    (folder / "plan.json").write_text(made.to_json())
+    words = ["--clients", "1000", "--available", "10", "--strategy", "scan", "--judge-every", "20", "--allow", _MODEL, "--json"]
+    files = ["--data", str(folder / "train.npz"), "--holdout", str(folder / "test.npz")]
+    done = run("-m", "atoll", "simulate", str(folder / "plan.json"), *files, *words)
+    return {"rounds": 100, "wall_s": round(done.wall_s, 2), "cpu_s": round(done.cpu_s, 2)}
+
+
+def _plan(name: str, rounds: int, sizes: Sequence[int], training: Mapping[str, Any]) -> Plan:
+    model = {
+        "jax": _MODEL,
+        "loss": "softmax_cross_entropy_with_integer_labels",
+        "options": {"sizes": list(sizes)},
+        "classes": list(range(sizes[-1])),
     }
-
-
-def peak() -> int:
-    """Return the most memory that this process took, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    cohort = {"minimum": workload.COHORT}
+    return Plan.of({"plan": {"name": name, "rounds": rounds}, "model": model, "training": training, "cohort": cohort})
 
 
 def main(folder: Path) -> None:
@@ -99,19 +121,8 @@ def main(folder: Path) -> None:
             return Drawn.of(name, asked, self._pure.own(asked.rng, asked.rate), list(order))
 
     rows, schedule = workload.read(folder), workload.schedule()
-    plan = Plan.of(
-        {
-            "plan": {"name": "workload-s", "rounds": workload.ROUNDS},
-            "model": {
-                "jax": _MODEL,
-                "loss": "softmax_cross_entropy_with_integer_labels",
-                "options": {"sizes": workload.SIZES},
-                "classes": list(range(workload.SIZES[-1])),
-            },
-            "training": {"batch_size": workload.BATCH, "learning_rate": workload.RATE},
-            "cohort": {"minimum": workload.COHORT},
-        }
-    )
+    training = {"batch_size": workload.BATCH, "learning_rate": workload.RATE}
+    plan = _plan("workload-s", workload.ROUNDS, workload.SIZES, training)
     learner = learners.build(plan, [_MODEL])
     layout = learner.layouts["parameters"]
     arrays = {f"{at}/{name}": array for at, both in enumerate(workload.first()) for name, array in zip(("kernel", "bias"), both)}
