@@ -136,8 +136,6 @@ class Privacy(Section):
             )
         if self.buckets and self.encryption:
             raise ValueError("buckets are of secure_aggregation: take that in place of encryption, or leave buckets out")
-        if self.buckets and self.distributed_noise:
-            raise ValueError("each of the buckets' sums would need all of distributed_noise: leave one of them out")
         if self.roster is not None and len(set(self.roster)) < len(self.roster):
             raise ValueError("roster names a node twice")
         if self.sums and (self.central_noise or self.tree_noise):

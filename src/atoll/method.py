@@ -140,7 +140,7 @@ def _shared(bound: float, multiplier: float, nodes: int, update: Update) -> Upda
 
 def _shares(plan: Plan) -> int:
     """Return how many nodes' shares make the planned noise: the fewest in any sum, less those that may add none."""
-    return plan.cohort.minimum - plan.privacy.corrupt
+    return plan.smallest_sum - plan.privacy.corrupt
 
 
 def _quiet(largest: float | None, update: Update) -> Update:
@@ -180,7 +180,9 @@ def noise(plan: Plan, account: Account | None, here: Round, before: Sequence[Mad
         PrivacyError: there are too few survivors for the noise that was promised.
     """
     if account is not None and plan.privacy.distributed_noise:
-        real = distributed.actual(account.multiplier, here.survivors, plan.cohort.minimum, plan.privacy.corrupt)
+        # Of buckets the smallest counts: a node is in one of them, and the others' sums tell nothing of it.
+        fewest = plan.smallest_sum if plan.privacy.buckets else here.survivors
+        real = distributed.actual(account.multiplier, fewest, plan.smallest_sum, plan.privacy.corrupt)
         return {"key": None, "digest": "", "multiplier": real, "voices": here.survivors}
     if account is not None and (plan.privacy.local_noise or plan.privacy.example_noise):
         return {"key": None, "digest": "", "multiplier": account.multiplier, "tries": here.attempt}
@@ -251,7 +253,7 @@ def _check(plan: Plan, algorithm: Algorithm, model: Layouts, layouts: Layouts) -
         )
     if not (guards.central_noise or guards.tree_noise or guards.distributed_noise):
         return
-    if algorithm.fold not in (mean, uniformly):
+    if algorithm.fold not in (mean, uniformly) and not guards.buckets:  # what a rule makes of noisy sums tells no more
         raise PlanError(f"{key}: '{rule}' makes no mean of updates, so one of them changes who knows how much; take fedavg")
     if not guards.distributed_noise and algorithm.fold is mean and guards.largest_weight is None:
         raise PlanError(

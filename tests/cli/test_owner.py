@@ -65,6 +65,8 @@ def test_what_guards_change_is_said():
     assert "the server learns the sum of at least 3 nodes' updates, and no single one" in hidden["Protected by"]
     assert "Under the same guard how many rows you have" in hidden["What leaves"]
     assert hidden["Who sees it"].startswith("The server's operator: that you take part, when, and the sums. Nobody: your update.")
+    buckets = {"privacy": {"secure_aggregation": True, "buckets": 4}, "cohort": {"minimum": 14}}
+    assert "hides among as few as 2 others, not 13" in said(plan(**buckets, aggregation={"rule": "median"}))["Protected by"]
     local = said(plan(privacy={"clip": 1.0, "local_noise": {"epsilon": 8.0, "delta": 1e-5}}))
     assert "noise that this node adds itself" in local["Protected by"]
     assert "ε 8 at δ 1e-05, all 3 rounds together" in local["ε"]

@@ -90,6 +90,11 @@ IDS = ["0" * 32, "1" * 32, "2" * 32]
         ({"minimum_cohort": 3}, plan(cohort={"minimum": 3}), None),
         ({"minimum_cohort": 4}, plan(cohort={"minimum": 3}), "minimum_cohort: the plan adds up as few as 3 updates, it takes 4"),
         ({"minimum_cohort": 2}, plan(cohort={"minimum": 1, "cycle": 1}), "minimum_cohort: the plan adds up as few as 1"),
+        (
+            {"minimum_cohort": 4},
+            plan(cohort={"minimum": 14}, privacy={"secure_aggregation": True, "buckets": 4}),
+            "minimum_cohort: the plan adds up as few as 3",
+        ),
         ({"guards": ["secure_aggregation"]}, AGREED, "guards: the plan's updates leave without secure_aggregation"),
         (
             {"guards": ["secure_aggregation", "encryption"]},

@@ -222,11 +222,12 @@ def _split(found: Mapping[str, Any]) -> str:
     """Say what buckets cost: the same nodes hide less in smaller sums."""
     if found["buckets"] is None:
         return ""
-    among = found["smallest_sum"] - 1
+    bound = ", as far as the noise in each sum lets it: see ε" if found["noise"] else ""
+    few, all_ = found["smallest_sum"] - 1, found["minimum_cohort"] - 1
     return (
         f"It learns up to {found['buckets']} such sums a round, one for each bucket of nodes, where one sum of all would tell it "
-        f"less: yours hides among as few as {among} others, not {found['minimum_cohort'] - 1}, and each round draws other ones, "
-        "so that over many rounds a node whose updates stay much alike can be made out. "
+        f"less: yours hides among as few as {few} others, not {all_}, and each round draws other ones, so that over many rounds "
+        f"a node whose updates stay much alike can be made out{bound}. "
     )
 
 

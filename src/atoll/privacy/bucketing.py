@@ -108,7 +108,7 @@ def _each(split: _Split, act: Callable[[Bucket], tuple[Bucket, Letters]], enough
         try:
             gone_on, letters = act(bucket)
         except PrivacyError as error:
-            after.append(bucket._replace(own=None, lost=f"bucket {number} of {len(split.buckets)} was left out: {error}"))
+            after.append(bucket._replace(own=None, lost=_left_out(number, split.buckets, error)))
         else:
             after.append(gone_on)
             out.update(letters)
@@ -144,8 +144,17 @@ def undo(link: Link, own: Own, answers: Letters, total: Total, nodes: Collection
     """
     if link.buckets is None:
         return link.undo(own, answers, total)
-    bucket = next(one for one in link.buckets(own) if not one.lost and set(nodes) <= set(one.nodes))
-    undone = link.undo(bucket.own, answers, total)
+    buckets = link.buckets(own)
+    number, bucket = next(one for one in enumerate(buckets, 1) if not one[1].lost and set(nodes) <= set(one[1].nodes))
+    try:
+        undone = link.undo(bucket.own, answers, total)
+    except PrivacyError as error:
+        raise PrivacyError(_left_out(number, buckets, error)) from error
     if not undone.total.weight > 0:  # the sum of what nodes say, and one may say anything
-        raise PrivacyError(f"its weights add up to {undone.total.weight:g}, which one of its nodes must have made so")
+        weight = f"its weights add up to {undone.total.weight:g}, which one of its nodes must have made so"
+        raise PrivacyError(_left_out(number, buckets, weight))
     return undone
+
+
+def _left_out(number: int, buckets: Collection[Bucket], why: object) -> str:
+    return f"bucket {number} of {len(buckets)} was left out: {why}"

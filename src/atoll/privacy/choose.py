@@ -47,11 +47,12 @@ def link(plan: Plan, layouts: Layouts, least: int = 1) -> Link | None:
     clip = guard.clip if isinstance(guard.clip, float) else None  # it is longer than any of an update's numbers
     if guard.distributed_noise and (own := account(plan)):
         most = central.shares(own.multiplier, layouts)["parameters"]
-        noisy = distributed.widest(guard.unit, most, plan.cohort.minimum - guard.corrupt)
-        return secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
-    if guard.encryption:
+        noisy = distributed.widest(guard.unit, most, plan.smallest_sum - guard.corrupt)
+        one = secagg(layouts, names, noisy, 1.0, guard.bits)  # one voice each; and steps so fine that noise is written exactly
+    elif guard.encryption:
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
-    one = secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
+    else:
+        one = secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
     return bucketed(one, guard.buckets, max(BUCKETS, least), plan.smallest_sum) if guard.buckets else one
 
 

@@ -45,8 +45,9 @@ def drop(state: State, reason: str) -> tuple[Command, ...]:
 def rest(state: State) -> State:
     """Nobody is asked for anything, and nothing has come."""
     return replace(
-        state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, enough=None, relay=None
-    )
+        state, cohort=(), asked=frozenset(), tasks={}, answers={}, lengths={}, closing={}, declines={}, lost={}, enough=None,
+        relay=None,
+    )  # fmt: skip
 
 
 def address(state: State, node: str) -> Address:

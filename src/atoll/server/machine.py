@@ -220,7 +220,7 @@ def _collected(state: State, event: Collected) -> Result:
     if state.phase is Phase.KEYING:  # later, their updates came, and are judged with the others
         waited = {node: why for node, why in event.lost.items() if state.busy(node)}
         lost = tuple(Judge(address(state, node), "", False, why, lost=True) for node, why in waited.items())
-    state, commands = phases.next_(state, event)
+    state, commands = phases.next_(replace(state, lost={**state.lost, **event.lost}), event)
     settled, more = (tries.settle if state.phase is Phase.TRAINING else tries.advance)(state, event.now)
     return settled, (*lost, *commands, *more)
 

@@ -30,10 +30,10 @@ class _Some:
 class _Means:
     """The means of sums, in the place of updates; what is added up whole stays a sum."""
 
-    def __init__(self, totals: Sequence[Total], reference: Groups | None) -> None:
-        self.ids, self.reference = [str(number) for number in range(1, len(totals) + 1)], reference
-        self.layouts: Layouts = layouts_of(totals[0].groups)
-        self._means = [{name: Group(group.layout, one.mean(name)) for name, group in one.groups.items()} for one in totals]
+    def __init__(self, means: Sequence[Groups], reference: Groups | None) -> None:
+        self.ids, self.reference = [str(number) for number in range(1, len(means) + 1)], reference
+        self.layouts: Layouts = layouts_of(means[0])
+        self._means = means
 
     def block(self, group: str, lo: int, hi: int) -> Sequence[Flat]:
         return [mean[group].values[lo:hi] for mean in self._means]
@@ -62,13 +62,16 @@ def over_means(
     Raises:
         PrivacyError: fewer can be opened.
     """
-    opened, why = list[Total](), ""
+    means, weights, participants, why = list[Groups](), list[float](), 0, ""
     for nodes in buckets:
         try:
-            opened.append(undo(fold(_Some(bodies, nodes), [1.0] * len(nodes), registered), nodes))
+            total = undo(fold(_Some(bodies, nodes), [1.0] * len(nodes), registered), nodes)
         except PrivacyError as error:
             why = str(error)
-    if len(opened) < enough:
-        raise PrivacyError(f"{len(opened)} of {len(buckets)} buckets could be opened, and it takes {enough}: {why}")
-    total = rule(_Means(opened, bodies.reference), [one.weight for one in opened], registered)
-    return replace(total, participants=sum(one.participants for one in opened))
+            continue
+        means.append({name: Group(group.layout, total.mean(name)) for name, group in total.groups.items()})
+        weights.append(total.weight)
+        participants += total.participants
+    if len(means) < enough:
+        raise PrivacyError(f"{len(means)} of {len(buckets)} buckets are left, and it takes {enough}: {why}")
+    return replace(rule(_Means(means, bodies.reference), weights, registered), participants=participants)

@@ -76,6 +76,7 @@ class State:
         lengths: node → how long its update is.
         closing: the updates that are becoming a model just now, as `accepted` was.
         declines: why nodes declined, for people.
+        lost: nodes whose sum can't be made in this try any more, and why, for people.
         until: when the present wait ends.
         enough: since when the quorum is there.
         leaving: the nodes that have not taken the final model yet.
@@ -108,6 +109,7 @@ class State:
     lengths: Mapping[str, Length | None] = field(default_factory=dict)
     closing: Mapping[str, str] = field(default_factory=dict)
     declines: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
     leaving: frozenset[str] = frozenset()
     course: Course = field(default_factory=Course)
@@ -139,7 +141,11 @@ class State:
 
     def fewest(self, phase: str) -> int:
         """How many nodes there must be in a phase of the link."""
-        return self.steps.few if phase == self.steps.opens else self.steps.least or self.rules.minimum
+        if phase == self.steps.opens:
+            return self.steps.few
+        if self.steps.least and phase in self.steps.after:
+            return 1  # the link looks at each bucket by itself
+        return self.steps.least or self.rules.minimum
 
     @property
     def least(self) -> int:
@@ -172,7 +178,7 @@ def admits(state: State, address: Address) -> str | None:
 
 def waiting_for(state: State, now: float) -> str:
     """Say in one line what a run waits for, and until when."""
-    left = f"; {max(0.0, state.until - now):.0f} s left"
+    left = "".join(f"; {why}" for why in dict.fromkeys(state.lost.values())) + f"; {max(0.0, state.until - now):.0f} s left"
     if state.phase is Phase.WAITING:
         return f"round {state.round}: {here(state)}{left}"
     if state.phase is Phase.TRAINING:

@@ -72,8 +72,8 @@ def _doing(
     if node not in run.present:
         since = {"since": lost[node]} if node in lost else {}
         return {"doing": "lost", "waited_for": asked and not run.answered(node), **since}
-    if node in run.declines:
-        return {"doing": "declined", "reason": run.declines[node]}
+    if why := run.declines.get(node) or run.lost.get(node):
+        return {"doing": "declined", "reason": why}
     if run.answered(node):
         return {"doing": "answered"}
     if not asked and run.conduct.held_out(node, run.round):
