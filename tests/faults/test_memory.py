@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ KILLS = [("connected", 1), ("trained", 1), ("sent", 2), ("trained", 3), ("verdic
 """Each life of a node ends right after it told of this, of this round or a later one."""
 
 
-def live(place: Path, url: str, name: str, *, dying: bool) -> None:
+def live(place: Path, url: str, name: str, kills: Sequence[tuple[str, int]]) -> None:
     """Be a node to the end of the run, killed on the way and started again each time."""
     words = ["join", url, "--data", place / f"{name}.npz", "--name", name, "--dir", place / name, "--json"]
-    for number, (what, first) in enumerate([*(KILLS if dying else []), ("nothing", 0)]):
+    for number, (what, first) in enumerate([*kills, ("nothing", 0)]):
         with atoll(*words, log=place / f"{name}-{number}.log", patience=200) as node:
             for event in events(node):
                 if event["what"] == what and event["round"] >= first:
@@ -49,8 +50,8 @@ def test_a_killed_node_goes_on_with_what_it_remembered(tmp_path):
         for event in events(server):
             if event["what"] == "listening":
                 for name in people:
-                    dies = {"dying": name == "node-1"}
-                    lives.append(threading.Thread(target=live, args=(tmp_path, event["url"], name), kwargs=dies))
+                    kills = KILLS if name == "node-1" else []
+                    lives.append(threading.Thread(target=live, args=(tmp_path, event["url"], name, kills)))
                     lives[-1].start()
             if event["what"] == "history":
                 history = event

@@ -60,9 +60,19 @@ def clock(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h {minutes} min" if hours >= 24 else f"{hours} h {minutes} min"
 
 
+_HUGE = 1e6
+"""Beyond it a figure, as of a model that diverges, isn't written out."""
+
+
 def figure(figures: Mapping[str, float], name: str, digits: int = 4) -> str:
-    """Return a figure as text, or a dash where it is missing."""
-    return f"{figures[name]:.{digits}f}" if name in figures else "–"
+    """Return a figure as text, or a dash where it is missing.
+
+    >>> figure({"loss": 0.5}, "loss"), figure({"loss": 1.5e300}, "loss"), figure({}, "loss")
+    ('0.5000', '1.5e+300', '–')
+    """
+    if name not in figures:
+        return "–"
+    return f"{figures[name]:.{digits}f}" if abs(figures[name]) < _HUGE else f"{figures[name]:.4g}"
 
 
 def plainly(judged: Mapping[str, float]) -> str:
