@@ -17,10 +17,13 @@ import keras
 from keras import layers
 
 from atoll import learners
-from atoll.errors import LearnerError
-from atoll.learner import Data, Rows, summary
+from atoll.errors import LearnerError, PlanError
+from atoll.learner import Data, PerExample, Rows, summary
 from atoll.learners.keras import export
+from atoll.method import find
 from atoll.plan import Plan
+from atoll.privacy.dp.clip import STEPS
+from atoll.simulate import simulate
 from atoll.testing import check_learner
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
@@ -32,6 +35,9 @@ def rows(kind: str = "binary", count: int = 120) -> Rows:
     if kind == "pictures":
         x = rng.normal(size=(count, 8, 8, 1)).astype(np.float32)
         return Rows(x, (x[:, :4].sum(axis=(1, 2, 3)) > 0).astype(float))
+    if kind == "words":
+        words = rng.integers(0, 20, (count, 6))
+        return Rows(words, (words[:, 0] > 9).astype(float))
     x = rng.normal(size=(count, 6)).astype(np.float32)
     score = x[:, 0] - 2 * x[:, 1] + 0.5 * x[:, 2]
     return Rows(x, (score > 0).astype(float) if kind == "binary" else np.digitize(score, [-1, 1]).astype(float))
@@ -142,6 +148,88 @@ def test_a_model_is_exported_and_read_again(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     right = np.mean((loaded.predict(rows().x, verbose=0)[:, 0] >= 0.5) == rows().y)
     assert right == summary(learner.evaluate(fitted, rows()))["accuracy"]
+
+
+BY_ROW = {
+    "three classes": (lambda: [layers.Dense(5, "tanh"), out(3, "softmax")], "three", {"loss": "sparse_categorical_crossentropy"}),
+    "regularised, dropout of nothing": (lambda: [layers.Dense(5, "relu", kernel_regularizer="l2"), layers.Dropout(0.0), out()],
+                                        "binary", {}),
+    "convolutions": (
+        lambda: [layers.Conv2D(4, 3), layers.GroupNormalization(2), layers.MaxPooling2D(), layers.Flatten(), out()],
+        "pictures", {"shape": (8, 8, 1)},
+    ),
+    "an embedding": (lambda: [layers.Embedding(20, 4), layers.Flatten(), out()], "words", {}),
+    "a recurrent layer": (lambda: [layers.Embedding(20, 4), layers.GRU(4), out()], "words", {}),
+    "a last layer alone": (lambda: [frozen(layers.Dense(5, "tanh")), frozen(layers.BatchNormalization()), out()], "binary", {}),
+    "neighbours in a batch": (lambda: [layers.Dense(5), layers.UnitNormalization(axis=0), out()], "binary", {}),
+}  # fmt: skip
+"""The last one mixes the rows of a batch: of one row there is nothing to mix."""
+
+
+def frozen(layer: Any) -> Any:
+    layer.trainable = False
+    return layer
+
+
+@pytest.mark.parametrize("name", BY_ROW)
+def test_gradients_of_single_rows_are_bounded_and_added_up(name):
+    stack, kind, options = BY_ROW[name]
+    learner, table = learners.build(keras_plan(*stack(), **options)), rows(kind, 8)
+    assert isinstance(learner, PerExample)
+    assert learner.moving == ()
+    groups = learner.initial(0)
+    before = groups["parameters"].values.astype(float)
+    alone = [Rows(table.x[k : k + 1], table.y[k : k + 1]) for k in range(len(table))]
+    moved = [learner.fit(groups, one, 1, 1, np.random.default_rng(0)).groups["parameters"].values for one in alone]
+    single = (before - np.array(moved)) / 0.1
+    lengths = np.linalg.norm(single, axis=1, keepdims=True)
+    bound = float(np.median(lengths))
+    expected = (single * np.minimum(1, bound / lengths)).sum(axis=0)
+    found = learner.clipped(groups, table, bound, STEPS) * bound / STEPS
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 + 1e-4 * bound * len(table))
+    some = [learner.clipped(groups, Rows(table.x[:many], table.y[:many]), bound / 1e3, STEPS) for many in (8, 7)]
+    assert np.linalg.norm(some[0] - some[1]) <= STEPS
+    if kind != "words":
+        huge = table.x.copy()
+        huge[3] *= 1e6
+        with_it = learner.clipped(groups, Rows(huge, table.y), bound / 1e3, STEPS)
+        without = learner.clipped(groups, Rows(np.delete(huge, 3, 0), np.delete(table.y, 3)), bound / 1e3, STEPS)
+        assert np.linalg.norm(with_it - without) <= STEPS
+
+
+def test_each_row_drops_out_other_units():
+    learner = learners.build(keras_plan(layers.Dense(40, "relu"), layers.Dropout(0.5), out()))
+    table = rows(count=1)
+    twice = Rows(np.repeat(table.x, 2, axis=0), np.repeat(table.y, 2))
+    sums = [learner.clipped(learner.initial(0), twice, 1e-3, STEPS) for _ in range(2)]
+    assert not np.array_equal(*sums), "from call to call"
+    assert any(one % 2 for one in sums[0]), "and from row to row: not twice the same"
+
+
+def test_training_with_noise_for_each_row():
+    noise = {"example_noise": {"multiplier": 0.5, "delta": 1e-3, "clip": 1.0}}
+    plan = keras_plan(frozen(layers.Dense(6, "tanh")), out(), epochs=5, batch_size=40, learning_rate=0.5).with_(privacy=noise)
+    table = rows(count=400)
+    data = {name: (table.x[k::2], table.y[k::2]) for k, name in enumerate("ab")}
+    runs = [simulate(one, data, holdout=table) for one in (plan, plan)]
+    assert runs[0].digest != runs[1].digest
+    assert min(run.holdout["accuracy"] for run in runs) > 0.6
+    kept = learners.build(plan).initial(plan.plan.seed)["buffers"]
+    assert runs[0].model["buffers"] == kept, "a frozen layer is the server's"
+
+
+@pytest.mark.parametrize(
+    ("stack", "said"),
+    [
+        ([layers.BatchNormalization(), out()], "training changes 'sequential[^']*/batch_normalization[^']*/moving_mean'"),
+        ([layers.SpectralNormalization(layers.Dense(3)), out()], "training changes '.*vector_u'"),
+    ],
+)
+def test_what_training_changes_beside_weights_is_refused_under_noise(stack, said):
+    noise = {"example_noise": {"multiplier": 0.5, "delta": 1e-3, "clip": 1.0}}
+    plan = keras_plan(*stack).with_(privacy=noise)
+    with pytest.raises(PlanError, match=said):
+        find(plan, learners.build(plan))
 
 
 @pytest.mark.parametrize(

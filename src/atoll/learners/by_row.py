@@ -5,7 +5,11 @@ Learners compute them with arrays of their own framework, and so does this: any 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 _TOGETHER, _NUMBERS = 256, 1 << 21
 """Rows, and numbers, of which gradients are taken side by side: what fills no cache is slower, by four times on JAX."""
@@ -23,12 +27,23 @@ def together(parameters: int, rows: int) -> int:
     return int(1 << (min(most, 1 << (rows - 1).bit_length()).bit_length() - 1))
 
 
+def filled(parameters: int, rows: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_]]]:
+    """Return the numbers of the rows of each block, all of one size, and which of them are there: the last block is filled up.
+
+    >>> [(which.tolist(), there.tolist()) for which, there in filled(1 << 20, 3)]
+    [([0, 1], [True, True]), ([2, 2], [True, False])]
+    """
+    size = together(parameters, rows)
+    for lo in range(0, rows, size):
+        places = np.arange(lo, lo + size)
+        yield np.minimum(places, rows - 1), places < rows
+
+
 def whole(xp: Any, gradients: Any, bound: Any, steps: Any) -> Any:
     """Return gradients `[rows, p]` in whole steps of bound/steps, each row no longer than the bound; cut towards zero.
 
     A gradient that isn't finite counts as nothing.
 
-    >>> import numpy as np
     >>> whole(np, np.array([[3.0, -4.0], [0.25, 0.0], [np.inf, 1.0]]), 1.0, 100)
     array([[ 59., -79.],
            [ 25.,   0.],

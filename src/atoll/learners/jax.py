@@ -318,15 +318,12 @@ class Jax:
 
     def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
         """See `PerExample.clipped`; by vmap over rows, as many at a time as fit into memory."""
-        numbers = self.layouts["parameters"].size
-        total, size = np.zeros(numbers), by_row.together(numbers, len(rows))
+        size = self.layouts["parameters"].size
         parameters, state = self._trees({name: groups[name].values for name in self.layouts})
-        seed = int(np.frombuffer(new_secret()[:4], np.uint32)[0])
-        for lo in range(0, len(rows), size):
-            which = np.minimum(np.arange(lo, lo + size), len(rows) - 1)
-            keys = jax.random.split(jax.random.key(seed + lo), size)
-            mask = np.arange(lo, lo + size) < len(rows)
-            total += np.asarray(self._clipped(parameters, state, *self._arrays(rows, which), mask, keys, bound, float(steps)))
+        total, secret = np.zeros(size), jax.random.key(int(np.frombuffer(new_secret()[:4], np.uint32)[0]))
+        for number, (which, there) in enumerate(by_row.filled(size, len(rows))):
+            keys = jax.random.split(jax.random.fold_in(secret, number), len(which))
+            total += np.asarray(self._clipped(parameters, state, *self._arrays(rows, which), there, keys, bound, float(steps)))
         return total
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from atoll.learner import Correct
+from atoll.learners import by_row
 from atoll.learners.keras.engine import Objective
 from atoll.vector import Layout
 
+_LOG = logging.getLogger("atoll.learners")
 Function = Callable[..., Any]
 
 
@@ -22,12 +26,16 @@ class Backend(NamedTuple):
         gradient: (loss, values) → the gradient of `loss()[0]` by the values, and `loss()[1]`.
         compiled: makes a function of arrays faster.
         asking: the same for one that is never differentiated.
+        each: (loss, values, parts) → the gradients `[rows, p]` of `loss(values, *part)` by the values, of a row's part of each.
+        alone: the same one after the other, of what `each` can't take.
         seed: seeds the framework's own generator, from which some layers draw whatever seeds Keras keeps for them.
     """
 
     gradient: Callable[[Function, Callable[[], Sequence[Any]]], tuple[Sequence[Any], Any]]
     compiled: Callable[[Function], Function]
     asking: Callable[[Function], Function]
+    each: Callable[[Function, Sequence[Any], tuple[Any, ...]], Any]
+    alone: Callable[[Function, Sequence[Any], tuple[Any, ...]], Any]
     seed: Callable[[int], Any]
 
 
@@ -39,7 +47,23 @@ def _tensorflow() -> Backend:
             down, summed = loss()
         return tape.gradient(down, values(), unconnected_gradients="zero"), summed
 
-    return Backend(gradient, tf.function, tf.function, tf.random.set_seed)
+    def row(loss: Function, values: Sequence[Any]) -> Function:
+        def one(part: tuple[Any, ...]) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                down = loss(values, *part)
+            found = tape.gradient(down, values, unconnected_gradients="zero")
+            return tf.concat([tf.reshape(tf.convert_to_tensor(one), [-1]) for one in found], 0)
+
+        return one
+
+    def each(loss: Function, values: Sequence[Any], parts: tuple[Any, ...]) -> Any:
+        return tf.vectorized_map(row(loss, values), parts, fallback_to_while_loop=False)
+
+    def alone(loss: Function, values: Sequence[Any], parts: tuple[Any, ...]) -> Any:
+        return tf.map_fn(row(loss, values), parts, fn_output_signature=tf.float32)
+
+    return Backend(gradient, tf.function, tf.function, each, alone, tf.random.set_seed)
 
 
 def _torch() -> Backend:
@@ -51,7 +75,20 @@ def _torch() -> Backend:
         zeros = (torch.zeros_like(value) if part is None else part for part, value in zip(found, values(), strict=True))
         return list(zeros), summed.detach()
 
-    return Backend(gradient, lambda act: act, torch.no_grad(), torch.manual_seed)
+    def flat(found: Sequence[Any]) -> Any:
+        return torch.cat([one.reshape(len(one), -1) for one in found], dim=1)
+
+    def each(loss: Function, values: Sequence[Any], parts: tuple[Any, ...]) -> Any:
+        places = (None, *(0 for _ in parts))
+        return flat(torch.func.vmap(torch.func.grad(loss), places, randomness="different")(values, *parts))
+
+    def alone(loss: Function, values: Sequence[Any], parts: tuple[Any, ...]) -> Any:
+        drawn, x, y = parts
+        down = torch.func.grad(loss)
+        rows = [down(values, {place: many[k] for place, many in drawn.items()}, x[k], y[k]) for k in range(len(x))]
+        return flat([torch.stack(many) for many in zip(*rows, strict=True)])
+
+    return Backend(gradient, lambda act: act, torch.no_grad(), each, alone, torch.manual_seed)
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"tensorflow": _tensorflow, "torch": _torch}
@@ -65,6 +102,7 @@ class Eager:
         self._fresh = [keras.ops.convert_to_numpy(one.value) for one in optimizer.variables]
         self._gradient, self._step = backend.compiled(self._differentiate), backend.compiled(self._go)
         self._predict = backend.asking(self._judge)
+        self._clipped, self._alone = (backend.compiled(partial(self._summed, how)) for how in (backend.each, backend.alone))
 
     def begin(self, trainable: Sequence[Any], others: Sequence[Any], rate: float, seed: int) -> None:
         """See `Engine.begin`."""
@@ -92,6 +130,37 @@ class Eager:
         """See `Engine.end`."""
         del carry
         return [_array(one) for one in self._values()], [_array(one.value) for one in self._model.non_trainable_variables]
+
+    def clipped(self, carry: None, drawn: Mapping[int, Any], x: Any, y: Any, there: Any, bound: Any, steps: Any) -> Any:
+        """See `Engine.clipped`; side by side where the framework can."""
+        del carry
+        given = [keras.ops.convert_to_tensor(one) for one in (x, y, there, bound, steps)]
+        seeds = {place: keras.ops.convert_to_tensor(many) for place, many in drawn.items()}
+        try:
+            return self._clipped(seeds, *given)
+        except Exception as error:  # whatever can't be vectorised; if it is the rows' fault, the slow way says so
+            if self._clipped is self._alone:
+                raise
+            found = self._alone(seeds, *given)
+            self._clipped = self._alone
+            _LOG.warning(
+                "privacy.example_noise: %s can't vectorise this model (%s), so rows go one by one",
+                keras.backend.backend(),
+                type(error).__name__,
+            )
+            return found
+
+    def _summed(self, how: Function, drawn: Mapping[int, Any], x: Any, y: Any, there: Any, bound: Any, steps: Any) -> Any:
+        held = [variable.value for variable in self._model.non_trainable_variables]
+
+        def loss(values: Sequence[Any], drawn: Mapping[int, Any], x: Any, y: Any) -> Any:
+            others = [drawn.get(place, value) for place, value in enumerate(held)]
+            predicted, _, added = self._model.stateless_call(values, others, x[None], training=True, return_losses=True)
+            return self._objective(y[None], predicted, None)[0] + sum(added)
+
+        gradients = how(loss, self._values(), (dict(drawn), x, y))
+        counts = keras.ops.cast(there, "int32")[:, None]
+        return keras.ops.sum(keras.ops.cast(by_row.whole(keras.ops, gradients, bound, steps), "int32") * counts, axis=0)
 
     def predict(self, carry: None, x: Any, y: Any) -> tuple[Any, Any]:
         """See `Engine.predict`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -31,6 +31,13 @@ class Engine(Protocol):
 
     def end(self, carry: Any) -> tuple[Sequence[Any], Sequence[Any]]:
         """Return the trainable and the other variables."""
+        ...
+
+    def clipped(self, carry: Any, drawn: Mapping[int, Any], x: Any, y: Any, there: Any, bound: Any, steps: Any) -> Any:
+        """Return the sum `[p]` of the gradients of the rows that are there, each a batch of its own, as `by_row.whole` makes it.
+
+        `drawn` has each row's random state `[rows, …]`, by the place of the variable among the others.
+        """
         ...
 
     def predict(self, carry: Any, x: Any, y: Any) -> tuple[Any, Any]:

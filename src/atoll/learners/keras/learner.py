@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import keras
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoll.errors import LearnerError, PlanError
+from atoll.keys import new_secret
 from atoll.learner import Correct, Fit, Lean, Measure, Pure, Rows, batches, nothing
-from atoll.learners import named
+from atoll.learners import by_row, named
 from atoll.learners.keras import engine, room
 from atoll.metrics import Count, Task
 from atoll.vector import Group, Groups, Layout, Metrics, Tensor
@@ -35,6 +37,9 @@ _ROWS = 4096
 """At most so many rows are judged at a time, …"""
 _NUMBERS_AT_ONCE = 1 << 26
 """… and fewer where a layer gives more numbers than this for them (256 MB)."""
+
+_SIDE = 8
+"""For a trial, of inputs that may have any size."""
 
 
 class Keras:
@@ -62,7 +67,7 @@ class Keras:
         widest: int = 1,
     ) -> None:
         plain = optimizer == "sgd" and optimizer_options.keys() <= {"learning_rate"}
-        self.can = frozenset({"correct", "sgd"} if plain else {"correct"})
+        self.can = frozenset({"correct", "per_example", *(["sgd"] if plain else [])})
         self._config, self._loss_name = config, loss
         self.task: Task = "numbers" if loss in _NUMBERS else "classes" if loss in _CLASSES else "binary"
         self.chances = "hinge" not in loss
@@ -194,6 +199,37 @@ class Keras:
         return Fit(
             self._groups(trainable, self._travelling(others)), {"samples": float(samples), "loss": float(sum(map(float, losses)))}
         )
+
+    @cached_property
+    def moving(self) -> tuple[str, ...]:
+        """See `PerExample.moving`: found by trying a step."""
+        if "buffers" not in self.layouts:
+            return ()
+        names = [tensor.name for tensor in self.layouts["buffers"].tensors]
+        model, inner = self.model, self._loss_name in _CLASSES
+        shapes = model.input_shape[1:], model.output_shape[1:-1] if inner else model.output_shape[1:]
+        x, y = (np.ones((2, *(side or _SIDE for side in shape)), np.float32) for shape in shapes)
+        start = self.groups()["buffers"].arrays
+        try:
+            after = self.fit(self.groups(), Rows(x, np.zeros_like(y)), 1, 2, np.random.default_rng(0)).groups["buffers"].arrays
+        except Exception:  # noqa: BLE001  a model that takes no such rows: it may change anything
+            return tuple(names)
+        return tuple(name for name in names if not np.array_equal(start[name], after[name]))
+
+    def clipped(self, groups: Groups, rows: Rows, bound: float, steps: int) -> NDArray[np.float64]:
+        """See `PerExample.clipped`."""
+        self._check(rows)
+        size, rng = self.layouts["parameters"].size, np.random.default_rng(int.from_bytes(new_secret(), "little"))
+        total, carry = np.zeros(size), self._filled(groups, rng)
+        for which, there in by_row.filled(size, len(rows)):
+            drawn = {
+                place: rng.integers(0, 1 << 31, (len(which), *home.shape)).astype(home.dtype)
+                for place, (one, home) in enumerate(zip(self.model.non_trainable_variables, self._home, strict=True))
+                if self._is_random(one)
+            }
+            found = self._engine.clipped(carry, drawn, *self._arrays(rows, which), there, np.float32(bound), np.float32(steps))
+            total += _array(found)
+        return total
 
     def represent(self, groups: Groups, layer: str | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
         """See `Representing.represent`; on JAX alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atoll.learner import Correct, filled
+from atoll.learners import by_row
 from atoll.learners.keras.engine import Objective
 from atoll.learners.named import alike
 from atoll.vector import Layout
@@ -53,6 +54,23 @@ class Stateless:
     def end(self, carry: Any) -> tuple[list[Any], list[Any]]:
         """See `Engine.end`."""
         return carry[0], carry[1]
+
+    def clipped(self, carry: Any, drawn: Mapping[int, Any], x: Any, y: Any, there: Any, bound: Any, steps: Any) -> Any:
+        """See `Engine.clipped`; by vmap."""
+        return self._clipped(carry[:2], dict(drawn), x, y, there, bound, steps)
+
+    @cached_property
+    def _clipped(self) -> Any:
+        def one(carry: Any, drawn: Mapping[int, Any], x: Any, y: Any) -> Any:
+            others = [drawn.get(place, value) for place, value in enumerate(carry[1])]
+            return self.flat(self._gradient(carry[0], others, x[None], y[None])[1])
+
+        def summed(carry: Any, drawn: Mapping[int, Any], x: Any, y: Any, there: Any, bound: Any, steps: Any) -> Any:
+            gradients = jax.vmap(one, (None, 0, 0, 0))(carry, drawn, x, y)
+            whole = by_row.whole(jnp, gradients, bound, steps).astype(jnp.int32)
+            return jnp.sum(jnp.where(there[:, None], whole, 0), axis=0)
+
+        return jax.jit(summed)
 
     def predict(self, carry: Any, x: Any, y: Any) -> tuple[Any, Any]:
         """See `Engine.predict`."""
