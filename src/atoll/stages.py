@@ -77,20 +77,12 @@ def _follow(stages: tuple[str, ...]) -> tuple[str, ...]:
     return stages
 
 
-def _whole(stages: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that stages leave nothing out of a model: no later one would bring it."""
-    if wrong := next((text for text in _follow(stages) if Said.of(text).name in CHOICES), None):
-        raise ValueError(
-            f"'{wrong}' leaves numbers out of a model, and whoever has just joined has no other; take '8bit' or 'rotate', '4bit'"
-        )
-    return stages
-
-
 class Compression(Section):
     """`[compression]`: stages in the order in which numbers go through them; none: numbers travel as they are.
 
-    `up` is for updates, from nodes to the server; `down` for models, from the server to nodes.
+    `up` is for updates, from nodes to the server; `down` for models, from the server to nodes: of stages that leave numbers
+    out, nodes that have the model before get a step to the next one, and all others the whole.
     """
 
     up: Annotated[tuple[str, ...], AfterValidator(_follow)] = ()
-    down: Annotated[tuple[str, ...], AfterValidator(_whole)] = ()
+    down: Annotated[tuple[str, ...], AfterValidator(_follow)] = ()

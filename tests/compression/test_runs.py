@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import tracemalloc
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from tests.cli.test_commands import atoll as command
 from tests.faults.test_bad_input import Rogue
+from tests.faults.test_recovery import killed
 from tests.federation import clients, plan, run
 
 from atoll import simulate
@@ -84,6 +86,122 @@ def test_deployed_simulated_and_replayed_runs_have_the_same_bits(tmp_path, wide,
     assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
     assert [one["bytes"] for one in deployed["rounds"]] == [one["bytes"] for one in simulated.rounds]
     assert simulated.digest != plain.digest
+
+
+STEPS = [["topk:0.3", "8bit"], ["randomk:0.5"], ["powersgd:1", "bfloat16"]]
+
+
+@pytest.mark.parametrize("down", STEPS, ids="+".join)
+def test_nodes_get_from_model_to_model_by_steps_and_all_runs_have_the_same_bits(tmp_path, wide, down):
+    """Deployed, simulated and replayed; each node fetches the first model whole, and then steps, by the bytes on the wire."""
+    agreed = plan(
+        compression={"down": down, "up": ["8bit"]}, model=model_for(down), plan={"rounds": 4}, cohort={"quorum": 1.0},
+        aggregation={"rule": "fedadam"},
+    )  # fmt: skip
+    holdout = Rows(*wider(9))
+    deployed = run(agreed, wide, tmp_path, holdout=holdout, allow=[FUNCTION])
+    simulated = simulate(agreed, wide, holdout=holdout, allow=[FUNCTION])
+    assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
+    assert deployed["rounds"][-1]["holdout"] == pytest.approx(simulated.holdout)
+    (final,) = {(tmp_path / name / "final.safetensors").read_bytes() for name in wide}
+    assert unpack(final, layouts_of(simulated.model))[0] == simulated.model, "nodes keep what they used"
+    assert final == (tmp_path / "store" / "models" / f"{deployed['last']}.safetensors").read_bytes(), "whole"
+    fetched = [one["fetched"] for one in deployed["rounds"]]
+    assert fetched == [one["fetched"] for one in simulated.rounds]
+    step, whole = fetched[1], 3 * (tmp_path / "store" / "models" / f"{deployed['initial']}.safetensors").stat().st_size
+    assert fetched == [whole, step, step, step]
+    (last,) = (tmp_path / "store" / "models").glob("*.step")
+    assert 3 * last.stat().st_size == step
+
+
+def test_who_missed_a_step_or_lost_its_model_takes_the_whole_and_who_only_died_goes_on_by_steps(tmp_path, wide):
+    """After round 1 a node dies, and comes back with what it had; after round 2 its model is gone; after 3 it is cut in half."""
+    agreed = plan(compression={"down": ["topk:0.3"]}, model=MODEL, plan={"rounds": 5}, cohort={"quorum": 1.0, "deadline": 60})
+    mine = tmp_path / "node-0"
+
+    def lose() -> None:
+        for one in (mine / "model").iterdir():
+            one.unlink()
+
+    def halve() -> None:
+        (one,) = (mine / "model").iterdir()
+        one.write_bytes(one.read_bytes()[: one.stat().st_size // 2])
+
+    async def dying(url: str) -> None:
+        for round_, harm in ((1, None), (2, lose), (3, halve), (None, None)):
+            over = asyncio.Event()
+
+            def watch(said: Any, round_: Any = round_, over: asyncio.Event = over) -> None:
+                if (said["what"], said.get("round")) == ("verdict", round_):
+                    over.set()
+
+            node = Node(url, wide["node-0"], name="node-0", directory=mine, watch=watch)
+            taking, dead = asyncio.create_task(node.start_async()), asyncio.create_task(over.wait())
+            await asyncio.wait([taking, dead], return_when=asyncio.FIRST_COMPLETED)
+            dead.cancel()
+            if round_:
+                taking.cancel()  # no goodbye
+            await asyncio.wait([taking])
+            if harm:
+                harm()
+
+    async def together() -> dict[str, Any]:
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        others = [Node(server.url, wide[name], name=name, directory=tmp_path / name) for name in ("node-1", "node-2")]
+        history, *_ = await asyncio.gather(server.serve_async(), dying(server.url), *(node.start_async() for node in others))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    assert models(history) == [one["model"] for one in simulate(agreed, wide).rounds]
+    fetched = [one["fetched"] for one in history["rounds"]]
+    whole = (tmp_path / "store" / "models" / f"{history['initial']}.safetensors").stat().st_size
+    step = fetched[1] // 3
+    assert fetched == [3 * whole, 3 * step, whole + 2 * step, whole + 3 * step, 3 * step], "half a model is no start for a step"
+
+
+def test_where_only_some_are_asked_those_who_were_asked_before_follow(tmp_path, wide):
+    agreed = plan(
+        compression={"down": ["randomk:0.5"]}, model=MODEL, plan={"rounds": 6},
+        cohort={"quorum": 1.0, "fraction": 0.6, "minimum": 2},
+    )  # fmt: skip
+    deployed, simulated = run(agreed, wide, tmp_path), simulate(agreed, wide)
+    assert models(deployed) == replayed(tmp_path)
+    whole = (tmp_path / "store" / "models" / f"{deployed['initial']}.safetensors").stat().st_size
+    (step,) = {one.stat().st_size for one in (tmp_path / "store" / "models").glob("*.step")}
+    for rounds in (deployed["rounds"], simulated.rounds):  # whom they ask is drawn otherwise
+        asked = [set(), *(set(one["answered"]) for one in rounds)]
+        follow = [len(now & before) for before, now in itertools.pairwise(asked)]
+        assert 0 < sum(follow) < 10
+        assert [one["fetched"] for one in rounds] == [many * step + (2 - many) * whole for many in follow]
+
+
+def test_killed_and_resumed_a_server_goes_on_with_steps(tmp_path):
+    """Also where the method keeps more than the model, and no round was closed yet."""
+    agreed = plan(
+        compression={"down": ["topk:0.5"]}, plan={"rounds": 4}, cohort={"quorum": 1.0, "deadline": 60},
+        aggregation={"rule": "fedadam"},
+    )  # fmt: skip
+    history, nodes = killed(agreed, tmp_path, [("asked", 1), ("round", 1), ("listening", 1)])
+    simulated = simulate(agreed, clients())
+    assert models(history) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
+    assert [node.trained for node in nodes] == [4, 4, 4]
+    assert history["rounds"][-1]["fetched"] == simulated.rounds[-1]["fetched"] != simulated.rounds[0]["fetched"]
+
+
+def test_a_simulation_that_was_stopped_goes_on_with_steps(tmp_path, wide):
+    agreed = plan(
+        compression={"down": ["topk:0.3"], "up": ["topk:0.3"]}, model=MODEL, plan={"rounds": 5},
+        aggregation={"rule": "fedadam"}, cohort={"fraction": 0.6, "minimum": 2},
+    )  # fmt: skip
+
+    def stop(said: Any) -> None:
+        if said["what"] == "round" and said["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(agreed, wide, store=tmp_path / "kept", watch=stop)
+    again, whole = simulate(agreed, wide, store=tmp_path / "kept", resume=True), simulate(agreed, wide)
+    assert (again.digest, again.rounds) == (whole.digest, whole.rounds)
 
 
 @pytest.mark.parametrize("down", [["bfloat16"], ["8bit"], ["rotate", "4bit"]], ids="+".join)
@@ -159,9 +277,13 @@ def test_a_simulation_that_was_stopped_goes_on_with_small_models(tmp_path, wide)
 
 
 def test_over_kafka_a_compressed_run_has_the_bits_of_the_simulated_one(tmp_path, wide, kafka):
-    agreed = pressed(["topk:0.3", "8bit"], model={"inputs": 30}, log={"kafka": kafka, "prefix": f"{tmp_path.name}."})
-    deployed = run(agreed, wide, tmp_path)
-    assert models(deployed) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
+    agreed = plan(
+        compression={"up": ["topk:0.3", "8bit"], "down": ["topk:0.3"]}, model=MODEL,
+        log={"kafka": kafka, "prefix": f"{tmp_path.name}."}, cohort={"quorum": 1.0},
+    )  # fmt: skip
+    deployed, simulated = run(agreed, wide, tmp_path), simulate(agreed, wide)
+    assert models(deployed) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
+    assert [one["fetched"] for one in deployed["rounds"]] == [one["fetched"] for one in simulated.rounds]
 
 
 @pytest.mark.parametrize("up", [["topk:0.2", "4bit"], ["powersgd:1"], ["randomk:0.3"]], ids="+".join)
@@ -280,7 +402,8 @@ def test_compiled_strategies_are_within_1e_5_of_map_for_any_number_of_workers(wi
         ({"compression": {"up": ["8bit", "rotate"]}}, "nothing follows '8bit', which makes codes of numbers; put it last"),
         ({"compression": {"up": ["topk:0.1", "randomk:0.1"]}}, "'randomk' can't follow 'topk', which chooses already"),
         ({"compression": {"up": ["rotate", "topk:0.1"]}}, "which spreads each number over many"),
-        ({"compression": {"down": ["topk:0.1"]}}, "compression.down: 'topk:0.1' leaves numbers out of a model"),
+        ({"compression": {"down": ["topk:1"]}}, "compression.down: 'topk' leaves nothing out of this model"),
+        ({"compression": {"down": ["topk:0.1", "randomk:0.1"]}}, "'randomk' can't follow 'topk', which chooses already"),
         ({"compression": {"down": ["8bit", "4bit"]}}, "nothing follows '8bit'"),
         ({"compression": {"ups": ["8bit"]}}, "unknown key; did you mean 'up'?"),
         (

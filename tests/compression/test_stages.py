@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atoll.compression import places
+from atoll.compression import Down, places
 from atoll.compression.press import Press, stages
 from atoll.compression.quantise import BLOCK
 from atoll.compression.rotate import PIECE, hadamard
@@ -257,16 +257,43 @@ def test_nothing_is_lost_for_good(said, seed):
     np.testing.assert_allclose(came + left, put, rtol=0, atol=1e-12 * np.abs(put).max())
 
 
-@pytest.mark.parametrize("said", ["topk:0.1", "randomk:0.1", "powersgd:1"])
+@pytest.mark.parametrize("said", [one for one in CHAINS if one[0].startswith(("topk", "randomk", "powersgd"))], ids="+".join)
 def test_what_was_left_out_comes_later(said):
     """The same vector to send every time: what comes is its multiple, but for one memory that doesn't grow."""
-    sent, one, memory = groups((40, 25)), press(said), {}
+    sent, one, memory = groups((40, 25)), press(*said), {}
     sizes = []
     for round_ in range(1, 200):
         _, memory = one.encode(sent, memory, round_, "a")
         sizes.append(np.linalg.norm(memory["compression.parameters"].values))
     assert max(sizes[100:]) < 1.1 * max(sizes[:100])
     assert sizes[-1] < 40 * np.linalg.norm(sent["parameters"].values)
+
+
+@pytest.mark.parametrize("said", [one for one in CHAINS if one[0].startswith(("topk", "randomk", "powersgd"))], ids="+".join)
+def test_steps_lead_nodes_to_a_model_that_stays_and_after_one_that_moves(said):
+    """Gruntkowska et al. 2023: what is left of x - R shrinks by the contraction of the stage, and nothing of it is lost."""
+    way, dtype = Down(Press(stages(said), 3, "down")), "float64" if said == ["topk:0.1"] else "float32"
+    own = {**groups((40, 30), (11,), dtype=dtype), "buffers": groups((5,), seed=9)["parameters"]}
+    layouts = layouts_of(own)
+    given, step = way.next(own, None, 0)
+    assert given is own
+    assert step is None
+    own = {**groups((40, 30), (11,), seed=1, dtype=dtype), "buffers": groups((5,), seed=8)["parameters"]}
+    node, apart = b"".join(pack(given)), []
+    for round_ in range(1, 120):
+        given, step = way.next(own, given, round_)
+        assert step
+        node = b"".join(way.followed(node, b"".join(pack(step, {"round": str(round_)})), layouts))
+        assert node == b"".join(pack(given)), "a node makes the very bytes"
+        assert given["buffers"] == own["buffers"]
+        apart.append(np.linalg.norm(given["parameters"].values - own["parameters"].values))
+        if round_ < 20:
+            own = {**own, "parameters": own["parameters"].with_values(own["parameters"].values * dtype_one(dtype, 1.01))}
+    assert apart[-1] < 0.02 * apart[0]
+
+
+def dtype_one(dtype: str, number: float) -> np.generic:
+    return np.dtype(dtype).type(number)
 
 
 def test_what_isnt_averaged_or_is_one_number_or_buffers_travels_as_it_is():

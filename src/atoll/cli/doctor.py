@@ -216,6 +216,7 @@ def _plan(path: Path) -> tuple[Plan | None, Finding]:
         learner = learners.build(plan)
         algorithm = method.find(plan, learner)
         compression.find(plan, algorithm.updates(learner.layouts), sums=algorithms.adds(algorithm))
+        compression.down(plan, learner.layouts)
     except AtollError as error:
         return plan, Finding("plan", "problem", str(error))
     return plan, Finding("plan", "fine", f"{plan.plan.name}, a {plan.model.kind} model, digest {plan.digest[:12]}")

@@ -222,7 +222,9 @@ def _digest(found: dict[str, Any], which: str) -> str:
 
 
 def _copy(plan: Plan, path: Path, to: Path) -> None:
-    if plan.compression.down:
+    from atoll import compression
+
+    if compression.down(plan).small:
         to.write_bytes(_whole(plan, path))
     else:
         shutil.copyfile(path, to)
@@ -234,7 +236,7 @@ def _whole(plan: Plan, path: Path) -> bytes:
     from atoll.wire import layouts_read, pack, unpack, words_of
 
     body, down = path.read_bytes(), compression.down(plan)
-    if not down.stages:
+    if not down.small:
         return body
     layouts = layouts_read(words_of(body)["whole"])
     return b"".join(pack(down.received(unpack(body, down.layouts(layouts))[0], layouts)))

@@ -89,7 +89,7 @@ def _size(plan: Plan, allow: Collection[str]) -> tuple[dict[str, Any], str | Non
         "update": {name: layout.size for name, layout in updates.items()},
         "whole_bytes": _bytes(protected(plan, updates, updates)[1]) + _OVERHEAD,
         "update_bytes": _bytes(small) + _OVERHEAD,
-        "model_bytes": _bytes(compression.down(plan).layouts(model)) + _OVERHEAD,
+        "model_bytes": _bytes(compression.down(plan, learner.layouts).press.layouts(model)) + _OVERHEAD,
     }, None
 
 

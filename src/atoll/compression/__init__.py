@@ -4,7 +4,8 @@ Enters: groups of flat vectors. Leaves: groups whose layouts the plan alone says
 and readers, which open any stretch of a vector by itself. Rank 2: knows vectors and plans; rank 4 and up import it.
 """
 
-from atoll.compression.press import OPEN, Press, down, find, parted, stages
+from atoll.compression.down import Down, down
+from atoll.compression.press import OPEN, Press, find, parted, stages
 from atoll.compression.stage import Read, Stage
 
-__all__ = ["OPEN", "Press", "Read", "Stage", "down", "find", "parted", "stages"]
+__all__ = ["OPEN", "Down", "Press", "Read", "Stage", "down", "find", "parted", "stages"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atoll.compression.stage import Coded, Read, Seed, Shapes, Stage, plain
 from atoll.vector import Flat, Group, Groups, Layout
@@ -33,6 +34,8 @@ class _Matrix(NamedTuple):
 def powersgd(rank: int) -> Stage:
     """Send P Qᵀ ≈ M for each array M of two or more axes: one step of power iteration, begun where the last one ended.
 
+    Where nothing is remembered of a last one, as at first, two steps are taken from a Q that is drawn.
+
     An array is cut into rows and columns where these are as equal as can be; one that two thin ones wouldn't make shorter
     travels whole. What is left out, and Q, are remembered.
 
@@ -56,9 +59,10 @@ def powersgd(rank: int) -> Stage:
                 continue
             width = one.rank * one.columns
             matrix = part.reshape(one.rows, one.columns).astype(np.float64)
-            p, _ = np.linalg.qr(matrix @ before[at : at + width].reshape(one.columns, one.rank))
+            q = before[at : at + width].reshape(one.columns, one.rank)
+            p, _ = np.linalg.qr(matrix @ (q if "q" in memory else matrix.T @ np.linalg.qr(matrix @ q)[0]))
             q = (matrix.T @ p).astype(np.float32)
-            into[: one.rows * one.rank], into[one.rows * one.rank :] = p.astype(np.float32).reshape(-1), q.reshape(-1)
+            into[: one.rows * one.rank], into[one.rows * one.rank :] = _balanced(p, q)
             after[at : at + width] = q.reshape(-1)
             at += width
         return Coded(Group(plain(sent.size), sent), {}, {"q": Group(warm, after)} if warm.size else {})
@@ -78,6 +82,16 @@ def powersgd(rank: int) -> Stage:
         return part
 
     return Stage("powersgd", shapes, encode, opened, biased=True)
+
+
+def _balanced(p: NDArray[np.float64], q: NDArray[np.float32]) -> tuple[Flat, Flat]:
+    """Return P and Q flat, of the same product, each column as large in one as in the other: stages that follow share scales.
+
+    P's columns are of length 1, and Q's as long as what they stand for: side by side in one block of 4 bits, P would be noise.
+    """
+    by = np.sqrt(np.linalg.norm(q.astype(np.float64), axis=0) * math.sqrt(len(p) / len(q)))
+    by[by == 0] = 1
+    return (p * by).astype(np.float32).reshape(-1), (q / by).astype(np.float32).reshape(-1)
 
 
 def _stretch(one: _Matrix, read: Read, lo: int, hi: int) -> Flat:

@@ -18,8 +18,7 @@ from atoll.compression.topk import topk
 from atoll.errors import LayoutError, PlanError
 from atoll.plan import Plan
 from atoll.stages import CHOICES, STAGES, Said
-from atoll.vector import Flat, Group, Groups, Layout, Layouts, layouts_of, squared
-from atoll.wire import digest_of, layouts_said, pack
+from atoll.vector import Flat, Group, Groups, Layout, Layouts, squared
 
 MINE = "compression."
 """What the names of all that a node remembers for compression begin with."""
@@ -55,7 +54,7 @@ class Press(NamedTuple):
         """Return the layouts of groups on the wire."""
         made: dict[str, Layout] = {}
         for name, layout in layouts.items():
-            if not self._presses(name, layout):
+            if not self.presses(name, layout):
                 made[name] = layout
                 continue
             inner, beside = self._shapes(layout)
@@ -63,13 +62,14 @@ class Press(NamedTuple):
             made |= {f"{name}.{stage.name}.{what}": one for stage, found in beside for what, one in found.items()}
         return made
 
-    def _presses(self, name: str, layout: Layout) -> bool:
+    def presses(self, name: str, layout: Layout) -> bool:
+        """Say whether a group is made small, and doesn't travel as it is."""
         averaged = layout.total == "weighted" and layout.dtype in ("float32", "float64")
         return bool(self.stages) and averaged and layout.size > 1 and name != "buffers"
 
     def whole(self, layouts: Layouts) -> str:
         """Return the name of a stage that is to leave numbers out, and of no group leaves any out; or nothing."""
-        found = [self._shapes(layout)[0] for name, layout in layouts.items() if self._presses(name, layout)]
+        found = [self._shapes(layout)[0] for name, layout in layouts.items() if self.presses(name, layout)]
         for place, stage in enumerate(self.stages):
             if stage.biased and all(inner[place + 1].size >= inner[place].size for inner in found):
                 return stage.name
@@ -105,7 +105,7 @@ class Press(NamedTuple):
         kept: dict[str, Group] = {}
         rng = np.random.default_rng([*self._common(round_, "own draws"), *_words(who)])
         for name, group in groups.items():
-            if not self._presses(name, group.layout):
+            if not self.presses(name, group.layout):
                 sent[name] = group
                 continue
             before = memory.get(f"{MINE}{name}")
@@ -150,7 +150,7 @@ class Press(NamedTuple):
             WireError: something in them that no encoder makes.
         """
         return {
-            name: self._opened(name, groups, layout, round_) if self._presses(name, layout) else reader(groups[name].values)
+            name: self._opened(name, groups, layout, round_) if self.presses(name, layout) else reader(groups[name].values)
             for name, layout in layouts.items()
         }
 
@@ -169,23 +169,9 @@ class Press(NamedTuple):
             return dict(groups)
         with np.errstate(over="ignore", invalid="ignore"):  # whoever sent what isn't finite hears it from `vector.check`
             return {
-                name: _whole(read, layouts[name]) if self._presses(name, layouts[name]) else groups[name]
+                name: _whole(read, layouts[name]) if self.presses(name, layouts[name]) else groups[name]
                 for name, read in self.open(groups, layouts, round_).items()
             }
-
-    def model(self, brief: Groups) -> tuple[Groups, Mapping[str, str] | None]:
-        """Return a model as nodes fetch it, and the words in its file; the same for the same model.
-
-        A model's file stands for itself, so nothing is remembered: what it leaves out stays in the server's own model,
-        which updates are added to, and so is a part of the next one (error feedback at the server).
-        """
-        if not self.stages:
-            return brief, None
-        return self.encode(brief, {}, 0, digest_of(pack(brief)))[0], {"whole": layouts_said(layouts_of(brief))}
-
-    def received(self, small: Groups, layouts: Layouts) -> Groups:
-        """Return a model as nodes have it, from how they fetched it; errors as for `open`."""
-        return self.decode(small, layouts, 0)
 
     def _common(self, round_: int, name: str, place: int = 0) -> Seed:
         return [self.seed, round_, place, *_words(f"compression {self.way} {name}")]
@@ -273,11 +259,6 @@ def find(plan: Plan, layouts: Layouts, *, sums: bool) -> Press:
             "take '8bit', '4bit' or 'bfloat16'"
         )
     return press
-
-
-def down(plan: Plan) -> Press:
-    """Return what makes a plan's models small."""
-    return Press(stages(plan.compression.down), plan.plan.seed, "down")
 
 
 def parted(memory: Groups) -> tuple[dict[str, Group], dict[str, Group]]:

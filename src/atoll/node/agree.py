@@ -73,5 +73,5 @@ async def ready(plan: Plan, own: Own) -> Ready:
     data = await own.holding.ready(plan)
     layouts = layouts_of(algorithm.brief(algorithm.init(learner.initial(0))))
     mine = data, own.name, own.identity, own.directory, own.outbox, own.memories
-    work = Work(plan, algorithm, learner, press, compression.down(plan), layouts, *mine)
+    work = Work(plan, algorithm, learner, press, compression.down(plan, learner.layouts), layouts, *mine)
     return Ready(learner, algorithm, linked, data, work)

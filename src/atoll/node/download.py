@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
 
-from atoll.compression import Press
-from atoll.errors import LayoutError, UnreachableError, UnwritableError, WireError
+from atoll.compression import Down
+from atoll.durable import write_durably
+from atoll.errors import LayoutError, LogError, UnreachableError, UnwritableError, WireError
 from atoll.logs import Progress
 from atoll.logs.bodies import Incoming, mapped
 from atoll.vector import Groups, Layouts, finite
-from atoll.wire import Buffer, unpack
+from atoll.wire import Buffer, digest_of, unpack
+
+Followed = Callable[[Buffer, Buffer], Sequence[memoryview]]
+"""The bytes of the file of a model, and of a step from it → those of the file of the model that it leads to."""
 
 
 class Downloads:
@@ -29,7 +34,14 @@ class Downloads:
         self._verified: str | None = None
         self._turn = asyncio.Lock()
 
-    async def get(self, session: aiohttp.ClientSession, digest: str, limit: int, progress: Progress | None = None) -> memoryview:
+    async def get(
+        self,
+        session: aiohttp.ClientSession,
+        digest: str,
+        limit: int,
+        progress: Progress | None = None,
+        followed: Followed | None = None,
+    ) -> memoryview:
         """Return a model's bytes, mapped from its file: they cost no memory until they are looked at.
 
         Args:
@@ -37,6 +49,7 @@ class Downloads:
             digest: the model's.
             limit: the longest that it may be, in bytes.
             progress: told how many bytes are here.
+            followed: takes a step, where models are made by steps from the ones before.
 
         Raises:
             UnreachableError: the server doesn't answer, or broke off; what came is kept, the same call goes on from there.
@@ -47,8 +60,9 @@ class Downloads:
         async with self._turn:  # a run that is stopped asks for the very model that a round may be fetching
             if self._verified != digest or not path.is_file():
                 try:
-                    self._make_room(path)
-                    await self._fetch(session, digest, path, limit, progress)
+                    if not (followed and await self._follow(session, digest, path, limit, followed)):
+                        self._make_room(path)
+                        await self._fetch(session, digest, path, limit, progress)
                 except aiohttp.ClientError as error:
                     raise UnreachableError(
                         f"{self._url}: the model can't be fetched ({str(error) or type(error).__name__})"
@@ -59,6 +73,30 @@ class Downloads:
                     raise UnwritableError(f"{path}: the model can't be kept ({error.strerror}); free some space") from error
                 self._verified = digest
             return mapped(path)
+
+    async def _follow(self, session: aiohttp.ClientSession, digest: str, path: Path, limit: int, followed: Followed) -> bool:
+        """Get to a model by a step from the one that is here; say whether that led to it. If not, it is fetched whole."""
+        here = sorted(self._directory.glob("*.safetensors"), key=lambda one: one.stat().st_mtime)
+        if not here or path in here:
+            return False
+        before, step = here[-1], path.with_suffix(".step")
+        async with session.get(f"{self._url}/v1/models/{digest}/from/{before.stem}") as response:
+            if response.status != 200:
+                return False
+            coming = await asyncio.to_thread(Incoming, step, 0)
+            try:
+                await coming.pour(response.content.iter_any(), limit)
+            finally:
+                coming.close()
+        try:
+            parts = await asyncio.to_thread(followed, mapped(before), mapped(step))
+        except (LogError, WireError, LayoutError):  # half a model is here, or what came is no step from it
+            return False
+        if digest_of(parts) != digest:
+            return False
+        await asyncio.to_thread(write_durably, path, parts)
+        self._make_room(path)
+        return True
 
     def _make_room(self, path: Path) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +129,7 @@ class Downloads:
             raise WireError(f"{self._url}: the model that came is not {digest[:12]}: it was altered on the way")
 
 
-def received(body: Buffer, layouts: Layouts, down: Press) -> Groups:
+def received(body: Buffer, layouts: Layouts, down: Down) -> Groups:
     """Return the groups of a model that the server sent, as views into its bytes, or opened where they are small (`down`).
 
     Raises:

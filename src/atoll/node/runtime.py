@@ -317,7 +317,8 @@ class Node:
 
     async def _model(self, digest: str) -> Buffer:
         limit = sum(layout.nbytes for layout in self.work.layouts.values()) + HEADER_LIMIT
-        return await self.downloads.get(self.session, digest, limit)
+        followed = self.work.followed if self.work.down.steps else None
+        return await self.downloads.get(self.session, digest, limit, followed=followed)
 
     async def send_updates(self, command: events.Append) -> None:
         """Append the kept update to the log: into the ledger first, then out."""

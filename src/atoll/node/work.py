@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll import algorithms
 from atoll.algorithms import Algorithm, Memory
-from atoll.compression import Press, parted
+from atoll.compression import Down, Press, parted
 from atoll.keys import Identity
 from atoll.learner import Data, Learner
 from atoll.messages import EndSession, StartTraining
@@ -38,7 +38,7 @@ class Work:
     algorithm: Algorithm
     learner: Learner
     press: Press
-    down: Press
+    down: Down
     layouts: Layouts
     data: Data
     name: str
@@ -46,6 +46,10 @@ class Work:
     directory: Path
     outbox: Outbox
     memories: Memories
+
+    def followed(self, before: Buffer, step: Buffer) -> list[memoryview]:
+        """Return the bytes of the model that a step leads to; see `Down.followed`."""
+        return self.down.followed(before, step, self.layouts)
 
     def train(self, task: StartTraining, body: Buffer) -> tuple[Memory, Update]:
         """Judge the received model and train it; return what the node remembers if the update counts, and that."""
@@ -69,7 +73,7 @@ class Work:
     def keep_final(self, end: EndSession, body: Buffer) -> dict[str, float]:
         """Keep the final model, and what a personal method makes of it; return how that does on this node's rows."""
         brief = received(body, self.layouts, self.down)
-        keep_final(self.directory, b"".join(pack(brief)) if self.down.stages else body)
+        keep_final(self.directory, b"".join(pack(brief)) if self.down.small else body)
         memory, _ = parted(self.memories.recall(end.run, end.counted))
         about = (self.plan, self.algorithm, self.learner, brief, memory, self.data, self.plan.plan.rounds, self.name)
         mine = algorithms.own(*about)

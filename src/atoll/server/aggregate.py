@@ -33,6 +33,8 @@ class Aggregator:
 
     state: State
     kept: tuple[str, str]
+    _given: Groups | None
+    """The model that nodes have, where they get to the next one by steps."""
 
     def __init__(self, agreed: Agreed, models: Models, holdout: Rows | None, noises: Sequence[method.Made] = ()) -> None:
         self._plan, self._algorithm, self._learner = agreed.plan, agreed.algorithm, agreed.learner
@@ -43,28 +45,38 @@ class Aggregator:
     def begin(self, first: Groups) -> str:
         """Store a run's first model, and return its digest; the first state is made of it as nodes receive it."""
         state = self._algorithm.init(first)
-        if not self._down.stages:
-            return self.keep(state)[0]
-        model = self._models.put(*self._down.model(self._algorithm.brief(state)))
+        if not self._down.small:
+            return self._put(state, self._algorithm.brief(state))[0]
+        model = self._models.put(*self._down.file(self._algorithm.brief(state)))
         self.take_up(state, model, model)
         return model
 
-    def keep(self, state: State) -> tuple[str, str]:
-        """Store a state and the model in it, and go on with it; return both digests."""
-        brief = self._algorithm.brief(state)
-        model = self._models.put(*self._down.model(brief))
-        kept = model if brief.keys() == state.keys() and not self._down.stages else self._models.put(state)
+    def keep(self, state: State, round_: int) -> tuple[str, str]:
+        """Store a state and the model that a round made of it, and go on with it; return both digests."""
+        before = self.kept[0]
+        model, step = self._down.next(self._algorithm.brief(state), self._given, round_)
+        self._put(state, model)
+        if step:
+            self._models.put_step(before, self.kept[0], step, {"round": str(round_)})
+        return self.kept
+
+    def _put(self, state: State, given: Groups) -> tuple[str, str]:
+        model = self._models.put(*self._down.file(given))
+        kept = model if given.keys() == state.keys() and not self._down.press.stages else self._models.put(state)
         self.state, self.kept = self._models.get(kept, layouts_of(state)), (model, kept)
+        self._given = self._models.get(model, layouts_of(given)) if self._down.steps else None
         return self.kept
 
     def take_up(self, like: State, model: str, state: str) -> None:
         """Go on with a state that another server left, which is laid out like this one."""
         self.state, self.kept = like, (model, state)
-        if self._down.stages and model == state:  # the run's first
+        brief = self._algorithm.brief(like)
+        if model == state and (self._down.small or brief.keys() != like.keys()):  # the run's first
             received = self.received()
             self.state = self._algorithm.init({name: received[name] for name in self._learner.layouts})
         else:
             self.state = self._models.get(state, layouts_of(like))
+        self._given = self._models.get(model, layouts_of(brief)) if self._down.steps else None
 
     def keep_again(self) -> None:
         """Store the newest state once more, where it was pruned with the run that made it first.
@@ -73,9 +85,9 @@ class Aggregator:
             StoreError: it is a compressed run's first model, of which only what nodes make of it is left.
         """
         if not self._models.has(*self.kept):
-            if self._down.stages and self.kept[0] == self.kept[1]:
+            if self._down.small and self.kept[0] == self.kept[1]:
                 raise StoreError(f"model {self.kept[0][:12]} was pruned while the run began with it; start the run again")
-            self.keep(self.state)
+            self._put(self.state, self._given or self._algorithm.brief(self.state))
 
     def received(self) -> Groups:
         """Return the present model as nodes have it."""
@@ -113,7 +125,7 @@ class Aggregator:
         ):
             reference = self._models.put(taught)
             state = close(*whole[:-1], taught, guard=guard, undo=undo, press=self._press)
-        return Made(*self.keep(state), reference, drift=seen[0] if seen else None)
+        return Made(*self.keep(state, command.round), reference, drift=seen[0] if seen else None)
 
     def evaluate(self) -> Metrics | None:
         """Judge the present model on the holdout; None without one."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Algorithm
-from atoll.compression import Press
+from atoll.compression import Down, Press
 from atoll.learner import Learner, Rows
 from atoll.plan import Plan
 from atoll.privacy import choose as privacy
@@ -22,7 +22,7 @@ class Agreed(NamedTuple):
     Args:
         plan: what everyone agreed to.
         learner, algorithm: the plan's.
-        press, down: what made updates small, and what makes models small.
+        press, down: what made updates small, and how models get to nodes.
         link: what hides updates, if anything does.
         layouts: of an update's groups, as a fold gets them.
         account: what the plan's noise promises, if there is any.
@@ -32,7 +32,7 @@ class Agreed(NamedTuple):
     learner: Learner
     algorithm: Algorithm
     press: Press
-    down: Press
+    down: Down
     link: Link | None
     layouts: Layouts
     account: Account | None
@@ -67,4 +67,4 @@ def agreed(plan: Plan, learner: Learner | None, allow: Collection[str], holdout:
     updates = algorithm.updates(learner.layouts)
     press = compression.find(plan, updates, sums=algorithms.adds(algorithm))
     link, layouts = privacy.protected(plan, updates, press.layouts(updates), algorithm.least)
-    return Agreed(plan, learner, algorithm, press, compression.down(plan), link, layouts, spending)
+    return Agreed(plan, learner, algorithm, press, compression.down(plan, learner.layouts), link, layouts, spending)

@@ -106,6 +106,7 @@ class Book:
         self._summed, self._summing = set[str](), asyncio.Lock()
         self._closed, self._round = 0, left.past.closed if left else 0
         self._opened = 0.0
+        self._fetched = 0
         self._asked: dict[tuple[int, int], float] = {}
         self._worker = ThreadPoolExecutor(1, "store")
         for one in left.accepted if left else ():  # who was not told any more will ask
@@ -295,8 +296,9 @@ class Book:
             self._run, command.round, command.attempt, self._opened, now - self._asked[command.round, command.attempt],
             made.model, made.state,
             command.cohort, len(rows), sum(one.bytes for one in rows), command.registered, made.reference,
-            made.noise, made.epsilon, _number(made.drift.dissimilarity) if made.drift else None,
+            made.noise, made.epsilon, _number(made.drift.dissimilarity) if made.drift else None, self._fetched,
         )  # fmt: skip
+        self._fetched = 0
         # Nodes judge the model they receive: the one that the round before theirs made.
         if hidden is None:
             everywhere, apart = await asyncio.to_thread(_judged, {one.node: one.metrics for one in rows if not one.folded})
@@ -318,12 +320,17 @@ class Book:
             "late": {self.names[node]: command.round - task.round for node, task in command.late.items()},
             "cohort": command.cohort,
             "bytes": row.bytes,
+            "fetched": row.fetched,
             "seconds": row.seconds,
             "model": made.model,
             "judged": summary(holdout if holdout is not None else everywhere),
             "by": "holdout" if holdout is not None else "nodes",
             **({} if made.epsilon is None else {"epsilon": made.epsilon}),
         }
+
+    def fetched(self, size: int) -> None:
+        """So many bytes of models are on their way to whoever asked."""
+        self._fetched += size
 
     async def judged_first(self, metrics: Metrics) -> None:
         """Store how the initial model does on the holdout."""

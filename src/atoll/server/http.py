@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from atoll.errors import AtollError
 from atoll.logs import pieces
 from atoll.messages import PROTOCOL
 from atoll.plan import Plan
+from atoll.server.book import Book
 from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 
@@ -30,6 +31,7 @@ class Site(Protocol):
     run: str
     store: SqlStore
     models: Models
+    book: Book
 
     def challenge(self) -> str:
         """Something fresh for a handshake to sign."""
@@ -60,14 +62,6 @@ def routes(site: Site) -> list[Route]:
             return JSONResponse({"error": f"the run's plan is {site.plan.digest}"}, 404)
         return Response(site.plan.to_json(), media_type="application/json")  # the very bytes that the digest is of
 
-    async def model(request: Request) -> Response:
-        digest = request.path_params["digest"]
-        try:
-            path = site.models.path(digest)
-        except AtollError as error:
-            return JSONResponse({"error": str(error)}, 404)
-        return _file(request, path, digest)
-
     async def runs(request: Request) -> Response:
         del request
         listed = await asyncio.to_thread(site.store.runs)
@@ -91,12 +85,32 @@ def routes(site: Site) -> list[Route]:
     pages = {
         "/v1/plan": plan,
         "/v1/plans/{digest}": agreement,
-        "/v1/models/{digest}": model,
+        **_models(site),
         "/v1/runs": runs,
         "/v1/runs/{run}": run,
         "/v1/status": status,
     }
     return [Route(path, page, methods=["GET"]) for path, page in {**pages, "/healthz": healthz}.items()]
+
+
+def _models(site: Site) -> dict[str, Callable[[Request], Awaitable[Response]]]:
+    """Return what gives models by digest, and steps from one to the next."""
+
+    async def model(request: Request) -> Response:
+        digest = request.path_params["digest"]
+        try:
+            path = site.models.path(digest)
+        except AtollError as error:
+            return JSONResponse({"error": str(error)}, 404)
+        return _file(request, path, digest, site.book.fetched)
+
+    async def step(request: Request) -> Response:
+        before, digest = request.path_params["before"], request.path_params["digest"]
+        if (path := site.models.step(before, digest)) is None:
+            return JSONResponse({"error": f"no step leads from model {before[:64]} to {digest[:64]}: fetch it whole"}, 404)
+        return _file(request, path, f"{before}-{digest}", site.book.fetched)
+
+    return {"/v1/models/{digest}": model, "/v1/models/{digest}/from/{before}": step}
 
 
 def _plain(value: Any) -> Any:
@@ -115,8 +129,11 @@ def _plain(value: Any) -> Any:
 _PIECE = 1 << 20
 
 
-def _file(request: Request, path: Path, digest: str) -> Response:
-    """Answer with an immutable file, or with its end from `Range: bytes=first-` on, in pieces long enough to be quick."""
+def _file(request: Request, path: Path, digest: str, sent: Callable[[int], None]) -> Response:
+    """Answer with an immutable file, or with its end from `Range: bytes=first-` on, in pieces long enough to be quick.
+
+    `sent` is told how long each is.
+    """
     headers = {
         "ETag": f'"{digest}"',
         "Cache-Control": "public, max-age=31536000, immutable",
@@ -135,6 +152,7 @@ def _file(request: Request, path: Path, digest: str) -> Response:
     async def content() -> AsyncIterator[bytes | memoryview]:
         for piece in pieces(path, start, _PIECE):
             yield memoryview(piece)
+            sent(len(piece))
 
     headers["Content-Length"] = str(size - start)
     return StreamingResponse(content(), 206 if asked else 200, headers, "application/octet-stream")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from atoll import algorithms, compression, learners, method
 from atoll.algorithms import Algorithm, State
-from atoll.compression import Press
+from atoll.compression import Down
 from atoll.errors import LogError, StoreError
 from atoll.learner import Learner
 from atoll.logs import Reader, Record
@@ -73,16 +73,15 @@ async def replay(
     learner = learner or learners.build(plan, allow)
     algorithm = method.find(plan, learner)
     whole = algorithm.updates(learner.layouts)
-    press, down = compression.find(plan, whole, sums=algorithms.adds(algorithm)), compression.down(plan)
+    press, down = compression.find(plan, whole, sums=algorithms.adds(algorithm)), compression.down(plan, learner.layouts)
     state = _initial(algorithm, learner, down, Models(directory / "models"), run, plan.plan.seed)
     link, protected = privacy.protected(plan, whole, press.layouts(whole), algorithm.least)
-    size = sum(one.nbytes for one in protected.values())
-    log = _open(directory / "log", run, plan, size, access)
+    log = _open(directory / "log", run, plan, sum(one.nbytes for one in protected.values()), access)
     for one in store.nodes(run.run):
         await asyncio.to_thread(log.follow, one.node)
     updates = [one for one in store.updates(run.run) if one.status == "accepted"]
     late = [one for one in updates if one.folded]
-    model, seen, records = run.initial, dict[tuple[Address, str], Record](), log.records()
+    model, given, seen, records = run.initial, algorithm.brief(state), dict[tuple[Address, str], Record](), log.records()
     models = {1: model}  # round → the model that nodes were asked with
     try:
         for row in store.rounds(run.run):
@@ -102,7 +101,8 @@ async def replay(
             undo = _noised(plan, algorithm.updates(learner.layouts), row)
             about = algorithm, state, learner.layouts, model, accepted, row.registered, own
             state = await asyncio.to_thread(partial(close, guard=guard, undo=undo, press=press), *about)
-            model = models[row.round + 1] = digest_of(pack(*down.model(algorithm.brief(state))))
+            given = down.next(algorithm.brief(state), given, row.round)[0]
+            model = models[row.round + 1] = digest_of(pack(*down.file(given)))
             later = {address_of(one) for one in late if one.round <= row.round < one.counted}
             await asyncio.to_thread(log.forget, row.round, later)
             yield Replayed(row.round, len(accepted), row.model, model)
@@ -113,7 +113,7 @@ async def replay(
         shutil.rmtree(directory / "log" / _COPIES, ignore_errors=True)
 
 
-def _initial(algorithm: Algorithm, learner: Learner, down: Press, models: Models, run: RunRow, seed: int) -> State:
+def _initial(algorithm: Algorithm, learner: Learner, down: Down, models: Models, run: RunRow, seed: int) -> State:
     layouts = layouts_of(algorithm.brief(algorithm.init(learner.initial(seed))))
     found = down.received(models.get(run.initial, down.layouts(layouts)), layouts)
     state = algorithm.init({name: found[name] for name in learner.layouts})

@@ -83,7 +83,8 @@ def _spare(directory: Path, store: SqlStore, gone: Collection[str], thinned: Col
     named = {row.run: _named(store, row) for row in runs}
     needed = {digest for row in kept for digest in (_ends(store, row) if row.run in thinned else named[row.run])}
     dropped = {digest for digests in named.values() for digest in digests}
-    for digest, path in Models(directory / "models").files().items():
+    models = Models(directory / "models")
+    for digest, path in [*models.files().items(), *models.steps()]:
         if digest not in needed and (digest in dropped or _settled(path)):
             yield path
     # A run's directory is older than its row; a draft is on its way to become a model.

@@ -3,6 +3,7 @@
     run.json        plan, clients, the machine as the round closes, and what is still to come
     rounds.jsonl    what was told of each round
     state           the algorithm's state
+    given           the model that clients have, where they get to it by steps
     memories/       what each client remembers, by the round that it is from
     open/           updates that are in no model yet, with what their clients will remember; models that clients work from
 
@@ -27,7 +28,7 @@ from atoll.server import events
 from atoll.server.state import State as Machine
 from atoll.simulate.clients import dumped, loaded
 from atoll.simulate.clock import Coming
-from atoll.simulate.cohort import Open
+from atoll.simulate.cohort import Given, Open
 from atoll.vector import Groups
 
 
@@ -43,6 +44,7 @@ class Kept(NamedTuple):
         open: the updates that are in no model yet.
         briefs: what clients made of the models that they still work from, by digest.
         coming: what is still to come.
+        given: the model that clients have, where they get to it by steps.
     """
 
     server: Machine
@@ -53,6 +55,7 @@ class Kept(NamedTuple):
     open: Mapping[str, Open]
     briefs: Mapping[str, Groups]
     coming: Coming
+    given: Given | None
 
 
 class Checkpoint:
@@ -92,6 +95,8 @@ class Checkpoint:
         closed = facts["round"]
         try:
             self._put(f"state.{closed}", dumped(kept.state))
+            if kept.given:
+                self._put(f"given.{closed}", dumped(kept.given.model))
             for name, memory in kept.memories.items():
                 self._put(f"memories/{name.encode().hex()}.{closed}", dumped(memory))
             files = {f"{model}.model": brief for model, brief in kept.briefs.items()}
@@ -103,7 +108,7 @@ class Checkpoint:
             with (self._folder / "rounds.jsonl").open("a") as lines:
                 lines.write(json.dumps(facts) + "\n")
             self._put("run.json", json.dumps({**self._about, "closed": closed, **self._said(kept)}).encode())
-            for name in (f"state.{closed - 1}", *(f"open/{name}" for name in there - files.keys())):
+            for name in (f"state.{closed - 1}", f"given.{closed - 1}", *(f"open/{name}" for name in there - files.keys())):
                 (self._folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._folder}: can't be written ({error.strerror}); make room, then --resume") from error
@@ -122,6 +127,7 @@ class Checkpoint:
             "event": _plain(kept.closed),
             "open": {name: one.said for name, one in kept.open.items()},
             "briefs": list(kept.briefs),
+            "given": kept.given and (sorted(kept.given.had), kept.given.step),
             "coming": (at, [(when, (type(event).__name__, _plain(event))) for when, event in coming], seen, until),
         }
 
@@ -157,6 +163,7 @@ class Checkpoint:
             server = replace(server, present=frozenset(server.names))
         opened = {name: Open.read(said, partial(self._part, name, said["task"])) for name, said in about["open"].items()}
         at, coming, seen, until = about["coming"]
+        had, step = about["given"] or ((), None)
         return Kept(
             server=server,
             closed=_adapter("Closed").validate_python(about["event"]),
@@ -166,6 +173,7 @@ class Checkpoint:
             open=opened,
             briefs={model: self._groups(f"open/{model}.model") for model in about["briefs"]},
             coming=Coming(at, [(when, _adapter(said[0]).validate_python(said[1])) for when, said in coming], seen, until),
+            given=Given(self._groups(f"given.{closed}"), frozenset(had), step) if about["given"] else None,
         )
 
     def _part(self, name: str, task: Sequence[int], what: str) -> Groups:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 from atoll.algorithms import Memory
-from atoll.compression import Press, parted
+from atoll.compression import Down, Press, parted
 from atoll.errors import AtollError, LayoutError
 from atoll.learner import Data
 from atoll.messages import UPDATE
@@ -21,12 +21,20 @@ from atoll.simulate.clock import Clock
 from atoll.simulate.linked import Linked
 from atoll.simulate.map import Job, Strategy, Work
 from atoll.vector import Groups, Update, check, layouts_of
-from atoll.wire import Address, encode
+from atoll.wire import Address, digest_of, encode, pack
 
 There = Callable[[int], Collection[str]]
 """Round → the names of the clients that can be asked in it."""
 _LARGE = 1 << 14
 """Updates of more numbers than this are taken in by several threads."""
+
+
+class Given(NamedTuple):
+    """The model that clients have, who had the one before it, and how many bytes the step from that takes."""
+
+    model: Groups
+    had: frozenset[str]
+    step: int | None
 
 
 class Open(NamedTuple):
@@ -56,7 +64,7 @@ class Cohort:
     """All clients of a run.
 
     Args:
-        work, press, down: the plan, its method and learner, and how updates and models are made smaller.
+        work, press, down: the plan, its method and learner, and how updates are made small and models get to clients.
         clients: name → rows.
         strategy: how they train.
         clock: when what they say arrives.
@@ -64,13 +72,16 @@ class Cohort:
         there: who can be asked in a round; all of them unless given.
         linked: their end of the plan's link, and the server's.
         model, brief: the model that was sent last, its digest and what clients make of it.
+        whole, step: how many bytes it takes to fetch that, and to get to it from the one before, where a step does.
+        had, have: who has the model before, and who has this one.
+        fetched: how many bytes of models clients fetched in the open round.
         drafts: what each remembers once its update counts.
         updates: those that have come and are in no model yet, opened, and their sizes and norms.
     """
 
     work: Work
     press: Press
-    down: Press
+    down: Down
     clients: Mapping[str, Data]
     strategy: Strategy
     clock: Clock
@@ -79,6 +90,11 @@ class Cohort:
     linked: Linked | None = None
     model: str = ""
     brief: Groups = field(default_factory=dict)
+    whole: int = 0
+    step: int | None = None
+    had: frozenset[str] = frozenset()
+    have: frozenset[str] = frozenset()
+    fetched: int = 0
     here: frozenset[str] = frozenset()
     briefs: dict[str, Groups] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
@@ -88,11 +104,39 @@ class Cohort:
     norms: dict[str, float | None] = field(default_factory=dict)
     threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
 
+    def publish(self, brief: Groups, round_: int = 0) -> None:
+        """Make of what the method sends the model that clients receive, as the server does after a round."""
+        given, step = self.down.next(brief, self.brief if round_ else None, round_)
+        file, words = self.down.file(given)
+        parts = pack(file, words)
+        if (model := digest_of(parts)) != self.model:
+            self.had, self.have = self.have, frozenset()
+        self.model, self.whole = model, sum(map(len, parts))
+        self.step = sum(map(len, pack(step, {"round": str(round_)}))) if step else None
+        self.brief = self.down.received(file, layouts_of(given))
+
+    @property
+    def given(self) -> Given | None:
+        """What a run that goes on needs of the model, where there are steps to it."""
+        return Given(self.brief, self.had, self.step) if self.down.steps else None
+
+    def fetch(self, names: frozenset[str]) -> None:
+        """Let clients fetch the model; who has it already doesn't."""
+        new = names - self.have
+        followed = 0 if self.step is None else len(new & self.had)
+        self.fetched += followed * (self.step or 0) + (len(new) - followed) * self.whole
+        self.have |= new
+
+    def length(self, name: str) -> int:
+        """How many bytes it takes a client to get to the model: a step, where there is one and it has the one before."""
+        return self.whole if self.step is None or name not in self.had else self.step
+
     def train(self, command: events.Train, *, judged: bool) -> list[events.Event]:
         """Let the asked clients train; `judged`: and judge the model that they were sent."""
         task, devices = (command.round, command.attempt), self.clock.devices
         names = [name for name in command.nodes if not (devices and devices.drops(name, task))]
         brief = self.briefs.setdefault(command.model, self.brief)
+        self.fetch(frozenset(names))
         clients = {name: (parted(self.memories.get(name))[0], self.clients[name]) for name in names}
         answers = self.strategy.train(Job(brief, command.round, clients, judged and not self.work.algorithm.silent))
         updates: dict[str, Update] = {}
@@ -101,7 +145,7 @@ class Cohort:
             if isinstance(answer, LayoutError):
                 raise LayoutError(f"round {command.round}, {name}: {answer}")
             if isinstance(answer, AtollError):
-                self.later(name, brief, events.Declined(0.0, address, str(answer)))
+                self.later(name, events.Declined(0.0, address, str(answer)))
                 continue
             self.drafts[name], updates[name] = answer
         sent = self.tamper(command.round, updates) if self.tamper and updates else updates
@@ -109,17 +153,17 @@ class Cohort:
             sent = {name: self.pressed(name, command.round, update) for name, update in sent.items()}
             said = self.linked.train(command, sent)
             return said if self.linked.steps.before else self.say(events.Say(UPDATE, tuple(sent)))
-        self.send(command.round, command.attempt, brief, sent)
+        self.send(command.round, command.attempt, sent)
         return []
 
-    def send(self, round_: int, attempt: int, brief: Groups, sent: Mapping[str, Update]) -> None:
+    def send(self, round_: int, attempt: int, sent: Mapping[str, Update]) -> None:
         """Let updates arrive, each when its client is done with its training."""
         self.updates.update(sent)
         addresses = [Address("simulated", round_, attempt, name) for name in sent]
         size = sum(layout.size for layout in self.work.learner.layouts.values())
         act = self.threads.map if size > _LARGE else map  # a thread's call costs more than a small update's check
         for name, event in zip(sent, act(self.arrive, addresses, sent.values()), strict=True):
-            self.later(name, brief, event)
+            self.later(name, event)
 
     def say(self, command: events.Say) -> list[events.Event]:
         """Let clients hear what the plan's link says to them."""
@@ -128,7 +172,7 @@ class Cohort:
             return linked.say(command)
         protected = {name: linked.protect(name) for name in command.nodes}
         updates = {name: one for name, one in protected.items() if isinstance(one, Update)}
-        self.send(*linked.tried, self.brief, updates)
+        self.send(*linked.tried, updates)
         return [
             events.Declined(0.0, Address("simulated", *linked.tried, name), one)
             for name, one in protected.items()
@@ -139,13 +183,11 @@ class Cohort:
         """Let the plan's link go on to its next phase."""
         return cast("Linked", self.linked).collect(command, self.updates, len(self.clients))
 
-    def later(self, name: str, brief: Groups, event: events.Appended | events.Refused | events.Declined) -> None:
+    def later(self, name: str, event: events.Appended | events.Refused | events.Declined) -> None:
         """Let a client's word on a task come when it is done."""
         plan = self.work.plan
         steps = plan.training.pace(len(self.clients[name].train), event.address.round, plan.plan.rounds).steps
-        sent = self.down.layouts(layouts_of(brief)) if self.clock.devices else {}  # what it takes to send: of no use without time
-        down = sum(layout.nbytes for layout in sent.values())
-        self.clock.done(name, steps, down, self.sizes.get(name, 0), event)
+        self.clock.done(name, steps, self.length(name), self.sizes.get(name, 0), event)
 
     def pressed(self, name: str, round_: int, update: Update) -> Update:
         """Return a client's update as it is before anything hides it, and let the client remember what it leaves out.

@@ -33,8 +33,7 @@ from atoll.simulate.cohort import Cohort, There
 from atoll.simulate.devices import Devices
 from atoll.simulate.linked import Linked
 from atoll.simulate.map import Strategy, Work
-from atoll.vector import Groups, Update, layouts_of
-from atoll.wire import digest_of, pack
+from atoll.vector import Groups, Update
 
 Watch = Callable[[Mapping[str, Any]], None]
 Made = Callable[[Work], Strategy]
@@ -91,17 +90,11 @@ class _Run:
         """Let the asked clients train."""
         return self.cohort.train(command, judged=self.due(command.round))
 
-    def publish(self) -> None:
-        """Make of the present state what clients receive."""
-        brief, to = self.work.algorithm.brief(self.state), self.cohort
-        small, words = to.down.model(brief)
-        to.model, to.brief = digest_of(pack(small, words)), to.down.received(small, layouts_of(brief))
-
     def begin(self) -> None:
         """Send the first model; the state is made anew of what clients make of it, where that is another one."""
         self.cohort.strategy.ready(self.holdout)
-        self.publish()
-        if self.cohort.down.stages:
+        self.cohort.publish(self.work.algorithm.brief(self.state))
+        if self.cohort.down.small:
             self.state = self.work.algorithm.init(self.groups())
 
     def due(self, round_: int) -> bool:
@@ -118,13 +111,14 @@ class _Run:
             return [events.Abandoned(cohort.clock.now, str(error))]
         lost = cohort.linked.lost if cohort.linked else {}
         accepted = {name: update for name, update in came.items() if name not in lost}
-        self.publish()
+        cohort.publish(self.work.algorithm.brief(self.state), command.round)
         facts: dict[str, Any] = {
             "round": command.round,
             "answered": list(accepted),
             "model": cohort.model,
             "late": _late(command),
             "bytes": sum(cohort.sizes[name] for name in accepted),
+            "fetched": cohort.fetched,
             **self.at_clients({name: one for name, one in accepted.items() if name not in command.late}, due=due),
             **told(seen, {name: cohort.norms.get(name) for name in accepted}),
             "holdout": self.judge(self.holdout) if self.holdout and due else {},
@@ -133,6 +127,7 @@ class _Run:
             facts["noise"] = noise and {key: noise[key] for key in ("multiplier", "tries") if key in noise}
             if due:
                 facts["epsilon"] = method.spent(self.account, [*self.noises, noise])
+        cohort.fetched = 0
         if cohort.clock.devices:
             facts["at"] = round(cohort.clock.now, 3)
         self.noises.append(noise)
@@ -202,7 +197,8 @@ class _Run:
         cohort, opened = self.cohort, self.cohort.open(server)
         memories = {name: memory for name in server.closing if (memory := cohort.drafts[name])}
         briefs = {task.model: cohort.briefs[task.model] for name, task in server.tasks.items() if name not in server.closing}
-        self.kept.save(Kept(server, closed, self.state, self.rounds, memories, opened, briefs, cohort.clock.coming))
+        coming = cohort.clock.coming
+        self.kept.save(Kept(server, closed, self.state, self.rounds, memories, opened, briefs, coming, cohort.given))
 
     def kept_in(self, store: str | Path | None, *, resume: bool) -> Kept | None:
         """Keep the run in a folder, and go on with the one that is there where that is asked for.
@@ -226,7 +222,9 @@ class _Run:
         found = self.kept.find(cohort.clients)
         self.state, self.rounds = found.state, found.rounds
         self.noises = [one.get("noise") for one in found.rounds]
-        self.publish()
+        cohort.publish(found.given.model if found.given else self.work.algorithm.brief(self.state))
+        if found.given:
+            _, cohort.had, cohort.step = found.given
         cohort.briefs = dict(found.briefs)
         cohort.clock.go_on(found.coming)
         cohort.go_on(found.server, found.memories, found.open)
@@ -342,7 +340,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         privacy.prepare(plan)
         link, layouts = privacy.protected(plan, updates, press.layouts(updates), work.algorithm.least)
         linked = Linked(link, plan, work.algorithm, layouts) if link else None
-        cohort = Cohort(work, press, compression.down(plan), data, chosen, clock, tamper, there, linked)
+        cohort = Cohort(work, press, compression.down(plan, built.layouts), data, chosen, clock, tamper, there, linked)
         opened.callback(cohort.close)
         run = _Run(work, cohort, holdout, watch, state, judge_every, spending)
         run.begin()

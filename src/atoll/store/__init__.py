@@ -59,7 +59,7 @@ class RoundRow:
     what it was made of, for a replay: `key` (hex), its `digest`, `multiplier` and `voices`; who has key and model has the sum
     without noise, so no history tells it, and pruning forgets the key. Other noise: see `method.noise`.
     `epsilon` is what the run has spent by now. `dissimilarity` and the updates' `cosine` are as `algorithms.drift` has them, None
-    where a guard hides the updates.
+    where a guard hides the updates. `fetched` are the bytes of models that the server gave out while the round was open.
     """
 
     run: str
@@ -77,6 +77,7 @@ class RoundRow:
     noise: Mapping[str, Any] | None = None
     epsilon: float | None = None
     dissimilarity: float | None = None
+    fetched: int | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,25 @@ class Models:
             raise StoreError(f"{self.directory}: there is no model {digest[:64]}")
         return path
 
+    def put_step(self, before: str, digest: str, step: Groups, words: Mapping[str, str]) -> None:
+        """Store what leads from one model to another, durably; the step to the first of them has had its time."""
+        path = self.directory / f"{before}-{digest}.step"
+        try:
+            write_durably(path, pack(step, words))
+            for old in self.directory.glob(f"*-{before}.step"):
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise UnwritableError(f"{path}: the step to a model can't be stored ({error.strerror}); free some space") from error
+
+    def step(self, before: str, digest: str) -> Path | None:
+        """Return the file of the step from one model to another, if there is one."""
+        path = self.directory / f"{before}-{digest}.step"
+        return path if (before + digest).isalnum() and len(before + digest) <= 128 and path.is_file() else None
+
+    def steps(self) -> list[tuple[str, Path]]:
+        """Return the steps that are there: the digest of the model that each leads to, and its file."""
+        return [(path.stem.rpartition("-")[2], path) for path in self.directory.glob("*.step")]
+
     def get(self, digest: str, layouts: Layouts) -> Groups:
         """Return a model as views into its file, which cost no memory until they are read.
 

@@ -65,7 +65,7 @@ _ROUNDS = _table(
     "rounds", _key("run"), _key("round", Integer), _fact("attempt", Integer), _fact("started", Float), _fact("seconds", Float),
     _fact("model"), _fact("state"), _fact("cohort", Integer), _fact("accepted", Integer), _fact("bytes", Integer),
     _fact("registered", Integer), _fact("reference"), _fact("noise", JSON(none_as_null=True)), _fact("epsilon", Float),
-    _fact("dissimilarity", Float),
+    _fact("dissimilarity", Float), _fact("fetched", Integer),
 )  # fmt: skip
 _UPDATES = _table(
     "updates", Column("id", Integer, primary_key=True), _fact("run"), _fact("round", Integer), _fact("attempt", Integer),
