@@ -19,7 +19,7 @@ from atoll import algorithms
 from atoll.algorithms import Algorithm, Memory, State
 from atoll.algorithms.folds import mean
 from atoll.algorithms.local import uniformly
-from atoll.errors import PlanError
+from atoll.errors import LayoutError, PlanError
 from atoll.keys import new_secret
 from atoll.learner import CAN, Learner, PerExample, Rows
 from atoll.plan import Plan
@@ -38,6 +38,8 @@ _FINEST = 2.0**-14
 """The least bound whose grid the words of a secure sum have for what isn't the model's own parameters, too."""
 _OF_ROWS = frozenset({"correct", "sgd"})
 """What a learner can whose steps may be noisy sums of rows' gradients."""
+_LEAST = 2.0**-60
+"""The least adaptive bound that a node takes; the largest is the inverse."""
 FIRST, RATE, QUANTILE = 0.1, 0.2, 0.5
 """Of adaptive clipping: where the bound begins, how fast it moves, and which part of the updates it is to leave whole."""
 
@@ -282,6 +284,8 @@ def _adaptive(algorithm: Algorithm) -> Algorithm:
     ) -> tuple[Memory, Update]:
         memory, update = algorithm.local(learner, _inner(told), memory, rows, pace, rng)
         bound = float(told[CLIP].values[0])
+        if not _LEAST <= bound <= 1 / _LEAST:  # a float32 update in units of it would be none
+            raise LayoutError(f"the server says a bound of {bound:g} on lengths: it lies between {_LEAST:g} and {1 / _LEAST:g}")
         groups, norm = clipped(update.groups, bound)
         groups = {name: group.with_values(group.values / bound) for name, group in groups.items()}
         within = np.array([0.5 if norm <= bound else -0.5], np.float32)
@@ -292,7 +296,8 @@ def _adaptive(algorithm: Algorithm) -> Algorithm:
         within = float(total.mean(central.WITHIN)[0]) + 0.5
         groups = {name: group.with_values(group.values * bound) for name, group in total.groups.items() if name != central.WITHIN}
         after = algorithm.step(_inner(state), replace(total, groups=groups))
-        return {**after, CLIP: Group(_BOUND, np.array([bound * math.exp(-RATE * (within - QUANTILE))]))}
+        moved = np.clip([bound * math.exp(-RATE * (within - QUANTILE))], _LEAST, 1 / _LEAST)
+        return {**after, CLIP: Group(_BOUND, moved)}
 
     return algorithm._replace(init=init, brief=brief, updates=updates, local=local, step=step)
 

@@ -75,6 +75,7 @@ class Tasks:
         self._node, self._steps = node, steps
         self._turn = asyncio.Lock()
         self._fitted: tuple[StartTraining, Memory, Update] | None = None
+        self._sealed = ""
 
     async def fit(self, task: StartTraining) -> None:
         """Make the update, unless the task was replaced meanwhile."""
@@ -100,16 +101,29 @@ class Tasks:
     async def made(self, task: StartTraining) -> Event:
         """Return that the update for a task is made; what its link has to protect is only trained."""
         node = self._node
-        if kept := node.outbox.kept(self._steps.address(task)):
+        if (kept := node.outbox.kept(self._steps.address(task))) and self._may_leave(task, kept):
             return Trained(node.drive.now(), task, kept)
         if node.ledger.sent(task.run, task.round, task.attempt):  # another one would be noise drawn anew, for the same numbers
             raise PrivacyError(f"the update of attempt {task.attempt} of round {task.round} left already, and is made once")
         if self._fitted is None or self._fitted[0] != task:
             memory, update = await self._steps.train(task)
             if node.linked is None:
-                return Trained(node.drive.now(), task, await asyncio.to_thread(node.work.seal, task, memory, update))
+                return Trained(node.drive.now(), task, await self._seal(task, memory, update))
             self._fitted = task, memory, update
         return Fitted(node.drive.now(), task)
+
+    def _may_leave(self, task: StartTraining, kept: str) -> bool:
+        """Say whether a kept update may leave as it is: one that another process made may be of other rows than today's.
+
+        Where its noise follows from the rows, the ledger would note the wrong one; unless it has it already.
+        """
+        by_rows = self._node.plan.privacy.example_noise
+        known = by_rows is None or by_rows.rows is not None or kept == self._sealed
+        return known or self._node.ledger.sent(task.run, task.round, task.attempt)
+
+    async def _seal(self, task: StartTraining, memory: Memory, update: Update) -> str:
+        self._sealed = await asyncio.to_thread(self._node.work.seal, task, memory, update)
+        return self._sealed
 
     async def answer(self, command: Answer) -> None:
         """Say what the link answers in a phase."""
@@ -139,7 +153,7 @@ class Tasks:
         try:
             mine = algorithms.voiced(node.work.algorithm, update)
             hidden = await asyncio.to_thread(node.linked.protect, task, command.body, mine)
-            digest = await asyncio.to_thread(node.work.seal, task, memory, hidden)
+            digest = await self._seal(task, memory, hidden)
         except AtollError as error:
             await node.drive.happen(CannotTrain(node.drive.now(), task, self._said(task, error)))
         else:

@@ -12,7 +12,7 @@ from tests.server.test_retention import replayed
 
 import atoll
 from atoll import learners, method
-from atoll.errors import AtollError, PlanError, PrivacyError
+from atoll.errors import AtollError, LayoutError, PlanError, PrivacyError
 from atoll.keys import new_secret
 from atoll.learner import Rows
 from atoll.node.runtime import Node
@@ -175,6 +175,28 @@ def test_an_adaptive_bound_s_words_are_exact_and_cannot_run_over_whatever_the_bo
         assert total.weight == 2048
         for name, group in groups.items():
             np.testing.assert_allclose(total.groups[name].values, 2048.0 * group.values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [1e-18, 1e-3, 1.0, 1e18, 0.0, -1.0, math.inf, math.nan, 1e-40, 1e300])
+def test_whatever_bound_a_server_says_an_update_is_no_longer_than_one_unit_of_it_or_none(bound, quiet):
+    agreed = bounded()
+    learner, (x, y) = learners.build(agreed), rows(0)
+    made = method.find(agreed, learner)
+    told = made.brief({**made.init(learner.initial(0))})
+    told = {**told, method.CLIP: told[method.CLIP].with_values(np.array([bound]))}
+
+    def train():
+        pace = agreed.training.pace(len(x), 1, 3)
+        return made.local(learner, told, {}, Rows(x, y), pace, np.random.default_rng(0))[1].groups
+
+    if not 2.0**-60 <= bound <= 2.0**60:
+        with pytest.raises(LayoutError, match="the server says a bound of"):
+            train()
+        return
+    groups = train()
+    steps = groups["parameters"].values.astype(float) / distributed.step(1.0)
+    assert sum(int(value) ** 2 for value in steps) <= distributed.step(1.0) ** -2
+    assert abs(groups[central.WITHIN].values[0]) == 0.5
 
 
 @pytest.mark.parametrize("log", ["embedded", "kafka"])

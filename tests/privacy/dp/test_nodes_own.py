@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 
@@ -19,11 +20,13 @@ from atoll.keys import new_secret
 from atoll.learner import PerExample, Rows
 from atoll.messages import StartTraining
 from atoll.node.gate import Gate
+from atoll.node.runtime import Node
 from atoll.privacy.dp.account import account
 from atoll.privacy.dp.accountant import composed, epsilon
 from atoll.privacy.dp.clip import STEPS
 from atoll.privacy.dp.example import Private
 from atoll.privacy.dp.local import estimated, noisy, randomised
+from atoll.server.runtime import Server
 from atoll.store.ledger import Ledger, Spent
 from atoll.vector import Group, Layout, Tensor
 from atoll.wire import Address, Envelope
@@ -90,6 +93,34 @@ def test_what_left_costs_what_it_did_however_many_rows_there_are_today(tmp_path)
     assert told == [composed(some, 1e-3) for some in ([small], [small, large])]
     assert told[-1] > account(agreed, 400).spent(2) * 1.1, "the first is counted by today's rows"
     assert ledger.releases(agreed.digest, ("", 0, 0)) == [small, large]
+    ledger.close()
+
+
+def test_an_update_of_other_rows_that_never_left_is_made_anew(tmp_path):
+    """Its noise was of the rows that there were when it was made, and would be noted by today's."""
+    agreed = plan(privacy=EXAMPLE, plan={"rounds": 1})
+
+    class Dying(Node):
+        async def send_updates(self, _):
+            raise ConnectionAbortedError("the machine is switched off")
+
+    async def together():
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        serving, data = asyncio.create_task(server.serve_async()), clients()
+        others = [Node(server.url, data[name], name=name, directory=tmp_path / name) for name in ("node-0", "node-1")]
+        work = [asyncio.create_task(node.start_async()) for node in others]
+        dying = Dying(server.url, data["node-2"], name="node-2", directory=tmp_path / "node-2")
+        await asyncio.gather(dying.start_async(), return_exceptions=True)
+        (kept,) = (tmp_path / "node-2" / "outbox").glob("*.safetensors")
+        before = kept.read_bytes()
+        again = Node(server.url, rows(2, 200), name="node-2", directory=tmp_path / "node-2")
+        await asyncio.gather(again.start_async(), serving, *work)
+        (came,) = (tmp_path / "store" / "log" / server.run).glob(f"1-1-{again.identity.node}-*")
+        return before != came.read_bytes()
+
+    assert asyncio.run(asyncio.wait_for(together(), 60))
+    ledger = Ledger(tmp_path / "node-2")
+    assert ledger.releases(agreed.digest, ("", 0, 0)) == [account(agreed, 200).release]
     ledger.close()
 
 
