@@ -53,6 +53,7 @@ class Linked:
         self._try: _Try | None = None
         self._own: Own = None
         self._answered: dict[str, tuple[bytes, bytes]] = {}
+        self._numbers = ""
 
     def shown(self, phase: str, body: bytes) -> tuple[str, bytes]:
         """Return the digest of the total that a node is shown in a phase, or an empty text; and what else is said."""
@@ -83,7 +84,7 @@ class Linked:
             if sums is not None:
                 self._own = self._link.see(self._own, sums)
             own, answer = self._link.answer(self._own, phase, body)
-            if phase == self._link.gives:  # before the answer leaves
+            if phase == self._link.gives and not self._plan.privacy.distributed_noise:  # before the answer leaves
                 self._gives(task, self._link.whose(self._own) or self._link.whose(own))
             self._own = own
             self._answered[phase] = body, answer
@@ -99,18 +100,19 @@ class Linked:
             if self.first is None:
                 self._joins(task)
             self._here(task)
+            self._numbers = _hash(update)
             self._own, hidden = protect(self._plan, self._link, self._own, body, update)
             return hidden
 
     def _gives(self, task: StartTraining, nodes: Sequence[str]) -> None:
         cohort = hashlib.sha256("\n".join(sorted(nodes)).encode()).hexdigest()
-        self._ledger.gives(Gift(task.run, task.round, task.attempt, self._plan.digest, task.model, cohort), time.time())
+        gift = Gift(task.run, task.round, task.attempt, self._plan.digest, task.model, cohort, self._numbers)
+        self._ledger.gives(gift, time.time())
 
     def _joins(self, task: StartTraining) -> None:
         tried = (task.run, task.round, task.attempt)
         if tried == self._try:
             return
-        self._ledger.may_give(*tried)
         self._try, self._answered = tried, {}
         agreed = terms(self._plan, *tried, task.model)
         known = self._roster()
@@ -120,3 +122,11 @@ class Linked:
     def _here(self, task: StartTraining) -> None:
         if self._try != (task.run, task.round, task.attempt):
             raise PrivacyError("this node was started again, or asked for something else, in the middle of this try")
+
+
+def _hash(update: Update) -> str:
+    """Return a hash of all that an update says."""
+    said = hashlib.sha256(repr((update.weight, sorted(update.metrics.items()))).encode())
+    for name in sorted(update.groups):
+        said.update(update.groups[name].values.data)
+    return said.hexdigest()

@@ -12,6 +12,8 @@ from atoll.server.state import State
 
 def draw(state: State) -> Iterable[str]:
     """Draw who is asked, so that the plan's part of the present nodes is at work; nobody where the buffer is full already."""
+    if state.sealed:
+        return state.sealed
     if state.rules.buffer and len(state.answers) >= state.rules.buffer:
         return ()
     welcome = state.conduct.welcome(state.present, state.round)

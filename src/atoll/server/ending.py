@@ -72,7 +72,7 @@ def stop(state: State, event: Stop) -> Result:
 
 
 def stop_unmasking(state: State, event: Stop) -> Result:
-    """What nodes gave to unmask is given once in a round: it is finished where that can be done soon."""
+    """What nodes gave to unmask they give for no other nodes' sum: it is finished where that can be done soon."""
     until = min(state.until, event.now + FAREWELL)
     return replace(state, outcome="stopped", reason=event.reason, until=until), (Wake(until),)
 

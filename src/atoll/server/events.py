@@ -18,7 +18,8 @@ class Steps(NamedTuple):
     """The phases of a link, by their names: before updates are protected, and after it is known which are in.
 
     In the phase `opens` a few nodes answer for all, and `few` of them are enough. `least` is how few updates make a round,
-    where that isn't the plan's minimum.
+    where that isn't the plan's minimum. From `gives` on nodes help to reveal a sum, and help with another one of the round only
+    over the same nodes; it is empty where they help with any.
     """
 
     before: tuple[str, ...] = ()
@@ -26,6 +27,7 @@ class Steps(NamedTuple):
     opens: str = ""
     few: int = 0
     least: int = 0
+    gives: str = ""
 
     def next(self, phase: str) -> str:
         """Return the phase that follows on one, which isn't the last; on none, an empty text, follows the first."""
@@ -285,6 +287,7 @@ class Past(NamedTuple):
         answered: the nodes whose updates made that model.
         conduct: how long updates were, and who sent what can't count.
         summed: with a link, the nodes whose sum was about to be revealed when the other server died.
+        sealed: with a link, the nodes whose sum was about to be revealed in any try of the next round.
     """
 
     closed: int
@@ -296,3 +299,4 @@ class Past(NamedTuple):
     answered: tuple[str, ...]
     conduct: Conduct = Conduct()
     summed: tuple[str, ...] = ()
+    sealed: tuple[str, ...] = ()

@@ -68,7 +68,8 @@ class Linked:
         tell: Callable[..., None],
         sums: EmbeddedLog | None = None,
     ) -> None:
-        self.steps = Steps(link.before, link.after, link.opens, link.few, link.least)
+        gives = "" if agreed.plan.privacy.distributed_noise else link.gives  # what noise covers, may be summed again
+        self.steps = Steps(link.before, link.after, link.opens, link.few, link.least, gives)
         self.metrics: Metrics = {}
         self.lost: Mapping[str, str] = {}
         self._link, self._plan, self._layouts, self._run = link, agreed.plan, agreed.layouts, run
@@ -99,12 +100,14 @@ class Linked:
         """
         round_ = past.closed + 1
         kept = transcript.read(self._path(round_))
-        if kept is None or kept.attempt != past.attempt or not kept.summed:
+        if kept is None or not kept.summed:
             return past
+        if kept.attempt != past.attempt:
+            return past._replace(sealed=kept.summed)
         self.opens(round_, kept.attempt, kept.model)
         self._kept, self._said = kept, tuple(itertools.takewhile(lambda said: said[0] != UPDATE, kept.said))
         self._own, self._outbox = transcript.after(self._link, self._own, self._said)
-        return past._replace(summed=kept.summed)
+        return past._replace(summed=kept.summed, sealed=kept.summed)
 
     def _path(self, round_: int) -> Path:
         return transcript.path_of(self._directory, self._run, round_)

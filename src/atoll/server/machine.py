@@ -60,7 +60,7 @@ from atoll.server.events import (
     Tick,
     Wake,
 )
-from atoll.server.state import Phase, State, admits, here
+from atoll.server.state import Phase, State, admits, here, mend
 
 
 def begin(  # what most plans go without, by its name
@@ -88,11 +88,13 @@ def resume(run: str, plan: Plan, past: Past, now: float, *, spent: str = "", **r
 
     A round that had begun goes on with its cohort: who joins is asked again, unless the log has brought its update by then.
     With a link it is tried again, since what the nodes had agreed on went with that server; unless a sum was about to be
-    revealed: nodes do that once in a round, so of just these updates it has to be. `spent` as `Closed.over`.
+    revealed: nodes do that for no other sum of the round, so it has to be of just these updates, or of just these nodes
+    again. `spent` as `Closed.over`.
     """
     state, commands = begin(run, plan, past.model, now, **rules)
     late, steps = state.late, state.steps
-    known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct}
+    sealed = frozenset(past.sealed if steps.gives else ())
+    known: dict[str, Any] = {"names": past.names, "course": past.course, "conduct": past.conduct, "sealed": sealed}
     done = replace(state, **known, round=min(past.closed + 1, state.rounds))
     over = past.course.over(plan.stopping) or spent or (past.closed >= state.rounds and f"all {state.rounds} rounds are done")
     if over:
@@ -232,7 +234,7 @@ def _abandoned(state: State, event: Abandoned) -> Result:
 def _tick_waiting(state: State, event: Tick) -> Result:
     if event.now < state.until:
         return tries.expire(state, event.now), ()
-    return farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}", event.now)
+    return farewell(state, "gave_up", f"round {state.round}: the deadline is over and {here(state)}{mend(state)}", event.now)
 
 
 def _tick_training(state: State, event: Tick) -> Result:
@@ -260,7 +262,7 @@ def _closed(state: State, event: Closed) -> Result:
     course = state.course.after(state.stopping, event.judged)
     open_ = {node: task for node, task in state.tasks.items() if node not in state.closing}
     conduct = state.conduct.closed([one for node in state.closing if (one := state.lengths.get(node)) is not None])
-    done = replace(rest(state), model=event.model, attempt=1, first=1, course=course, conduct=conduct)
+    done = replace(rest(state), model=event.model, attempt=1, first=1, course=course, conduct=conduct, sealed=frozenset())
     coming = {node: length for node, length in state.lengths.items() if node in state.answers}
     done = replace(done, tasks=open_, answers=state.answers, lengths=coming)
     if state.outcome:  # somebody asked to stop while the round was closing

@@ -89,6 +89,8 @@ def next_(state: State, event: Collected) -> tuple[State, tuple[Command, ...]]:
         )
     else:
         until = event.now + state.rules.deadline
+    if phase == state.steps.gives:
+        state = replace(state, sealed=frozenset(state.closing))
     state = replace(state, relay=_relay(state, phase, nodes, event.now, relay.silent & nodes), until=until, enough=None)
     return state, (Say(phase, tuple(sorted(nodes))), Wake(until), *wakes(state))
 

@@ -79,6 +79,7 @@ class State:
         lost: nodes whose sum can't be made in this try any more, and why, for people.
         until: when the present wait ends.
         enough: since when the quorum is there.
+        sealed: the nodes whose sum was begun to be revealed in this round: another try is of just these, and all of them.
         leaving: the nodes that have not taken the final model yet.
         course: how models have done so far.
         conduct: how nodes have behaved so far.
@@ -111,6 +112,7 @@ class State:
     declines: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
     enough: float | None = None
+    sealed: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     course: Course = field(default_factory=Course)
     conduct: Conduct = field(default_factory=Conduct)
@@ -141,6 +143,8 @@ class State:
 
     def fewest(self, phase: str) -> int:
         """How many nodes there must be in a phase of the link."""
+        if self.sealed and phase not in self.steps.after:
+            return len(self.sealed)
         if phase == self.steps.opens:
             return self.steps.few
         if self.steps.least and phase in self.steps.after:
@@ -150,6 +154,8 @@ class State:
     @property
     def least(self) -> int:
         """The fewest updates that a round is closed with; where each is drawn for itself it counts whoever it is, even nobody."""
+        if self.sealed:
+            return len(self.sealed)
         return 0 if self.rules.draw == "poisson" or self.rules.turns else self.steps.least or self.rules.minimum
 
     def busy(self, node: str) -> bool:
@@ -200,9 +206,23 @@ def waiting_for(state: State, now: float) -> str:
 def here(state: State) -> str:
     """Say how many nodes can be asked, and who is here besides."""
     welcome = state.conduct.welcome(state.present, state.round)
+    if away := [name for node, name in state.names.items() if node in state.sealed - welcome]:
+        more = " …" if len(away) > 5 else ""
+        return f"its sum can only be made over the same {len(state.sealed)} nodes, and {', '.join(away[:5])}{more} can't be asked"
     held = [f"{state.names[node]} until round {state.conduct.until[node]} is over" for node in state.present - welcome]
     more = f"; held out for refused updates: {', '.join(sorted(held)[:3])}{' …' if len(held) > 3 else ''}" if held else ""
     return f"{len(welcome)} of at least {state.rules.minimum} nodes are here{more}"
+
+
+def mend(state: State) -> str:
+    """Say how to go on after a round whose sum nodes had begun to reveal; an empty text where they hadn't."""
+    if not state.sealed:
+        return ""
+    return (
+        "; they reveal no sum over other nodes from this model, since both would tell of single ones: bring all of them back and "
+        "`atoll serve --resume`; or go on without some: `atoll export RUN --to last.safetensors`, then `atoll serve --start "
+        "last.safetensors` with another plan.seed"
+    )
 
 
 def _some(state: State, nodes: Sequence[str]) -> str:

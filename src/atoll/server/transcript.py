@@ -2,7 +2,7 @@
 
 One JSON file a round, `sums/RUN/ROUND.json` in the store: the attempt, and of each phase that was collected who answered what.
 The link's state follows from it, whoever computes it. It is on the disk before the last phase is asked, since what nodes
-give there they give once in a round.
+give there they give for the sum over these nodes alone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from atoll.server import phases
 from atoll.server.draw import by_name, draw
 from atoll.server.ending import Result, drop, farewell, rest
 from atoll.server.events import Close, Collect, Task, Train, Wake
-from atoll.server.state import Phase, State
+from atoll.server.state import Phase, State, mend
 
 ATTEMPTS = 3
 """How often a round is tried before the run gives up."""
@@ -19,6 +19,8 @@ def start_if_enough(state: State, now: float) -> Result:
     state = expire(state, now)
     welcome, cycle = state.conduct.welcome(state.present, state.round), state.rules.cycle
     if len(welcome) < cycle if cycle else len(welcome | state.answers.keys()) < state.rules.minimum:
+        return state, ()
+    if not state.sealed <= welcome:
         return state, ()
     until = now + state.rules.deadline
     task = Task(state.round, state.attempt, state.model, until)
@@ -107,7 +109,7 @@ def again(state: State, now: float, why: str = "") -> Result:
     if state.outcome:  # somebody asked to stop meanwhile
         return farewell(state, state.outcome, state.reason, now)
     if state.attempt - state.first + 1 >= ATTEMPTS:
-        return farewell(state, "gave_up", reason, now)
+        return farewell(state, "gave_up", reason + mend(state), now)
     dropped = drop(state, f"{reason}; the round is tried again")
     waiting = replace(rest(state), phase=Phase.WAITING, attempt=state.attempt + 1, until=now + state.rules.deadline)
     started, commands = start_if_enough(waiting, now)

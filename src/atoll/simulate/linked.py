@@ -37,7 +37,8 @@ class Linked:
     """
 
     def __init__(self, link: Link, plan: Plan, algorithm: Algorithm, layouts: Layouts) -> None:
-        self.steps = events.Steps(link.before, link.after, link.opens, link.few, link.least)
+        gives = "" if plan.privacy.distributed_noise else link.gives
+        self.steps = events.Steps(link.before, link.after, link.opens, link.few, link.least, gives)
         self.metrics: Metrics = {}
         self.lost: dict[str, str] = {}
         self._layouts = layouts

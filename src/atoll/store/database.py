@@ -15,7 +15,7 @@ from sqlalchemy.pool import StaticPool
 
 from atoll.errors import StoreError, UnwritableError
 
-SCHEMA = 10
+SCHEMA = 11
 """The version of the tables: an older store gets the columns and indexes it lacks, one of a newer version is not touched."""
 MEMORY = "sqlite://"
 

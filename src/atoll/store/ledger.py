@@ -41,7 +41,7 @@ _GIVEN = Table(
     Column("run", String, primary_key=True),
     Column("round", Integer, primary_key=True),
     Column("attempt", Integer),
-    *(Column(name, String) for name in ("plan", "model", "cohort")),
+    *(Column(name, String) for name in ("plan", "model", "cohort", "numbers")),
     Column("at", Float),
 )
 _HEADS = Table(
@@ -62,7 +62,10 @@ class Spent(NamedTuple):
 
 
 class Gift(NamedTuple):
-    """A sum that a node helps to reveal: where it stands, the model that updates were made from, and a hash of whose they are."""
+    """A sum that a node helps to reveal: where it stands, the model that updates were made from, and what they are.
+
+    `cohort` is a hash of whose they are, `numbers` of the node's own.
+    """
 
     run: str
     round: int
@@ -70,6 +73,7 @@ class Gift(NamedTuple):
     plan: str
     model: str
     cohort: str
+    numbers: str
 
 
 def own_noise(guard: str) -> bool:
@@ -138,25 +142,13 @@ class Ledger:
         """Write that the figures of a final model on this node's rows are about to leave."""
         self._write(insert(_FIGURES).values(run=run, plan=plan, figures=json.dumps(dict(figures)), at=now))
 
-    def may_give(self, run: str, round_: int, attempt: int) -> None:
-        """Check that no other try of a round got what reveals its sum: two sums of one round would differ by single updates.
-
-        Raises:
-            PrivacyError: one did.
-        """
-        with self._base.begin() as base:
-            given = base.execute(select(_GIVEN.c.attempt).where((_GIVEN.c.run == run) & (_GIVEN.c.round == round_))).scalar()
-        if given is not None and given != attempt:
-            raise PrivacyError(
-                f"attempt {given} of round {round_} got what reveals its sum; a second sum would tell of single nodes"
-            )
-
     def gives(self, gift: Gift, now: float) -> None:
-        """Write that a sum is about to get what reveals it; see `may_give`.
+        """Write that a sum is about to get what reveals it.
 
         Raises:
-            PrivacyError: another sum of this round got it, or one over other nodes of updates that were made from this very
-                model, in whatever run: training is the same there, and the two would differ by single updates.
+            PrivacyError: one of this round over other nodes, or of other numbers, got it; or one over other nodes of updates that
+                were made from this very model, in whatever run: training is the same there, and the two would differ by
+                single updates.
         """
         facts = gift._asdict()
         with self._base.begin() as base:  # written before it is looked at: whoever else has this file open waits
@@ -166,13 +158,21 @@ class Ledger:
             )
             for row in base.execute(select(_GIVEN).where(alike)).mappings():
                 here = (row["run"], row["round"]) == (gift.run, gift.round)
-                if here and (row["attempt"], row["cohort"]) != (gift.attempt, gift.cohort):
-                    raise PrivacyError(f"another sum of round {gift.round} was revealed; a second one would tell of single nodes")
-                if row["cohort"] != gift.cohort:
+                if row["cohort"] == gift.cohort and (not here or row["numbers"] == gift.numbers):
+                    continue  # of the same numbers it is the same sum, whatever it is asked for as
+                if row["cohort"] == gift.cohort:
                     raise PrivacyError(
-                        "a sum over other nodes of updates from this very model was revealed, and a second one would tell of "
-                        "single nodes; a new run of the plan takes another plan.seed, or all the nodes of the last one"
+                        f"this node's update isn't the one of the sum of round {gift.round} that it helped to reveal: its rows, "
+                        "or what it is to remember, changed; a second sum would tell how"
                     )
+                if here:
+                    raise PrivacyError(
+                        f"a sum of round {gift.round} over other nodes was revealed; a second one would tell of single nodes"
+                    )
+                raise PrivacyError(
+                    "a sum over other nodes of updates from this very model was revealed, and a second one would tell of "
+                    "single nodes; a new run of the plan takes another plan.seed, or all the nodes of the last one"
+                )
 
     def sent(self, run: str, round_: int, attempt: int) -> bool:
         """Say whether an update for a try of a round left already."""

@@ -19,7 +19,7 @@ from atoll.testing.network import Federation
 from atoll.testing.stored import RUN, made
 from atoll.wire import Address
 
-STEPS = events.Steps(("keys", "shares"), ("survivors", "unmask"))
+STEPS = events.Steps(("keys", "shares"), ("survivors", "unmask"), gives="unmask")
 SMALLEST, ENOUGH = 3, 3
 """Nodes in a sum, and buckets whose sums are made, at least."""
 _SPOILT = 0.05
@@ -41,7 +41,8 @@ class LinkedFederation(Federation):
         self._drawn: dict[_Try, tuple[_Bucket, ...]] = {}
         self._left: dict[tuple[_Try, str], tuple[_Bucket, ...]] = {}
         self._joined: dict[str, tuple[int, _Try]] = {}
-        self._given: dict[tuple[str, int], _Try] = {}
+        self._given: dict[tuple[str, int], _Bucket] = {}
+        self._helped: set[tuple[str, _Try]] = set()
         self._asked: dict[_Try, frozenset[str]] = {}
         self._kept: tuple[_Try, tuple[str, ...]] | None = None
         self._trusted: frozenset[str] | None = None
@@ -60,7 +61,7 @@ class LinkedFederation(Federation):
             sums = [some for some in self._in(tried, self._asked.get(tried, frozenset())) if some & accepted]
             assert frozenset().union(*sums) == accepted, "a sum was closed of other nodes than those that revealed it"
             for some in sums:
-                helped = [node for node in some if self._given.get((node, closed.round)) == tried]
+                helped = [node for node in some if (node, tried) in self._helped]
                 assert len(helped) >= self._least, "a sum was made that too few nodes helped to reveal"
 
     @property
@@ -76,10 +77,12 @@ class LinkedFederation(Federation):
 
     def _past(self, past: events.Past) -> events.Past:
         self._trusted = None
-        if self._kept and self._kept[0] == (past.closed + 1, past.attempt):
-            self._trusted = frozenset(self._kept[1])
-            return past._replace(summed=self._kept[1])
-        return past
+        if not self._kept or self._kept[0][0] != past.closed + 1:
+            return past
+        if self._kept[0][1] != past.attempt:
+            return past._replace(sealed=self._kept[1])
+        self._trusted = frozenset(self._kept[1])
+        return past._replace(summed=self._kept[1], sealed=self._kept[1])
 
     def _serve(self, commands: tuple[events.Command, ...]) -> None:
         for command in commands:
@@ -139,7 +142,7 @@ class LinkedFederation(Federation):
             super()._closed(command, life)
             return
         left = self._left[tried, STEPS.after[0]]
-        helped = {node for node in command.accepted if self._given.get((node, command.round)) == tried}
+        helped = {node for node in command.accepted if (node, tried) in self._helped}
         opened = [one for one in left if len(one & helped) >= self._least and not self._world.happens(_SPOILT)]
         if len(opened) < ENOUGH:
             self._tell_server(partial(events.Abandoned, reason="too few buckets were opened"), life)
@@ -166,14 +169,17 @@ class LinkedFederation(Federation):
         node, tried = self._nodes[key], (task.round, task.attempt)
         if not node.up or node.life != life:
             return
-        given = self._given.get((key, task.round), tried)
         if phase == STEPS.before[0]:
             self._joined[key] = life, tried
-        if given != tried or self._joined.get(key) != (life, tried):
+        if self._joined.get(key) != (life, tried):
             self._tell_node(key, partial(node_events.CannotTrain, task=task, reason="no part in this try"), life)
             return
         if phase == STEPS.last:
-            self._given[key, task.round] = tried
+            mine = next(some for some in self._in(tried, self._asked[tried]) if key in some)
+            if self._given.setdefault((key, task.round), mine) != mine:
+                self._tell_node(key, partial(node_events.CannotTrain, task=task, reason="another sum was revealed"), life)
+                return
+            self._helped.add((key, tried))
         self._to_server(
             key,
             partial(
