@@ -157,3 +157,25 @@ def test_each_buckets_sum_has_all_of_the_noise_and_a_round_costs_the_epsilon_of_
     sent = [algorithms.work(split, algorithm, learner, learner.initial(1), {}, data, 1, "node")[1] for _ in range(400)]
     spread = np.concatenate([one.groups["parameters"].values for one in sent]).std()
     assert spread == pytest.approx(2.0 / np.sqrt(3 - 1), rel=0.1), "three nodes, of whom one may add none"
+
+
+def test_a_simulation_leaves_the_same_buckets_out_and_goes_on_with_them(tmp_path):
+    """A node that has more rows than the plan lets count declines each time, when its bucket is drawn already."""
+    agreed = MEDIAN.with_(plan={"rounds": 2}, privacy={"largest_weight": 50}, cohort={"grace": 0.5, "quorum": 0.9})
+    data = {**clients(12), "node-5": rows(5, 60)}
+    refused: list[str] = []
+
+    def watch(event: Any) -> None:
+        if event["what"] == "rejected":
+            refused.append(event["reason"])
+        if (event["what"], event.get("round")) == ("round", 2):
+            raise KeyboardInterrupt
+
+    whole, deployed = simulate(agreed, data), run(agreed, data, tmp_path)
+    assert [row["answered"] for row in deployed["rounds"]] == [row["answered"] for row in whole.rounds]
+    assert [len(row["answered"]) for row in whole.rounds] == [9, 9]
+    assert [row["model"] for row in deployed["rounds"]] == [row["model"] for row in whole.rounds]
+    with pytest.raises(KeyboardInterrupt):
+        simulate(agreed, data, store=tmp_path / "simulated", watch=watch)
+    assert [reason.partition(" was left out: ")[2] for reason in refused] == ["only 2 of 3 nodes sent an update: it takes 3"] * 2
+    assert simulate(agreed, data, store=tmp_path / "simulated", resume=True).rounds == whole.rounds
