@@ -68,6 +68,7 @@ def test_each_value_of_a_key_is_a_client(folder):
     assert found["by_node"].keys() == set(whose)
     shown = json.loads(atoll("partition", "show", folder / "plan.json", *words, "--json").stdout.splitlines()[-1])
     assert sorted(shown["rows"]) == sorted(len(lines[k::3]) for k in range(3))
+    assert set(shown["clients"]) == set(whose)
     said = one_line(atoll("simulate", folder / "plan.json", "--data", table, "--partition", "key:ownr"))
     assert "has no column 'ownr'; did you mean 'owner'?" in said
     assert "follows from 'key:owner'; leave it out" in one_line(atoll("simulate", folder / "plan.json", *words, "--clients", "3"))
@@ -94,6 +95,8 @@ def test_what_each_client_would_hold_is_shown_and_drawn(folder):
     assert max(found["distance"]) > 0.3
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "rows a client: 13 to 14" in atoll(*words).stdout
+    shifted = json.loads(atoll(*words, "--partition", "shift:3", "--json").stdout.splitlines()[-1])
+    assert shifted["noise"] == pytest.approx([1, 2**0.5, 3**0.5], abs=1e-4)
     assert "it is iid, dirichlet:ALPHA" in one_line(atoll(*words, "--partition", "even"))
 
 

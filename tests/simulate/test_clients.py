@@ -7,7 +7,9 @@ import pytest
 from tests.federation import plan, rows
 
 import atoll
+from atoll.cli.simulate import given
 from atoll.learner import Data, Rows
+from atoll.preprocess import gather, prepare
 from atoll.simulate import clients as these
 from atoll.simulate.clients import Memories, Spread, drawn, longest
 from atoll.vector import Group, Layout, Tensor
@@ -30,6 +32,42 @@ def test_spread_clients_are_those_that_were_made_beforehand(standardise):
     assert "client-01" not in lazy
     eager = {name: (x[part], y[part]) for name, part in zip(lazy, parts, strict=True)}
     assert atoll.simulate(agreed, lazy).digest == atoll.simulate(agreed, eager).digest
+
+
+def test_rows_that_are_mapped_stay_so_and_few_are_held(tmp_path, monkeypatch):
+    """Clients larger than memory: arrays as they were given, stretches of a table as they lie, and copies of a few."""
+    x, y = rows(0, 60)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    whole = prepare((mapped, y), plan())
+    assert np.shares_memory(whole.train.x, mapped)
+    pair = prepare((mapped, y, mapped[:9], y[:9]), plan())
+    assert np.shares_memory(pair.train.x, mapped)
+    assert len(pair.test) == 9
+    in_time = these.spread(whole, 3, "time", plan())
+    assert all(np.shares_memory(in_time[name].train.x, mapped) for name in in_time)
+    monkeypatch.setattr(these, "_KEPT", 2 * 20 * 5 * 8)  # two clients of 20 rows, four numbers and a target each
+    mixed = these.spread(whole, 3, "iid", plan())
+    found = {name: mixed[name] for name in mixed}
+    assert mixed["client-3"] is found["client-3"]
+    assert mixed["client-1"] is not found["client-1"]
+    np.testing.assert_array_equal(mixed["client-1"].train.x, found["client-1"].train.x)
+
+
+def test_each_table_of_a_folder_may_be_larger_than_memory(tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    for name in ("a", "b"):
+        x, y = rows(len(name), 60)
+        np.savetxt(tmp_path / "rows" / f"{name}.csv", np.column_stack([x, y]), delimiter=",", header="p,q,r,s,y", comments="")
+    agreed = plan(model={"inputs": None}, data={"features": ["p", "q", "r", "s"], "target": "y"}, cohort={"minimum": 2})
+    plainly = {
+        name: np.array(one.train.x) for name, one in given(tmp_path / "rows", agreed, None, "iid", tmp_path / "1", None).items()
+    }
+    monkeypatch.setattr(gather, "MEMORY", 1)
+    mapped = given(tmp_path / "rows", agreed, None, "iid", tmp_path / "2", None)
+    assert all(isinstance(one.train.x.base, np.memmap) for one in mapped.values())
+    for name, one in mapped.items():
+        np.testing.assert_allclose(one.train.x, plainly[name], rtol=1e-6)
 
 
 def test_of_a_million_clients_only_those_asked_are_made():

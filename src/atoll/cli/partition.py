@@ -39,31 +39,34 @@ def show(
     picture: Annotated[Path | None, typer.Option("--plot", help="Draw it into this picture (.png, .svg, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
-    """Show how many rows of each class every client would hold."""
+    """Show how many rows of each class every client would hold; of a feature shift, how strong each one's noise is."""
+    from atoll.simulate.partition import deviation, strengths
+
     agreed = Plan.load(plan)
     with working("reading", quiet=as_json):
-        y, parts = _parts(agreed.with_(data={"standardise": "no"}), data, clients, partition)
+        y, parts, who = _parts(agreed.with_(data={"standardise": "no"}), data, clients, partition)
     names, labels = _labelled(y)
     counts = np.stack([np.bincount(labels[part], minlength=len(names)) for part in parts])
     if picture:
         _draw(counts, names, f"{agreed.plan.name}: {len(y):,} rows over {len(parts):,} clients, {partition}", picture)
-    _tell(counts, names, partition, as_json=as_json)
+    noise = None if (sigma := deviation(partition)) is None else strengths(sigma, len(parts))
+    _tell(counts, names, who, noise, partition, as_json=as_json)
 
 
-def _parts(plan: Plan, data: Path, clients: int | None, how: str) -> tuple[NDArray[Any], list[NDArray[np.intp]]]:
-    """Return the targets, and which of them each client would hold."""
+def _parts(plan: Plan, data: Path, clients: int | None, how: str) -> tuple[NDArray[Any], list[NDArray[np.intp]], list[str]]:
+    """Return the targets, which of them each client would hold, and the clients' names."""
     from atoll.preprocess import prepare
     from atoll.simulate.partition import partition as spread
 
     if clients:
         y = prepare(data, plan).train.y
-        return y, spread(y, clients, how, plan.plan.seed)
+        return y, spread(y, clients, how, plan.plan.seed), [str(number + 1) for number in range(clients)]
     if not how.startswith("key:"):
         raise AtollError("--clients: over how many? It may be left out with --partition key:COLUMN alone")
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
-        each = [one.train.y for one in given(data, plan, None, how, Path(spool) / "rows", None).values()]
-    y = np.concatenate(each)
-    return y, np.split(np.arange(len(y)), np.cumsum([len(one) for one in each])[:-1])
+        each = {name: one.train.y for name, one in given(data, plan, None, how, Path(spool) / "rows", None).items()}
+    y = np.concatenate(list(each.values()))
+    return y, np.split(np.arange(len(y)), np.cumsum([len(one) for one in each.values()])[:-1]), list(each)
 
 
 def _labelled(y: NDArray[Any]) -> tuple[list[str], NDArray[np.intp]]:
@@ -87,22 +90,28 @@ def distances(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(np.abs(shares - whole).sum(axis=1) / 2)
 
 
-def _tell(counts: NDArray[np.int64], names: list[str], how: str, *, as_json: bool) -> None:
+def _tell(
+    counts: NDArray[np.int64], names: list[str], who: list[str], noise: NDArray[np.float64] | None, how: str, *, as_json: bool
+) -> None:
     sizes, far = counts.sum(axis=1), distances(counts)
     if as_json:
-        facts = {"partition": how, "rows": sizes.tolist(), "classes": names, "counts": counts.tolist()}
+        facts = {"partition": how, "clients": who, "rows": sizes.tolist(), "classes": names, "counts": counts.tolist()}
+        facts |= {} if noise is None else {"noise": [round(float(one), 4) for one in noise]}
         print(json.dumps({**facts, "distance": [round(float(one), 4) for one in far]}))
         return
     table = Table(
         title=f"rows of each class, {how}", title_justify="left", header_style="bold", box=box.SIMPLE, padding=(0, 0, 0, 1)
     )
-    for name in ("client", "rows", *names, "apart"):
+    for name in ("client", "rows", *names, "apart", *(["noise"] if noise is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(counts[:_SHOWN]):
-        table.add_row(str(number + 1), str(sizes[number]), *(str(one) if one else "·" for one in row), f"{far[number]:.2f}")
+        more = [f"{noise[number]:.2f}"] if noise is not None else []
+        table.add_row(who[number], str(sizes[number]), *(str(one) if one else "·" for one in row), f"{far[number]:.2f}", *more)
     Console().print(table)
     if len(counts) > _SHOWN:
         print(f"and {len(counts) - _SHOWN} more clients (--json has all)")
+    if noise is not None:
+        print("noise: the deviation of what is added to each number of a client's rows")
     middle = f"{np.median(sizes):.0f}"
     print(f"rows a client: {sizes.min()} to {sizes.max()}, the middle one {middle}")
     print(
@@ -115,6 +124,7 @@ def _draw(counts: NDArray[np.int64], names: list[str], title: str, path: Path) -
         raise AtollError("plots need matplotlib: pip install 'atoll-fl[plot]'")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shown = counts[:_DRAWN]
     drawn = Figure(figsize=(min(14, 5 + 0.12 * len(shown)), 4), layout="constrained")
@@ -127,6 +137,7 @@ def _draw(counts: NDArray[np.int64], names: list[str], title: str, path: Path) -
     more = f" (the first {_DRAWN})" if len(counts) > _DRAWN else ""
     axes.set(xlabel=f"client{more}", ylabel="rows", xlim=(0.4, len(shown) + 0.6))
     axes.set_title(title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn.legend(title="target", loc="outside right upper", fontsize=8)
     try:
         drawn.savefig(path, dpi=150)

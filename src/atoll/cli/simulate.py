@@ -106,17 +106,18 @@ def given(source: Path, plan: Plan, clients: int | None, how: str, spool: Path, 
     """Return the clients: a table each, rows spread over so many, or those of each value of a key."""
     kind, _, column = how.partition(":")
     if kind != "key":
-        return spread(source, plan, clients, how, spool) if clients else each(source, plan, holdout)
+        return spread(source, plan, clients, how, spool) if clients else each(source, plan, holdout, spool)
     from atoll.preprocess import prepare
     from atoll.preprocess.keyed import keyed
 
     if clients:
         raise AtollError(f"--clients: how many there are follows from '{how}'; leave it out")
-    return {name: prepare(path, plan) for name, path in keyed(source, plan, column, spool).items()}
+    files = keyed(source, plan, column, spool)
+    return {name: prepare(path, plan, spool=path.with_suffix(".rows")) for name, path in files.items()}
 
 
-def each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
-    """Every table of a folder is a client's, named after its file; the holdout's is none."""
+def each(folder: Path, plan: Plan, holdout: Path | None, spool: Path) -> dict[str, Data]:
+    """Every table of a folder is a client's, named after its file; the holdout's is none. Large ones are mapped from files."""
     from atoll.preprocess import prepare
 
     if not folder.is_dir():
@@ -125,7 +126,7 @@ def each(folder: Path, plan: Plan, holdout: Path | None) -> dict[str, Data]:
     mine = [path for path in tables if not (holdout and holdout.exists() and path.samefile(holdout))]
     if not mine:
         raise AtollError(f"--data: {folder} holds no tables ({', '.join(_ENDINGS)})")
-    return {path.stem: prepare(path, plan) for path in mine}
+    return {path.stem: prepare(path, plan, spool=spool / path.name) for path in mine}
 
 
 def spread(source: Path, plan: Plan, clients: int, how: str, spool: Path) -> Mapping[str, Data]:

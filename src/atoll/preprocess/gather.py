@@ -67,15 +67,24 @@ def _popped(blocks: list[Block], coming: Iterable[Block]) -> Iterator[Block]:
 def _joined(blocks: list[Block], source: Source, plan: Plan) -> Data:
     if not sum(len(block.y) for block in blocks):
         raise nothing_left(source.where, sum(block.read for block in blocks), plan)
-    x, y = _whole([block.x for block in blocks]), _whole([block.y for block in blocks])
-    test = _whole([block.test for block in blocks])
-    if test.all():
+    train, test = _side(blocks, test=False), _side(blocks, test=True)
+    if not len(train):
         raise no_training(source.where)
     if plan.data.standardise == "node":
-        x = standardised(x, x[~test], source.where)
-    if x.dtype == np.float64 and plan.model.kind == "keras":
-        x = x.astype(np.float32)
-    return Data(Rows(x[~test], y[~test]), Rows(x[test], y[test]))
+        train, test = (Rows(standardised(rows.x, train.x, source.where), rows.y) for rows in (train, test))
+    if plan.model.kind == "keras":
+        train, test = (Rows(rows.x.astype(np.float32), rows.y) if rows.x.dtype == np.float64 else rows for rows in (train, test))
+    return Data(train, test)
+
+
+def _side(blocks: list[Block], *, test: bool) -> Rows:
+    """Return the rows to train on, or those for testing: arrays that were given whole, and may be mapped, as they are."""
+    parts = []
+    for block in blocks:
+        mine = block.test == test
+        parts.append((block.x, block.y) if mine.all() else (block.x[mine], block.y[mine]))
+    filled = [part for part in parts if len(part[1])] or parts[:1]
+    return Rows(_whole([x for x, _ in filled]), _whole([y for _, y in filled]))
 
 
 def described(data: Data) -> dict[str, Any]:
@@ -109,9 +118,16 @@ def told(source: Source, progress: Progress, *, gaps: bool) -> Generator[Block, 
         for block in blocks:
             read += block.read
             progress("reading", read, source.rows)
-            if (np.isinf(block.x) if gaps else ~np.isfinite(block.x)).any() or not np.isfinite(block.y).all():
+            if not (_finite(block.x, gaps=gaps) and _finite(block.y)):
                 raise DataError(f"{source.where}: holds {'' if gaps else 'NaN or '}infinity; drop or fill these rows")
             yield block
+
+
+def _finite(values: NDArray[Any], *, gaps: bool = False) -> bool:
+    """Say whether all numbers are finite, or with `gaps` NaN; some rows at a time, since they may be mapped."""
+    step = max(1, _ROWS // max(1, values[:1].size))
+    parts = (values[lo : lo + step] for lo in range(0, len(values), step))
+    return not any((np.isinf(part) if gaps else ~np.isfinite(part)).any() for part in parts)
 
 
 def _whole(arrays: list[NDArray[Any]]) -> NDArray[Any]:

@@ -20,8 +20,8 @@ from atoll.simulate.partition import deviation, partition, shifted
 from atoll.vector import Group, Groups, layouts_of
 from atoll.wire import layouts_read, layouts_said, pack, unpack, words_of
 
-_KEPT = 4096
-"""Clients whose rows are kept at hand."""
+_KEPT = 1 << 28
+"""Bytes of clients' rows that are kept at hand."""
 _IN_MEMORY = 1 << 28
 """Bytes of what clients remember that stay in memory."""
 
@@ -58,6 +58,7 @@ class Spread(Mapping[str, Data]):
         self._parts, self._tests = _Parts(parts), _Parts(tests) if tests else None
         self._width = len(str(len(parts)))
         self._held: dict[str, Data] = {}
+        self._size = 0
 
     @property
     def longest(self) -> int:
@@ -79,9 +80,13 @@ class Spread(Mapping[str, Data]):
             number = self._number(name)
             if number is None:
                 raise KeyError(name)
-            if len(self._held) >= _KEPT:
-                self._held.clear()
-            self._held[name] = self._made(number)
+            made = self._made(number)
+            if (size := sum(one.nbytes for rows in made for one in rows)) > _KEPT:
+                return made
+            if self._size + size > _KEPT:
+                self._held, self._size = {}, 0
+            self._held[name] = made
+            self._size += size
         return self._held[name]
 
     def __contains__(self, name: object) -> bool:
@@ -95,7 +100,7 @@ class Spread(Mapping[str, Data]):
     def _made(self, number: int) -> Data:
         train, test = self._whole.train, self._whole.test
         mine, tested = self._parts[number], self._tests[number] if self._tests else np.empty(0, np.intp)
-        data = Data(Rows(train.x[mine], train.y[mine]), Rows(test.x[tested], test.y[tested]))
+        data = Data(_taken(train, mine), _taken(test, tested))
         if self._shift:
             seed = self._plan.plan.seed
             x = shifted(np.concatenate([data.train.x, data.test.x]), self._shift, number + 1, self._count, seed)
@@ -103,6 +108,13 @@ class Spread(Mapping[str, Data]):
         if self._plan.data.standardise == "no":
             return data
         return prepare([*data.train, *(data.test if len(data.test) else ())], self._plan)
+
+
+def _taken(rows: Rows, which: NDArray[np.intp]) -> Rows:
+    """Return some rows; those that lie side by side, as they lie, so that what is mapped stays so."""
+    side_by_side = len(which) > 0 and which[-1] - which[0] == len(which) - 1 and bool((np.diff(which) == 1).all())
+    taken = slice(int(which[0]), int(which[-1]) + 1) if side_by_side else which
+    return Rows(rows.x[taken], rows.y[taken])
 
 
 def spread(whole: Data, clients: int, how: str, plan: Plan) -> Spread:

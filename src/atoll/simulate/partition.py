@@ -74,13 +74,22 @@ def deviation(how: str) -> float | None:
         return None
 
 
+def strengths(sigma: float, clients: int) -> NDArray[np.float64]:
+    """Return the deviation of each client's noise under `shift:σ`, `[clients]`.
+
+    >>> strengths(1.0, 4).round(2).tolist()
+    [0.5, 0.71, 0.87, 1.0]
+    """
+    return np.asarray(np.sqrt(sigma * np.arange(1, clients + 1) / clients))
+
+
 def shifted(x: NDArray[Any], sigma: float, number: int, clients: int, seed: int) -> NDArray[Any]:
     """Return a client's rows with Gaussian noise of its own strength, of variance σ · number / clients; numbers begin at 1.
 
     Source: Li et al. 2022, section 4.2.
     """
     noise = np.random.default_rng([seed, number]).standard_normal(x.shape)
-    added: NDArray[Any] = x + noise * np.sqrt(sigma * number / clients)
+    added: NDArray[Any] = x + noise * strengths(sigma, clients)[number - 1]
     return added.astype(x.dtype if x.dtype.kind == "f" else np.float32)
 
 
