@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -351,10 +352,12 @@ def test_what_is_asked_of_a_model(tmp_path_factory, said, header, other):
         plan, run, store = plan(), "run-1", None
 
     site: Any = Site()
-    site.models = models
+    site.models, site.book = models, SimpleNamespace(fetched=lambda size: None)
     app = Starlette(routes=http.routes(site))
     digest = models.put(GROUPS)
-    for path in (digest.encode(), other):
+    models.put_step("0" * 64, digest, GROUPS, {"round": "1"})
+    step = digest.encode() + b"/from/"
+    for path in (digest.encode(), other, step + b"0" * 64, step + other):
         assert asyncio.run(asked(app, "GET", b"/v1/models/" + path, {header: said})) in {200, 206, 304, 307, 404, 416}
 
 

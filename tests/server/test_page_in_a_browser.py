@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Site(Stored):
     def __init__(self, place: Path, present: dict[str, Any] | None = None) -> None:
         super().__init__(place, present)
         self.models, self.plan = Models(place / "models"), plan()
+        self.book = SimpleNamespace(fetched=lambda size: None)
 
     @contextlib.contextmanager
     def served(self, behind: Callable[[Any], Any] = lambda app: app) -> Iterator[str]:
