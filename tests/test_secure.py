@@ -54,7 +54,7 @@ def test_one_line_of_the_plan_hides_every_update(tmp_path, log, request):
     assert not any(row["by_node"] for row in deployed["rounds"]), "figures of single nodes are known"
 
 
-@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("quiet", ["", "keys", "shares", "survivors", "unmask"])
 def test_the_models_are_those_of_plain_sums_of_the_same_updates(monkeypatch, quiet, bits):
     """To the last bit, also where a client of each round says nothing in a phase. Deployed: tests/faults/test_killed_nodes.py."""
@@ -72,6 +72,17 @@ def test_the_models_are_those_of_plain_sums_of_the_same_updates(monkeypatch, qui
         assert row["answered"] == in_it
     rounds = [(4 if quiet == "keys" else 5, row["answered"]) for row in found]
     assert [row["model"] for row in found] == models(agreed, data, rounds)
+
+
+def test_16_bits_are_for_so_many_nodes_and_no_more():
+    few = plan(privacy={**BOUNDED, "bits": 16}, cohort={"minimum": 130})
+    with pytest.raises(
+        PlanError, match=r"privacy\.bits: in a sum of 130 nodes, 16 bits leave less than 8 to each; take bits = 32"
+    ):
+        simulate(few, clients(130))
+    exact, coarse = (simulate(plan(privacy={**BOUNDED, "bits": bits}), clients()).rounds for bits in (64, 16))
+    assert coarse[-1]["nodes"]["loss"] == pytest.approx(exact[-1]["nodes"]["loss"], rel=0.02)
+    assert exact[0]["bytes"] - coarse[0]["bytes"] == pytest.approx(3 * 5 * 6, abs=12), "6 bytes a number less; headers differ"
 
 
 def near(predictions: Any, y: Any) -> dict[str, float]:
@@ -99,6 +110,7 @@ def test_metrics_by_name_and_of_ones_own_are_added_up_under_the_masks():
         ({"checks": {"norm": 5.0}}, "privacy.clip"),
         ({"compression": {"up": ["8bit"]}}, "privacy.secure_aggregation only adds up"),
         ({"privacy": {"bits": 32}}, "give clip and largest_weight"),
+        ({"privacy": {"bits": 16}}, "bits = 16 has room for numbers and weights of known size only"),
         ({"privacy": {"secure_aggregation": False, "corrupt": 1}}, "corrupt is of secure sums"),
         ({"privacy": {"roster": ["0" * 32] * 2}}, "names a node twice"),
         ({"privacy": {"corrupt": 3}}, "lower privacy.dropout or privacy.corrupt"),

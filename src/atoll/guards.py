@@ -87,7 +87,7 @@ class Privacy(Section):
 
     secure_aggregation: bool = False
     encryption: bool = False
-    bits: Literal[32, 64] = 64
+    bits: Literal[16, 32, 64] = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     corrupt: NonNegativeInt = 0
     roster: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], ...] | None = None
@@ -130,9 +130,10 @@ class Privacy(Section):
             raise ValueError("secure_aggregation and encryption hide the same from the same: leave one of them out")
         if self.encryption and self.bits != fields["bits"].default:
             raise ValueError("bits is of secure_aggregation; encrypted numbers have a width of their own: leave it out")
-        if self.secure_aggregation and self.bits == 32 and not (self.clip and self.largest_weight):
+        if self.secure_aggregation and self.bits < 64 and not (self.clip and self.largest_weight):
             raise ValueError(
-                "bits = 32 has room for numbers and weights of known size only: give clip and largest_weight, or leave bits out"
+                f"bits = {self.bits} has room for numbers and weights of known size only: give clip and largest_weight, "
+                "or leave bits out"
             )
         if self.buckets and self.encryption:
             raise ValueError("buckets are of secure_aggregation: take that in place of encryption, or leave buckets out")
@@ -147,8 +148,8 @@ class Privacy(Section):
             raise ValueError("local_noise is too much for numbers that are added up unseen: take distributed_noise, or no sums")
         if self.distributed_noise and not self.secure_aggregation:
             raise ValueError("distributed_noise is added in secure sums: add secure_aggregation = true, or take central_noise")
-        if self.distributed_noise and self.bits == 32:
-            raise ValueError("bits = 32 has no room for distributed_noise: leave bits out")
+        if self.distributed_noise and self.bits < 64:
+            raise ValueError(f"bits = {self.bits} has no room for distributed_noise: leave bits out")
         return self
 
     @model_validator(mode="after")

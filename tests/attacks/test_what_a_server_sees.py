@@ -100,7 +100,7 @@ def looks(words: np.ndarray, update: np.ndarray) -> tuple[float, float]:
     return float((chi - 255) / np.sqrt(2 * 255)), float(np.corrcoef(signed, update)[0, 1] * np.sqrt(SIZE))
 
 
-@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("bits", [16, 32, 64])
 def test_with_one_friend_fewer_than_the_threshold_every_honest_update_looks_random(bits):
     seen = Transcript(10, bits)
     friends = seen.survivors[: seen.cohort.graph.threshold - 1]

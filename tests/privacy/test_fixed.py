@@ -20,7 +20,7 @@ CODES = st.builds(
     nodes=st.integers(1, 5000),
     bits=st.sampled_from([32, 64]),
     weight=st.floats(1, 1e9),
-)
+) | st.builds(Fixed, clip=st.floats(1e-6, 1e6), nodes=st.integers(1, 127), bits=st.just(16), weight=st.floats(1, 1e9))
 
 
 @given(CODES, st.sampled_from([-1, 1]))
@@ -34,7 +34,7 @@ def test_a_whole_cohort_of_extremes_does_not_run_over(code, sign):
     assert code.decode(total)[0] == pytest.approx(sign * code.clip * code.weight * code.nodes, rel=1 / 100)
 
 
-@given(st.integers(1, 50), st.integers(0, 2**32), st.sampled_from([32, 64]))
+@given(st.integers(1, 50), st.integers(0, 2**32), st.sampled_from([16, 32, 64]))
 def test_a_sum_is_within_a_step_a_node(nodes, seed, bits):
     code = Fixed(2.0, nodes, bits, 1000)
     rng = np.random.default_rng(seed)
@@ -73,12 +73,12 @@ def test_words_are_those_of_exact_arithmetic(code, seed, dtype):
     clip, weight = code.clip, code.weight * rng.uniform()
     edges = [clip, -clip, np.nextafter(clip, 0), 2 * clip, -3 * clip, 0.0, 1e-30]
     values = np.concatenate([edges, rng.normal(0, clip, 30)]).astype(dtype)
-    fine, drawn = (16, "<u2") if code.bits == 32 else (32, "<u4")
+    fine, drawn = (16, "<u2") if code.bits < 64 else (32, "<u4")
     draws = np.frombuffer(Keystream(bytes(32)).take(values.size * fine // 8), drawn).tolist()
     written = code.encode(values, weight, bytes(32)).view(f"int{code.bits}").tolist()
     for value, draw, steps in zip(values.tolist(), draws, written):
         exact = Fraction(min(max(value, -clip), clip) * math.ldexp(weight, code.exponent))  # one rounding, of the product
-        if code.bits == 32:
+        if code.bits < 64:
             assert steps == math.floor((round(exact * 2**fine) + draw) / Fraction(2**fine))
         else:
             assert steps == math.floor(exact) + ((exact - math.floor(exact)) * 2**fine > draw)
@@ -115,5 +115,7 @@ def test_a_clip_that_is_none_is_refused(clip):
 
 
 def test_too_many_nodes_for_the_bits_are_refused():
-    with pytest.raises(PlanError, match="take 64 bits"):
+    with pytest.raises(PlanError, match="in a sum of 16777216 nodes, 32 bits leave less than 8 to each; take bits = 64"):
         Fixed(1.0, 1 << 24, 32)
+    with pytest.raises(PlanError, match="take bits = 32"):
+        Fixed(1.0, 128, 16)

@@ -15,6 +15,7 @@ from atoll.privacy.dp import central, distributed
 from atoll.privacy.dp.account import account
 from atoll.privacy.encryption.link import encryption
 from atoll.privacy.encryption.update import RING
+from atoll.privacy.fixed import Fixed
 from atoll.privacy.graph import graph
 from atoll.privacy.link import Link, Own
 from atoll.privacy.secagg.link import secagg
@@ -52,7 +53,9 @@ def link(plan: Plan, layouts: Layouts, least: int = 1) -> Link | None:
     elif guard.encryption:
         return encryption(layouts, names, clip or _ENCRYPTED, guard.largest_weight or _ROWS)
     else:
-        one = secagg(layouts, names, clip or _RANGE, guard.largest_weight or _WEIGHT, guard.bits)
+        largest = clip or _RANGE, guard.largest_weight or _WEIGHT
+        Fixed(largest[0], plan.smallest_sum, guard.bits, largest[1])
+        one = secagg(layouts, names, *largest, guard.bits)
     return bucketed(one, guard.buckets, max(BUCKETS, least), plan.smallest_sum) if guard.buckets else one
 
 

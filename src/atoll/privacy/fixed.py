@@ -1,4 +1,4 @@
-"""Fixed-point numbers: floats as whole numbers modulo 2³² or 2⁶⁴, whose sums are exact and can't run over.
+"""Fixed-point numbers: floats as whole numbers modulo 2¹⁶, 2³² or 2⁶⁴, whose sums are exact and can't run over.
 
 Masks need a finite group to be uniform in. The step is a power of two, so multiplying with it is exact, and
 small enough a number of steps that a whole cohort's largest values still fit.
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from atoll.errors import LayoutError, PlanError
 from atoll.keys import Keystream, new_secret
 
+Bits = Literal[16, 32, 64]
 Words = NDArray[Any]
-"""A flat array of uint32 or uint64: numbers modulo 2³² or 2⁶⁴."""
+"""A flat array of uint16, uint32 or uint64: numbers modulo 2¹⁶, 2³² or 2⁶⁴."""
 _BLOCK = 1 << 15
 _ONES = 3 * 2.0**51
 """A float64 of this size counts in ones: the last 51 bits of a sum with it are the other number, rounded. A cast, but quicker."""
@@ -33,7 +34,7 @@ class Fixed:
     Args:
         clip: the largest magnitude of a number; beyond it, it is cut.
         nodes: how many are added at most.
-        bits: 32 or 64.
+        bits: 16, 32 or 64.
         weight: the largest weight that a number is multiplied with.
 
     Raises:
@@ -42,15 +43,16 @@ class Fixed:
 
     clip: float
     nodes: int
-    bits: Literal[32, 64]
+    bits: Bits
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.clip < math.inf and 0 < self.weight < math.inf and self.nodes >= 1 and self.bits in {32, 64}):
-            raise PlanError(f"fixed point: clip {self.clip} and weight {self.weight} must be above 0, and bits 32 or 64")
+        if not (0 < self.clip < math.inf and 0 < self.weight < math.inf and self.nodes >= 1 and self.bits in {16, 32, 64}):
+            raise PlanError(f"fixed point: clip {self.clip} and weight {self.weight} must be above 0, and bits 16, 32 or 64")
         if self.limit < 1 << _COARSEST:
             raise PlanError(
-                f"fixed point: {self.nodes} nodes leave less than {_COARSEST} of {self.bits} bits to each; take 64 bits"
+                f"privacy.bits: in a sum of {self.nodes} nodes, {self.bits} bits leave less than {_COARSEST} to each; take "
+                f"bits = {min(2 * self.bits, 64)}"
             )
 
     @property
@@ -83,7 +85,7 @@ class Fixed:
         if not 0 <= weight <= self.weight:
             raise LayoutError(f"a weight of {weight}: agreed were weights from 0 to {self.weight}")
         stream, words = Keystream(key or new_secret()), np.empty(values.size, f"uint{self.bits}")
-        rounded, draw, finer = (_narrow, "<u2", 16) if self.bits == 32 else (_wide, "<u4", 0)
+        rounded, draw, finer = (_narrow, "<u2", 16) if self.bits < 64 else (_wide, "<u4", 0)
         factor = math.ldexp(weight, self.exponent + finer)
         exact = np.empty(min(_BLOCK, values.size))
         drawn = np.empty(exact.size, draw)
@@ -121,7 +123,7 @@ def _largest(values: NDArray[Any]) -> float:
 
 
 def _narrow(steps: NDArray[np.float64], drawn: NDArray[Any], into: Words) -> None:
-    """Write numbers in 2⁻¹⁶ steps as steps of 32 bits, up as often as their fractions say; the numbers are used up."""
+    """Write numbers in 2⁻¹⁶ steps as steps of 16 or 32 bits, up as often as their fractions say; the numbers are used up."""
     np.add(steps, _ONES, out=steps)
     bits = steps.view(np.int64)
     np.add(bits, drawn, out=bits)

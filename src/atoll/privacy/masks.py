@@ -1,7 +1,7 @@
 """Masks: the words that a key stands for, added to or taken from an update in place.
 
-A mask is a pad made by AES-256-CTR under a key of 32 bytes (`atoll.keys.Pad`), read as little-endian words: uniform modulo 2³²
-or 2⁶⁴ to anybody without the key. One key masks one update: all its parts, one after the other.
+A mask is a pad made by AES-256-CTR under a key of 32 bytes (`atoll.keys.Pad`), read as little-endian words: uniform modulo 2¹⁶,
+2³² or 2⁶⁴ to anybody without the key. One key masks one update: all its parts, one after the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def apply(parts: Sequence[Words], plus: Sequence[bytes], minus: Sequence[bytes] 
     The same words whatever the number of threads. Memory: three blocks a thread.
 
     Args:
-        parts: flat, contiguous arrays of uint32 or uint64.
+        parts: flat, contiguous arrays of uint16, uint32 or uint64.
         plus: keys of 32 bytes, whose masks are added.
         minus: keys of 32 bytes, whose masks are subtracted.
         threads: how many share the work; as many as the machine has cores, when it is worth it, if None.

@@ -28,7 +28,7 @@ def terms(dropout: float = 0.0, corrupt: int = 0, minimum: int = 3, number: int 
 def updates(identities, sizes, rng):
     """Return one update a node: parts of random words, modulo 2³² and 2⁶⁴ in turn."""
     return {
-        one.node: [rng.integers(0, 2**bits, size, f"uint{bits}") for size, bits in zip(sizes, (32, 64) * len(sizes))]
+        one.node: [rng.integers(0, 2**bits, size, f"uint{bits}") for size, bits in zip(sizes, (16, 32, 64) * len(sizes))]
         for one in identities
     }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.errors import PrivacyError
 from atoll.keys import Identity
+from atoll.privacy.fixed import Bits
 from atoll.privacy.link import Letters, Link, Own, Undone, reached
 from atoll.privacy.secagg import node, server
 from atoll.privacy.secagg.terms import Terms
@@ -23,7 +24,7 @@ class _Node(NamedTuple):
     at: Any
 
 
-def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: float, bits: Literal[32, 64]) -> Link:
+def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: float, bits: Bits) -> Link:
     """Return secure aggregation for updates of some layouts.
 
     Args:
@@ -31,7 +32,7 @@ def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: floa
         metrics: the names of all metrics that a node may have.
         clip: the largest magnitude of a parameter's change; beyond it, it is cut.
         weight: the largest weight of a node.
-        bits: of a masked parameter, 32 or 64.
+        bits: of a masked parameter, 16, 32 or 64.
     """
 
     def code(nodes: int) -> Code:

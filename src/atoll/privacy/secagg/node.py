@@ -131,7 +131,7 @@ def mask(state: Shared, message: bytes, parts: Sequence[Words], threads: int | N
     Args:
         state: what `share` returned.
         message: who gave shares, and the ones for this node.
-        parts: flat arrays of uint32 or uint64: the update's only copy.
+        parts: flat arrays of uint16, uint32 or uint64: the update's only copy.
         threads: see `atoll.privacy.masks.apply`.
 
     Raises:

@@ -1,22 +1,21 @@
 """A whole update as words to be masked, weight and metrics with it; and the total that the unmasked sum of such words is.
 
-Parameters take 32 or 64 bits a number; all else takes 64. A weight goes into the numbers it multiplies and, beside them, as a
+Parameters take 16, 32 or 64 bits a number; all else takes 64. A weight goes into the numbers it multiplies and, beside them, as a
 number of its own: the server learns Σ wᵢxᵢ and Σ wᵢ, and no wᵢ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from atoll.errors import LayoutError
 from atoll.keys import SECRET, Keystream, fingerprint
 from atoll.metrics import binned
-from atoll.privacy.fixed import Fixed, Words
-from atoll.vector import Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
+from atoll.privacy.fixed import Bits, Fixed, Words
+from atoll.vector import Dtype, Flat, Group, Groups, Layout, Layouts, Metrics, Tensor, Total, Update
 
 CUT = "cut"
 """The metric that says how many numbers of an update were beyond the clip, and cut: a clip is too low where it is large."""
@@ -26,6 +25,9 @@ _WIDE = 2.0**20
 """The largest magnitude in groups that no clip is for, as running variances: beyond it, an update is refused."""
 _METRIC = 2.0**31
 """The largest magnitude of one node's metric, which is a sum over its rows."""
+
+
+_DTYPES: Mapping[Bits, Dtype] = {16: "uint16", 32: "uint32", 64: "uint64"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Code:
         clip: the largest magnitude of a parameter's change.
         weight: the largest weight of a node.
         nodes: how many are added at most.
-        bits: of a parameter, 32 or 64.
+        bits: of a parameter, 16, 32 or 64.
     """
 
     layouts: Layouts
@@ -46,15 +48,12 @@ class Code:
     clip: float
     weight: float
     nodes: int
-    bits: Literal[32, 64]
+    bits: Bits
 
     @property
     def masked(self) -> Layouts:
         """The layouts of an update as words: the same names and shapes, and `HIDDEN` with weight and metrics."""
-        groups = {
-            name: replace(layout, dtype="uint32" if fixed.bits == 32 else "uint64", total="plain")
-            for name, fixed, layout in self._groups()
-        }
+        groups = {name: replace(layout, dtype=_DTYPES[fixed.bits], total="plain") for name, fixed, layout in self._groups()}
         return {**groups, HIDDEN: Layout((Tensor(HIDDEN, (len(self.metrics) + 2,)),), "uint64", "plain")}
 
     def encode(self, update: Update) -> Update:
