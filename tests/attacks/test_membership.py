@@ -17,9 +17,12 @@ from tests.federation import plan
 
 import atoll
 from atoll import learners
+from atoll.keys import new_secret
 from atoll.learner import Rows
-from atoll.privacy.dp import central, example, local
+from atoll.privacy.dp import central, distributed, example, local
 from atoll.privacy.dp.account import account
+from atoll.privacy.dp.accountant import epsilon
+from atoll.vector import Group, Layout, Tensor
 
 CANARIES = 400
 COINS = np.random.default_rng(0).random(CANARIES) < 0.5
@@ -99,6 +102,16 @@ def of_rows() -> tuple[float, float]:
     return audited(fit.groups["parameters"].values[:-1]), about.spent(1)
 
 
+def of_shares(multiplier: float) -> tuple[float, float]:
+    """Whether each node's update was in a sum that has noise in shares, by who sees that sum: the server of a secure one."""
+    layout, total = Layout((Tensor("w", (CANARIES,)),)), np.zeros(CANARIES)
+    for k in range(CANARIES):
+        values = np.zeros(CANARIES, np.float32)
+        values[k] = 1e6 * COINS[k]
+        total += distributed.noisy({"w": Group(layout, values)}, 0.7, multiplier, CANARIES, new_secret())["w"].values
+    return audited(total), epsilon(multiplier, 1, DELTA)
+
+
 CENTRAL = {"clip": 0.7, "central_noise": {"multiplier": 2.0, "delta": DELTA}}
 
 
@@ -113,6 +126,13 @@ def test_without_noise_the_same_audit_finds_far_more_than_was_promised(monkeypat
     assert found > claimed + 1
     found, claimed = of_rows()
     assert found > claimed + 0.4
+
+
+def test_whether_a_node_s_part_is_in_a_secure_sum_can_t_be_told_better_than_promised(monkeypatch):
+    found, claimed = of_shares(2.0)
+    assert found < claimed < 4.0
+    silent(monkeypatch, distributed)
+    assert of_shares(2.0)[0] > claimed + 1
 
 
 def test_whether_a_row_was_trained_on_can_t_be_told_better_than_promised():
