@@ -193,13 +193,16 @@ def test_a_deployed_run_has_the_bits_of_a_simulated_one(rule, objective, tmp_pat
 
 
 @pytest.mark.parametrize(("objective", "gaps"), [("binary:logistic", False), ("multi:softprob", True)])
-def test_histograms_are_sums_that_nobody_sees_one_by_one(objective, gaps):
+def test_histograms_are_sums_that_nobody_sees_one_by_one(objective, gaps, tmp_path):
     """By one line of the plan the server learns nothing but what all nodes' rows say together."""
     made, there = agreed("histograms", FIRST + 3 * DEPTH, objective, bins=BINS), sites(objective, gaps=gaps)
     hidden = made.with_(privacy={"secure_aggregation": True})
     x, _ = pooled(objective, gaps=gaps)
-    plain, masked = (build(one).predict(simulate(one, there).model, x) for one in (made, hidden))
+    runs = [simulate(one, there) for one in (made, hidden)]
+    plain, masked = (build(made).predict(found.model, x) for found in runs)
     np.testing.assert_allclose(masked, plain, atol=1e-6)
+    if gaps:
+        assert run(hidden, there, tmp_path)["last"] == runs[1].digest, "deployed too"
 
 
 def test_a_table_with_gaps_is_read_as_the_plan_says(tmp_path):

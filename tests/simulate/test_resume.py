@@ -7,6 +7,7 @@ from tests.federation import clients, plan, rows
 
 import atoll
 from atoll.errors import StoreError
+from atoll.simulate import choose
 
 
 class StoppedError(Exception):
@@ -92,6 +93,12 @@ def test_updates_that_are_under_way_and_what_is_to_come_are_kept_too(tmp_path, r
     if devices:
         with pytest.raises(StoreError, match="with another devices"):
             atoll.simulate(agreed, many, store=tmp_path / "run", resume=True)
+
+
+def test_what_was_the_fastest_strategy_is_not_measured_again(tmp_path, monkeypatch):
+    stopped(plan(), tmp_path, 2, strategy="auto")
+    monkeypatch.setattr(choose, "_fastest", None)
+    assert atoll.simulate(plan(), clients(), store=tmp_path, resume=True, strategy="auto").strategy == "map"
 
 
 def test_a_line_that_was_cut_off_is_no_round(tmp_path):

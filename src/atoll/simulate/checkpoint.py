@@ -198,6 +198,14 @@ class Checkpoint:
         return {bytes.fromhex(name).decode(): path for name, (_, path) in found.items()}
 
 
+def trained_by(folder: Path) -> str | None:
+    """Return the strategy of the run in a folder: what was the fastest once needn't be so again."""
+    try:
+        return str(json.loads((folder / "run.json").read_text())["strategy"])
+    except (OSError, ValueError, KeyError):  # whoever goes on with it says what is wrong
+        return None
+
+
 def _file(name: str, task: Sequence[int], what: str) -> str:
     return f"{name.encode().hex()}.{task[0]}.{task[1]}.{what}"
 

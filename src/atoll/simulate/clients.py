@@ -8,11 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atoll.algorithms import Memory
+from atoll.errors import DataError, GaveUpError
 from atoll.learner import Data, Rows
 from atoll.plan import Plan
 from atoll.preprocess import prepare
@@ -127,6 +129,24 @@ def spread(whole: Data, clients: int, how: str, plan: Plan) -> Spread:
     parts = partition(whole.train.y, clients, how, seed)
     tests = partition(whole.test.y, clients, "time" if how == "time" else "iid", seed) if len(whole.test) >= clients else []
     return Spread(whole, parts, tests, plan, deviation(how) or 0.0)
+
+
+def ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
+    """Return clients' rows, prepared; each has some, and there are enough clients.
+
+    Raises:
+        DataError: a client has no row.
+        GaveUpError: there are too few.
+    """
+    data: Mapping[str, Data] = clients
+    if not isinstance(clients, Spread):
+        data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
+        if empty := [name for name, one in data.items() if not len(one.train)]:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise DataError(f"client '{empty[0]}'{more} has no row to train on: leave it out, or spread the rows more evenly")
+    if len(data) < plan.cohort.minimum:
+        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
+    return data
 
 
 def longest(clients: Mapping[str, Data]) -> int:

@@ -13,12 +13,11 @@ from atoll import algorithms, compression, learners, method
 from atoll.algorithms import State
 from atoll.algorithms.drift import Drift, drift, told
 from atoll.compression import parted
-from atoll.errors import AtollError, DataError, GaveUpError, PrivacyError
+from atoll.errors import AtollError, GaveUpError, PrivacyError
 from atoll.keys import new_secret
-from atoll.learner import Data, Learner, Rows, named, pooled, summary
+from atoll.learner import Learner, Rows, named, pooled, summary
 from atoll.metrics import spread
 from atoll.plan import Plan
-from atoll.preprocess import prepare
 from atoll.privacy import choose as privacy
 from atoll.privacy.dp.account import Account, account
 from atoll.server import events, machine
@@ -26,8 +25,8 @@ from atoll.server.close import expanded, step
 from atoll.server.state import State as Machine
 from atoll.simulate import choose
 from atoll.simulate.attacks import Tamper
-from atoll.simulate.checkpoint import Checkpoint, Kept
-from atoll.simulate.clients import Spread
+from atoll.simulate.checkpoint import Checkpoint, Kept, trained_by
+from atoll.simulate.clients import ready
 from atoll.simulate.clock import Clock
 from atoll.simulate.cohort import Cohort, There
 from atoll.simulate.devices import Devices
@@ -319,7 +318,7 @@ def simulate(  # noqa: PLR0913  all but two have defaults
     press = compression.find(plan, updates, sums=algorithms.adds(work.algorithm))
     algorithms.rooted(plan, work.algorithm, holdout)
     spending = account(plan)
-    data = _ready(plan, clients)
+    data = ready(plan, clients)
     if judge_every > 1 and plan.stopping.patience:
         raise AtollError("stopping.patience counts rounds that are judged: judge every round, or leave it out of the plan")
     state = work.algorithm.init(learners.first(plan, built, start))
@@ -333,6 +332,8 @@ def simulate(  # noqa: PLR0913  all but two have defaults
             cluster = choose.cluster(backend, work, hands)
             opened.callback(cluster.close)
             hands = hands._replace(cluster=cluster)
+        if strategy == "auto" and resume and store:
+            strategy = trained_by(Path(store)) or strategy
         named = strategy if isinstance(strategy, str) else ""
         make = choose.named(named, work.algorithm.brief(state), data, hands, watch) if named else cast("Made", strategy)
         chosen = make(work)
@@ -345,24 +346,6 @@ def simulate(  # noqa: PLR0913  all but two have defaults
         run = _Run(work, cohort, holdout, watch, state, judge_every, spending)
         run.begin()
         return _driven(run, run.kept_in(store, resume=resume))
-
-
-def _ready(plan: Plan, clients: Mapping[str, Any]) -> Mapping[str, Data]:
-    """Return clients' rows, prepared; each has some, and there are enough clients.
-
-    Raises:
-        DataError: a client has no row.
-        GaveUpError: there are too few.
-    """
-    data: Mapping[str, Data] = clients
-    if not isinstance(clients, Spread):
-        data = {name: source if isinstance(source, Data) else prepare(source, plan) for name, source in clients.items()}
-        if empty := [name for name, one in data.items() if not len(one.train)]:
-            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-            raise DataError(f"client '{empty[0]}'{more} has no row to train on: leave it out, or spread the rows more evenly")
-    if len(data) < plan.cohort.minimum:
-        raise GaveUpError(f"{len(data)} clients: the plan's cohort.minimum is {plan.cohort.minimum}")
-    return data
 
 
 def _driven(run: _Run, kept: Kept | None) -> Simulated:
