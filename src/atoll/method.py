@@ -7,6 +7,7 @@ ranks 2 and 3: algorithms know no guards, and guards no algorithms; here they me
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,9 @@ from atoll.privacy.dp.clip import clipped
 from atoll.privacy.dp.example import Private
 from atoll.privacy.dp.local import noisy
 from atoll.training import Pace
-from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update
+from atoll.vector import Group, Groups, Layout, Layouts, Tensor, Total, Update, finite
+
+log = logging.getLogger("atoll.node")
 
 CLIP = "clip"
 """The group of a state, and of what nodes are sent, with an adaptive bound."""
@@ -56,6 +59,8 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
         algorithm = _by_rows(plan, algorithm, learner)
     if guards.noise:
         _check(plan, algorithm, learner.layouts, algorithm.updates(learner.layouts))
+    if guards.local_noise or guards.distributed_noise:
+        algorithm = _whatever_rows_do(algorithm, algorithm.updates(learner.layouts))
     if clip == "adaptive":
         algorithm = _adaptive(algorithm)
     elif clip is not None and not (guards.local_noise or guards.distributed_noise):
@@ -114,6 +119,24 @@ def _mend(plan: Plan) -> str:
     if plan.model.sklearn.startswith("MLP"):
         return "training.optimizer = 'sgd', and model.options = { momentum = 0.0 }"
     return "its steps are of many rows at a time; take [model] logistic = true, or an MLP with options = { momentum = 0.0 }"
+
+
+def _whatever_rows_do(algorithm: Algorithm, layouts: Layouts) -> Algorithm:
+    """Let zeros, to which noise is still to come, stand for an update that rows don't let be made: no noise covers a refusal."""
+
+    def local(
+        learner: Learner, brief: Groups, memory: Memory, rows: Rows, pace: Pace, rng: np.random.Generator
+    ) -> tuple[Memory, Update]:
+        try:
+            after, update = algorithm.local(learner, brief, memory, rows, pace, rng)
+            if all(finite(group.values) for group in update.groups.values()):
+                return after, update
+            log.warning("training gave NaN or infinity; zeros go into the round in its place, under the noise")
+        except Exception:  # a framework's, whatever it is
+            log.exception("training failed; zeros go into the round in its place, under the noise")
+        return memory, Update({name: Group(layout, np.zeros(layout.size, layout.dtype)) for name, layout in layouts.items()}, 1.0)
+
+    return algorithm._replace(local=local)
 
 
 def _after(algorithm: Algorithm, act: Callable[[Update], Update]) -> Algorithm:

@@ -10,7 +10,7 @@ import pytest
 from tests.federation import clients, plan, rows, run
 
 import atoll
-from atoll import learners, method
+from atoll import algorithms, learners, method
 from atoll.cli import privacy as command  # noqa: F401  it adds itself
 from atoll.errors import AtollError, PlanError, PrivacyError
 from atoll.keys import new_secret
@@ -18,6 +18,7 @@ from atoll.learner import PerExample, Rows
 from atoll.messages import StartTraining
 from atoll.node.gate import Gate
 from atoll.node.runtime import Node
+from atoll.preprocess import prepare
 from atoll.privacy.dp.account import account
 from atoll.privacy.dp.accountant import composed, epsilon
 from atoll.privacy.dp.clip import STEPS
@@ -38,6 +39,58 @@ def test_local_noise_has_twice_the_bound_s_size_and_lies_on_the_grid():
     values = noisy(update, 0.2, 1.5, new_secret())["parameters"].values
     assert abs(values.std() / (2 * 1.5 * 0.2) - 1) < 5 / math.sqrt(2 * values.size)
     assert np.abs(values * (STEPS / 0.2) - np.rint(values * (STEPS / 0.2))).max() < 1e-6
+
+
+class Failing:
+    """A learner that some rows break, or whose numbers they let overflow."""
+
+    def __init__(self, learner, gives=None):
+        self._learner, self._gives = learner, gives
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    def fit(self, groups, *given, **named):
+        if self._gives is None:
+            raise ValueError("patient 4711 is 97 years old")
+        fitted = self._learner.fit(groups, *given, **named)
+        return fitted._replace(groups={name: one.with_values(one.values * self._gives) for name, one in fitted.groups.items()})
+
+
+@pytest.mark.parametrize(
+    "own", [{"local_noise": {"multiplier": 1e-3, "delta": 1e-5}}, {"distributed_noise": {"multiplier": 1e-3, "delta": 1e-5}}]
+)
+@pytest.mark.parametrize("gives", [None, math.nan, math.inf])
+def test_rows_that_make_training_fail_are_hidden_by_zeros_under_the_noise(own, gives):
+    agreed = plan(privacy={"clip": 1.0, "secure_aggregation": "distributed_noise" in own, **own})
+    learner = learners.build(agreed)
+    data, brief = prepare(rows(0), agreed), learner.initial(1)
+    right, wrong = (
+        algorithms.work(agreed, method.find(agreed, learner), one, brief, {}, data, 1, "n")[1]
+        for one in (learner, Failing(learner, gives))
+    )
+    length = {name: np.abs(one.groups["parameters"].values).max() for name, one in (("right", right), ("wrong", wrong))}
+    assert length["wrong"] < 0.05 < length["right"]
+    assert wrong.groups["parameters"].values.any(), "no noise is on it"
+    assert (wrong.weight, wrong.metrics) == (right.weight, right.metrics)
+
+
+def test_nobody_learns_that_training_failed_under_noise_of_the_nodes_own(tmp_path):
+    agreed, seen = plan(privacy=LOCAL), []
+
+    async def together():
+        server = Server(agreed, store=tmp_path / "store", port=0, watch=seen.append)
+        nodes = [
+            Node(server.url, one, name=name, directory=tmp_path / name, learner=Failing(learners.build(agreed)) if last else None)
+            for (name, one), last in zip(clients().items(), (False, False, True))
+        ]
+        history, *_ = await asyncio.gather(server.serve_async(), *(node.start_async() for node in nodes))
+        return history
+
+    history = asyncio.run(asyncio.wait_for(together(), 60))
+    assert [len(row["answered"]) for row in history["rounds"]] == [3, 3, 3]
+    assert not [event for event in seen if event["what"] in ("declined", "rejected")]
+    assert "4711" not in str(seen)
 
 
 def test_a_node_adds_its_own_noise_writes_what_it_costs_and_stops_by_itself(tmp_path):
