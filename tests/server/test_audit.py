@@ -26,10 +26,11 @@ from atoll.messages import Decline, StartTraining
 from atoll.node.runtime import Node
 from atoll.server.audit import Audited, verify
 from atoll.server.book import NOISE, Book
+from atoll.server.entries import rows_digest
 from atoll.server.events import Judge
 from atoll.server.patience import Patience
 from atoll.server.runtime import Server
-from atoll.store import RunRow
+from atoll.store import RoundRow, RunRow, UpdateRow
 from atoll.store.sql import SqlStore
 from atoll.wire import Address
 
@@ -390,3 +391,10 @@ def test_a_node_cannot_fill_the_store_with_updates_for_rounds_that_are_not():
     assert [row.round for row in rows if row.offence] == [1, 2]
     book.close()
     store.close()
+
+
+def test_a_column_that_came_later_changes_no_older_record():
+    """The digest is what rounds had that knew of no `fetched`."""
+    row = RoundRow("run", 1, 1, 10.0, 2.0, "model", "state", 3, 1, 100, 3)
+    update = UpdateRow("run", 1, 1, "node", "accepted", "digest", 100, 1.0, 40.0, "", "0", 0, {"samples": 40.0})
+    assert rows_digest(row, [update]) == "6b013e58eb9be8ab564cbd5197fcf96a2dafbdb42284b7be7a08701d02eeb5c9"

@@ -63,7 +63,7 @@ def rows_digest(row: RoundRow, updates: Sequence[UpdateRow]) -> str:
 
 def _facts(row: RoundRow | UpdateRow) -> dict[str, Any]:
     """A row without the columns that older records don't know, where these say nothing; and of a key only its digest."""
-    unknown = ("norm", "offence", "reference", "folded", "epsilon", "noise", "dissimilarity", "cosine")
+    unknown = ("norm", "offence", "reference", "folded", "epsilon", "noise", "dissimilarity", "cosine", "fetched")
     facts = {name: value for name, value in vars(row).items() if value or name not in unknown}
     if noise := facts.get("noise"):
         key = noise["key"]
