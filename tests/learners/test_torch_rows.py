@@ -99,6 +99,14 @@ def test_no_rounding_of_a_long_gradient_s_length_lets_it_pass_the_bound():
     assert 0.999 * STEPS**2 < sum(int(value) ** 2 for value in total) <= STEPS**2
 
 
+def test_parameters_with_one_gradient_each_have_it_once():
+    """The biases of an LSTM have one tensor for both of their gradients."""
+    one = torch.tensor([[3.0, 4.0], [0.3, 0.4], [float("inf"), 0.0]])
+    found = gradients.summed([one, one], 1.0, 1000).numpy()
+    np.testing.assert_allclose(found, np.tile([424.0 + 300, 565.0 + 400], 2), atol=2)
+    assert one[0].tolist() == [3.0, 4.0]
+
+
 def test_more_rows_than_fit_at_once_are_all_there():
     learner = build(torch_plan("deep"))
     table = rows("binary")

@@ -110,7 +110,7 @@ _ABLE: Mapping[str, str] = {
     "curvature": "logistic = true can",
     "boost": "trees = \"binary:logistic\" can, once XGBoost is installed: pip install 'atoll-fl[xgboost]'",
     "slopes": 'trees = "binary:logistic" can',
-    "represent": "neural ones can: keras on JAX, and jax functions with a `represent`",
+    "represent": "neural ones can: torch, keras on JAX, and jax functions with a `represent`",
 }
 """Who can what not all can."""
 _TREES = frozenset({"slopes", "boost"})

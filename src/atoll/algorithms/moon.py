@@ -29,7 +29,7 @@ def moon(mu: float = 1.0, temperature: float = 0.5, layer: str | None = None, *,
     Args:
         mu: μ, how much the contrast counts; with 0 it is FedAvg.
         temperature: τ: the smaller, the more a small difference of the cosines counts.
-        layer: of a Keras model, by name: its output stands for a row. Else what the last layer with weights takes.
+        layer: of a Keras or PyTorch model, by name: its output stands for a row. Else what the last layer with weights takes.
         weighted: by rows, as in the paper; else each node has one voice.
 
     Raises:

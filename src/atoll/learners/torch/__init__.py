@@ -1,6 +1,7 @@
 """PyTorch modules: built by a function that the plan names, fitted by any of torch.optim.
 
-Enters: a plan and the function that it names. Leaves: a learner. `learner.py` fits, `gradients.py` gives gradients row by row.
+Enters: a plan and the function that it names. Leaves: a learner. `learner.py` fits, `gradients.py` gives gradients row by row,
+`represented.py` what a layer makes of a row.
 """
 
 from __future__ import annotations

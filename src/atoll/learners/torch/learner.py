@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from atoll.errors import LearnerError
 from atoll.keys import new_secret
-from atoll.learner import Correct, Fit, Measure, Rows, batches, nothing
+from atoll.learner import Correct, Fit, Lean, Measure, Rows, batches, nothing
 from atoll.learners import by_row, named
+from atoll.learners.torch import represented
 from atoll.learners.torch.gradients import ByRow, summed
 from atoll.metrics import Count, Task
 from atoll.vector import Group, Groups, Layout, Metrics
@@ -70,7 +71,7 @@ class Torch:
         *,
         plain: bool = False,
     ) -> None:
-        self.can = frozenset({"correct", "per_example", *(["sgd"] if plain else [])})
+        self.can = frozenset({"correct", "per_example", "represent", *(["sgd"] if plain else [])})
         self._make, self._optimizer = make, optimizer
         self.task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,13 +111,13 @@ class Torch:
             for group, layout in self.layouts.items()
         }
 
-    def _load(self, groups: Groups) -> None:
-        tensors = _tensors(self._module)
+    def _load(self, groups: Groups, module: Any) -> None:
+        tensors = _tensors(module)
         with torch.no_grad():
             for group in self.layouts:
                 for name, array in groups[group].arrays.items():
                     tensors[name].copy_(torch.tensor(array))
-            for name, buffer in self._module.named_buffers():
+            for name, buffer in module.named_buffers():
                 if name in self._own:
                     buffer.copy_(self._own[name])
 
@@ -130,18 +131,18 @@ class Torch:
         correct: Correct | None = None,
         *,
         rate: float = 1.0,
+        lean: Lean | None = None,
     ) -> Fit:
         """See `Learner.fit`; dropout and the like draw from a generator that `rng` seeds."""
         losses, samples = [], 0
         with self._seeded(int(rng.integers(1 << 31))), named.said("model.torch", rows):
-            self._load(groups)
+            self._load(groups, self._module)
             self._module.train()
             optimizer = self._optimizer(self._trained, rate)
             for batch in batches(rng, len(rows), batch_size, steps):
                 x, y = self._arrays(rows, batch)
                 optimizer.zero_grad()
-                loss = self._training_losses(self._module, x, y)
-                loss.mean().backward()
+                loss = self._backward(x, y, lean)
                 if correct is not None:
                     self._correct(correct)
                 optimizer.step()
@@ -149,6 +150,34 @@ class Torch:
                 samples += len(batch)
             fitted = self._groups(_tensors(self._module))
         return Fit(fitted, {"samples": float(samples), "loss": float(torch.stack(losses).double().sum())})
+
+    def _backward(self, x: Any, y: Any, lean: Lean | None) -> Any:
+        """Add a mini-batch's gradient to what is in the parameters' own; return the loss of each row."""
+        if lean is None:
+            losses = self._training_losses(self._module, x, y)
+            losses.mean().backward()
+            return losses
+        with represented.watched(self._module, lean.layer) as seen:
+            losses = self._training_losses(self._module, x, y)
+        found = represented.rows_of(seen, len(x))
+        slope = lean.slope(x.cpu().numpy(), found.detach().cpu().numpy())
+        # The gradient of this sum is the slope's, whatever loss that is of.
+        (losses.mean() + (torch.tensor(slope, dtype=found.dtype, device=self._device) * found).sum()).backward()
+        return losses
+
+    def represent(self, groups: Groups, layer: str | None) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """See `Representing.represent`; a layer's name is the module's own, as `named_modules` has it."""
+        represented.check(self._module, layer)
+        with self._seeded(0):
+            module = self._make().to(self._device).eval()  # one of its own: this is asked while the learner's is being fitted
+        self._load(groups, module)
+
+        def seen(x: NDArray[Any]) -> NDArray[Any]:
+            with torch.no_grad(), represented.watched(module, layer) as found:
+                module(torch.tensor(x, device=self._device))
+            return np.asarray(represented.rows_of(found, len(x)).cpu().numpy())
+
+        return seen
 
     def _correct(self, correct: Correct) -> None:
         """Put into each parameter's gradient what an algorithm makes of all of them; one that had no part has a zero one."""
@@ -163,7 +192,7 @@ class Torch:
         parameters = self.layouts["parameters"].size
         total, size = np.zeros(parameters), by_row.together(parameters, len(rows))
         with self._seeded(int(np.frombuffer(new_secret()[:4], np.uint32)[0])), named.said("model.torch", rows):
-            self._load(groups)
+            self._load(groups, self._module)
             self._module.train()
             for lo in range(0, len(rows), size):
                 gradients = self._by_row(*self._arrays(rows, slice(lo, lo + size)))
@@ -188,7 +217,7 @@ class Torch:
         """See `Learner.evaluate`; always in float32."""
         loss, parts = 0.0, []
         with self._seeded(0), named.said("model.torch", rows), torch.no_grad():
-            self._load(groups)
+            self._load(groups, self._module)
             self._module.eval()
             for lo in range(0, len(rows), _ROWS):
                 x, y = self._arrays(rows, slice(lo, lo + _ROWS))
