@@ -37,6 +37,9 @@ def test_figures_that_rise_figures_that_are_not_there_and_nan():
     assert course.after(rising, {}) == course, "a round in which nobody judged a model says nothing"
     assert "no accuracy was measured in 1 rounds" in str(Course().after(rising, {"loss": 1.0}).over(rising))
     assert gain("loss", {"loss": float("nan")}) == -float("inf")
+    r2 = Stopping(metric="r2", patience=1, target=0.5)
+    assert "no better r2 than -0.2000 in 1" in str(Course().after(r2, {"r2": -0.2}).after(r2, {"r2": -0.3}).over(r2))
+    assert "r2 is 0.5000, and the target 0.5" in str(Course().after(r2, {"r2": 0.5}).over(r2))
     own = Stopping(metric="brier", better="lower", patience=1)
     assert "no better brier than 0.1000" in str(Course().after(own, {"brier": 0.1}).after(own, {"brier": 0.2}).over(own))
 

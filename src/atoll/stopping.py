@@ -30,6 +30,10 @@ class Stopping(Section):
         """Return the watched figure, so turned that more is better; minus infinity where there is none."""
         return gain(self.metric, figures, self.better)
 
+    def figure(self, gained: float) -> float:
+        """Return the watched figure that a gain stands for."""
+        return gained * self.gain({self.metric: 1.0})
+
     @property
     def goal(self) -> float:
         """The gain that the target is; infinity without one."""
@@ -100,9 +104,9 @@ class Course(NamedTuple):
     def over(self, stopping: Stopping) -> str | None:
         """Say why the run ends early, or None where it goes on."""
         if stopping.reached(self.best):
-            return f"stopped early: {stopping.metric} is {abs(self.best):.4f}, and the target {stopping.target:g}"
+            return f"stopped early: {stopping.metric} is {stopping.figure(self.best):.4f}, and the target {stopping.target:g}"
         if stopping.patience is None or self.since < stopping.patience:
             return None
         if math.isinf(self.best):
             return f"stopped early: no {stopping.metric} was measured in {self.since} rounds; name another stopping.metric"
-        return f"stopped early: no better {stopping.metric} than {abs(self.best):.4f} in {self.since} rounds"
+        return f"stopped early: no better {stopping.metric} than {stopping.figure(self.best):.4f} in {self.since} rounds"

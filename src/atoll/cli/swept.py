@@ -77,13 +77,14 @@ class Swept(NamedTuple):
         try:
             if place.exists():
                 return dict(json.loads(place.read_text()))
-            row = run(store=under_way, resume=(under_way / "run.json").exists())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{place}: can't be read, or is damaged; remove it, then --resume") from error
+        row = run(store=under_way, resume=(under_way / "run.json").exists())
+        try:
             _put(place, row)
-            shutil.rmtree(under_way, ignore_errors=True)
         except OSError as error:
-            raise StoreError(f"{self.folder}: can't be used ({error.strerror}); make room, then --resume") from error
-        except ValueError as error:
-            raise StoreError(f"{place}: is damaged; remove it, then --resume") from error
+            raise StoreError(f"{self.folder}: can't be written ({error.strerror}); make room, then --resume") from error
+        shutil.rmtree(under_way, ignore_errors=True)
         return row
 
 
