@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.federation import clients, plan
+from tests.federation import clients, plan, run
 from tests.plain_sums import BOUNDED, models, of_history
 from tests.server.test_machine import feed, joined, of, update
 from tests.server.test_retention import replayed
+from typer.testing import CliRunner
 
+from atoll.cli import app, look  # noqa: F401  it adds itself
 from atoll.errors import GaveUpError
-from atoll.messages import UPDATE
+from atoll.keys import Identity
+from atoll.messages import UPDATE, StartTraining
 from atoll.node import events as node_events
 from atoll.node.runtime import Node
+from atoll.plan import Plan
 from atoll.privacy.secagg import node as masking
 from atoll.privacy.secagg.packing import pack_table, unpack_table
 from atoll.privacy.secagg.terms import SHARES
@@ -95,48 +101,49 @@ def test_another_server_knows_of_it(sealed):
     assert len(of(events.Train, commands)[0].nodes) == (4 if sealed else 5)
 
 
-class Declining(Node):
-    """A node that doesn't unmask in the first try of the second round, as one whose line is down just then."""
+class Refusing(Node):
+    """A node that trains once all are here, and in some tries of the second round doesn't unmask."""
+
+    here: asyncio.Event
+    refuses: Collection[int] = ()
+
+    async def start_training(self, task: StartTraining) -> None:
+        await self.here.wait()
+        await super().start_training(task)
 
     async def _answer(self, command: node_events.Answer) -> None:
-        if (command.task.round, command.task.attempt, command.phase) == (2, 1, "unmask"):
+        if (command.task.round, command.phase) == (2, "unmask") and command.task.attempt in self.refuses:
             await self.drive.happen(node_events.CannotTrain(self.drive.now(), command.task, "away for a moment"))
         else:
             await super()._answer(command)
 
 
-class Spoiling(Node):
-    """A node that never unmasks in the second round."""
-
-    async def _answer(self, command: node_events.Answer) -> None:
-        if (command.task.round, command.phase) == (2, "unmask"):
-            await self.drive.happen(node_events.CannotTrain(self.drive.now(), command.task, "no"))
-        else:
-            await super()._answer(command)
-
-
-def together(place: Any, kinds: list[type[Node]]) -> Any:
+def together(place: Path, refuses: Sequence[Collection[int]]) -> tuple[Plan, Any]:
+    """Run four nodes, each of which refuses to unmask in some tries of round 2; return the plan, and history or error."""
     agreed = plan(plan={"rounds": 3}, privacy=BOUNDED, cohort={"minimum": 3, "quorum": 1.0, "deadline": 30})
 
-    async def run() -> Any:
-        server = Server(agreed, store=place / "store", port=0)
-        nodes = [
-            kind(server.url, rows, name=name, directory=place / name)
-            for kind, (name, rows) in zip(kinds, clients(4).items(), strict=True)
-        ]
+    async def all_of_them() -> Any:
+        names, here = set[str](), asyncio.Event()
+
+        def watch(event: Mapping[str, Any]) -> None:
+            names.update([event["name"]] if event["what"] == "joined" else [])
+            if len(names) == len(refuses):
+                here.set()
+
+        server = Server(agreed, store=place / "store", port=0, watch=watch)
+        nodes = [Refusing(server.url, one, name=name, directory=place / name) for name, one in clients(4).items()]
+        for node, tries in zip(nodes, refuses, strict=True):
+            node.here, node.refuses = here, tries
         served, *_ = await asyncio.gather(server.serve_async(), *(one.start_async() for one in nodes), return_exceptions=True)
         return served
 
-    return agreed, asyncio.run(asyncio.wait_for(run(), 60))
+    return agreed, asyncio.run(asyncio.wait_for(all_of_them(), 60))
 
 
 def test_a_sum_that_too_few_unmasked_is_made_again_when_they_are_back(tmp_path):
-    agreed, history = together(tmp_path, [Node, Node, Declining, Declining])
+    agreed, history = together(tmp_path, [(), (), {1}, {1}])
     assert history["outcome"] == "completed", history["reason"]
-    assert [(row["attempt"], len(row["answered"])) for row in history["rounds"]][1:] == [
-        (2, len(history["rounds"][1]["answered"])),
-        (1, 4),
-    ]
+    assert [(row["attempt"], len(row["answered"])) for row in history["rounds"]][1:] == [(2, 4), (1, 4)]
     found = replayed(tmp_path / "store", history["run"])
     assert found == models(agreed, clients(4), of_history(tmp_path / "store", history))
 
@@ -146,14 +153,21 @@ def test_a_node_that_spoils_its_shares_ends_the_run_and_is_named_with_the_mend(t
 
     def spoilt(state: Any, message: bytes) -> Any:
         after, table = share(state, message)
-        if state.terms.round != 2 or state.record.node != spoiler[0]:
+        if state.terms.round != 2 or state.record.node != spoiler:
             return after, table
         rows = unpack_table(table, SHARES, len(after.cohort.records))
         return after, pack_table({place: bytes(SHARES) for place in rows})
 
     monkeypatch.setattr(masking, "share", spoilt)
-    spoiler = [Spoiling("http://127.0.0.1:9", clients()["node-0"], directory=tmp_path / "node-3").identity.node]
-    _, served = together(tmp_path, [Node, Node, Node, Spoiling])
+    spoiler = Identity.at(tmp_path / "node-3" / "node.key").node
+    _, served = together(tmp_path, [(), (), (), range(9)])
     assert isinstance(served, GaveUpError)
-    assert f"the seed of node {spoiler[0]}, which dropped out, can't be had" in str(served)
+    assert f"the seed of node {spoiler}, which dropped out, can't be had" in str(served)
     assert "with another plan.seed" in str(served)
+    monkeypatch.undo()
+    last = tmp_path / "last.safetensors"
+    exported = CliRunner().invoke(app, ["export", "--which", "last", "--store", str(tmp_path / "store"), "--to", str(last)])
+    assert exported.exit_code == 0, exported.output
+    agreed = plan(plan={"rounds": 2, "seed": 2}, privacy=BOUNDED)
+    history = run(agreed, clients(3), tmp_path, start=last)  # in the same directories, with the same ledgers
+    assert (history["outcome"], len(history["rounds"])) == ("completed", 2)

@@ -220,8 +220,8 @@ def mend(state: State) -> str:
         return ""
     return (
         "; they reveal no sum over other nodes from this model, since both would tell of single ones: bring all of them back and "
-        "`atoll serve --resume`; or go on without some: `atoll export RUN --to last.safetensors`, then `atoll serve --start "
-        "last.safetensors` with another plan.seed"
+        "`atoll serve --resume`; or go on without some: `atoll export RUN --which last --to last.safetensors`, then "
+        "`atoll serve --start last.safetensors` with another plan.seed"
     )
 
 
