@@ -125,14 +125,18 @@ def test_who_missed_a_step_or_lost_its_model_takes_the_whole_and_who_only_died_g
 
     def halve() -> None:
         (one,) = (mine / "model").iterdir()
-        one.write_bytes(one.read_bytes()[: one.stat().st_size // 2])
+        half = one.read_bytes()[: one.stat().st_size // 2]
+        one.unlink()
+        one.write_bytes(half)
 
     async def dying(url: str) -> None:
         for round_, harm in ((1, None), (2, lose), (3, halve), (None, None)):
             over = asyncio.Event()
 
-            def watch(said: Any, round_: Any = round_, over: asyncio.Event = over) -> None:
-                if (said["what"], said.get("round")) == ("verdict", round_):
+            def watch(said: Any, round_: Any = round_, harm: Any = harm, over: asyncio.Event = over) -> None:
+                if (said["what"], said.get("round")) == ("sent", round_):
+                    if harm:
+                        harm()  # before anybody asks for more
                     over.set()
 
             node = Node(url, wide["node-0"], name="node-0", directory=mine, watch=watch)
@@ -142,8 +146,6 @@ def test_who_missed_a_step_or_lost_its_model_takes_the_whole_and_who_only_died_g
             if round_:
                 taking.cancel()  # no goodbye
             await asyncio.wait([taking])
-            if harm:
-                harm()
 
     async def together() -> dict[str, Any]:
         server = Server(agreed, store=tmp_path / "store", port=0)

@@ -151,8 +151,8 @@ def _file(request: Request, path: Path, digest: str, sent: Callable[[int], None]
 
     async def content() -> AsyncIterator[bytes | memoryview]:
         for piece in pieces(path, start, _PIECE):
-            yield memoryview(piece)
             sent(len(piece))
+            yield memoryview(piece)
 
     headers["Content-Length"] = str(size - start)
     return StreamingResponse(content(), 206 if asked else 200, headers, "application/octet-stream")
