@@ -382,6 +382,13 @@ def test_example_noise_is_refused_where_rows_change_each_other():
         atoll.simulate(plan(privacy=EXAMPLE, data=data, model={"inputs": None}), clients())
 
 
+def test_example_noise_is_refused_by_the_name_of_what_training_changes_beside_weights():
+    jaxed = {"jax": "tests.learners.jax_models:normed", "loss": "sigmoid_binary_cross_entropy"}
+    agreed = plan(privacy=EXAMPLE, model={"logistic": False, "inputs": None, **jaxed})
+    with pytest.raises(PlanError, match="training changes 'batches' of the model"):
+        method.find(agreed, learners.build(agreed, [agreed.model.jax]))
+
+
 def test_example_noise_takes_one_client_at_a_time():
     with pytest.raises(AtollError, match="one client at a time"):
         atoll.simulate(plan(privacy=EXAMPLE), clients(), strategy="vmap")
