@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -254,5 +254,5 @@ def cfb_is_faster() -> bool:
 
     try:
         return seconds(_by_cfb) < seconds(_by_ctr)
-    except ImportError:  # releases of cryptography before or after those that have it there
+    except (ImportError, UnsupportedAlgorithm):  # not all releases of cryptography have it there, nor all libraries under it
         return False

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,12 @@ def test_large_masks_go_on_from_block_to_block(dtype):
     with patch("atoll.keys.cfb_is_faster", lambda: not cfb_is_faster()):
         apply([other], KEYS[:1], threads=3)
     assert (words == other).all()
+
+
+@pytest.mark.parametrize("lacking", [ImportError, UnsupportedAlgorithm])
+def test_a_machine_without_the_faster_mode_takes_the_other(lacking):
+    with patch("atoll.keys._by_cfb", side_effect=lacking("none here")):
+        assert not cfb_is_faster.__wrapped__()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
