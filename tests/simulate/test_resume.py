@@ -91,7 +91,7 @@ def test_updates_that_are_under_way_and_what_is_to_come_are_kept_too(tmp_path, r
     assert again.digest == whole.digest
     assert again.by_node == whole.by_node
     if devices:
-        with pytest.raises(StoreError, match="with another devices"):
+        with pytest.raises(StoreError, match="is on other devices"):
             atoll.simulate(agreed, many, store=tmp_path / "run", resume=True)
 
 

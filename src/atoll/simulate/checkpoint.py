@@ -146,7 +146,8 @@ class Checkpoint:
             about = json.loads((self._folder / "run.json").read_text())
             for key, value in self._about.items():
                 if about.get(key) != value:
-                    what = "of another plan" if key == "plan" else f"with another {key}, {about.get(key)}"
+                    known = {"plan": "of another plan", "devices": "on other devices"}
+                    what = known.get(key, f"with another {key}, {about.get(key)}")
                     raise StoreError(f"{self._folder}: the run there is {what}; name another folder, or begin without --resume")
             return self._read(about, clients)
         except FileNotFoundError as error:
