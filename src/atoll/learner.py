@@ -71,7 +71,10 @@ class Data(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What fitting gives: the fitted groups, the caller's own to write into, and sums over the rows seen (`samples`, `loss`)."""
+    """What fitting gives: the fitted groups, and sums over the rows seen (`samples`, `loss`).
+
+    The groups' values are the caller's own to write into where they are writeable; those of a vectorised fit are not.
+    """
 
     groups: Groups
     metrics: Metrics

@@ -101,6 +101,8 @@ class Press(NamedTuple):
         Raises:
             LayoutError: numbers so large that sums of them are none.
         """
+        if not self.stages:
+            return dict(groups), {}
         sent: dict[str, Group] = {}
         kept: dict[str, Group] = {}
         rng = np.random.default_rng([*self._common(round_, "own draws"), *_words(who)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 import jax
@@ -25,12 +26,15 @@ class Judge:
 
     def __init__(self, pure: Pure) -> None:
         self._pure, self._call = pure, jax.jit(pure.judge)
+        self._room: dict[Any, NDArray[Any]] = {}
+        self._lock = Lock()
 
     def __call__(self, flats: dict[str, Flat], parts: Sequence[Rows]) -> list[Metrics]:
         """Return the sums of each client's rows."""
         told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
         for block in _blocks([len(rows) for rows in parts]):
-            outputs, losses = map(np.asarray, self._call(flats, *self._filled(parts, block)))
+            with self._lock:
+                outputs, losses = map(np.asarray, self._call(flats, *self._filled(parts, block)))
             at = 0
             for who, lo, hi in block:
                 told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
@@ -41,12 +45,15 @@ class Judge:
         ]
 
     def _filled(self, parts: Sequence[Rows], block: Sequence[tuple[int, int, int]]) -> list[NDArray[Any]]:
-        """Return a block's rows in arrays of their own, filled up with the first of them."""
+        """Return a block's rows, filled up with the first of them, in arrays that the next block of this size takes over."""
         taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
         rows = sum(hi - lo for _, lo, hi in block)
-        arrays = []
+        arrays: list[NDArray[Any]] = []
         for same in zip(*taken, strict=True):
-            array = np.empty((1 << (rows - 1).bit_length(), *same[0].shape[1:]), same[0].dtype)
+            form = (1 << (rows - 1).bit_length(), *same[0].shape[1:]), same[0].dtype, len(arrays)
+            if form not in self._room:
+                self._room[form] = np.empty(*form[:2])
+            array = self._room[form]
             np.concatenate(same, out=array[:rows])
             array[rows:] = array[0]
             arrays.append(array)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atoll.learner import Correct, Fit, Lean, Learner, Rows
-from atoll.vector import Groups
+from atoll.vector import Flat, Groups
 
 
 class Asked(NamedTuple):
@@ -50,8 +50,9 @@ class Tape:
         self._next = 0
 
     def record(self, fit: Fit, rng: np.random.Generator) -> None:
-        """Keep a fit, and where it left the generator."""
-        self._fits.append((fit, rng.bit_generator.state))
+        """Keep a fit, and where it left the generator; it is given out again and again, so nobody may write into it."""
+        groups = {name: group.with_values(_kept(group.values)) for name, group in fit.groups.items()}
+        self._fits.append((fit._replace(groups=groups), rng.bit_generator.state))
 
     def fit(
         self,
@@ -78,4 +79,10 @@ class Tape:
             self.record(self._learner.fit(groups, rows, steps, batch_size, rng, correct, rate=rate, **more), rng)
         fit, rng.bit_generator.state = self._fits[self._next]
         self._next += 1
-        return fit._replace(groups={name: group.with_values(group.values.copy()) for name, group in fit.groups.items()})
+        return fit
+
+
+def _kept(values: Flat) -> Flat:
+    seen = values.view()
+    seen.flags.writeable = False
+    return seen
