@@ -174,11 +174,19 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Time the simulator: workload S from command to end; a linear model on 1,000 clients; on up to a million; by cohort."""
-    from atoll.cli.bench.simulate import measure
+    from atoll.cli.bench.simulate import WORKLOADS, measure
 
     with working("simulating", quiet=as_json):
         row = measure(repeat, floor=floor, only=only or ())
-    _show(row, "simulate", as_json=as_json)
+    if as_json:
+        print(json.dumps(row), flush=True)
+        return
+    if fixed := {name: value for name, value in row.items() if name not in WORKLOADS}:
+        _show(fixed, "simulate, workload S", as_json=False)
+    for name in WORKLOADS:
+        found = row.get(name, [])
+        for one in found if isinstance(found, list) else [found]:
+            _show(one, f"simulate, {name}", as_json=False)
 
 
 @bench.command(name="all")
