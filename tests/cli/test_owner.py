@@ -86,6 +86,8 @@ def test_what_makes_updates_and_models_smaller_is_said():
         "out is kept here, and a later update brings it; about 1.3 kB a round, in place of 25.0 kB. Models on their way here: "
         "all numbers spread over each other, then each number in 4 bits, rounded up or down by chance; about 2.5 kB a round."
     )
+    by_steps = said(plan(model=wide, compression={"down": ["topk:0.1"]}))["Made smaller"]
+    assert "kept at the server, and a later model brings it; about 2.5 kB a round, or 24.0 kB whole where the one" in by_steps
     hidden = said(plan(model=wide, privacy={"secure_aggregation": True}, compression={"up": ["randomk:0.1"]}))["Made smaller"]
     assert "only 10 % of the numbers, at places drawn for all nodes" in hidden
     assert "about 3.5 kB a round, in place of 25.1 kB" in hidden

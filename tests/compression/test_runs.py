@@ -21,7 +21,7 @@ from tests.federation import clients, plan, run
 from atoll import simulate
 from atoll.algorithms.fedavg import fedavg
 from atoll.compression import Press, stages
-from atoll.errors import PlanError
+from atoll.errors import PlanError, UnwritableError
 from atoll.learner import Rows
 from atoll.learners.logistic import Logistic
 from atoll.messages import StartTraining
@@ -31,6 +31,7 @@ from atoll.server import quarantine
 from atoll.server.close import Accepted, close
 from atoll.server.replay import replay
 from atoll.server.runtime import Server
+from atoll.store.models import Models
 from atoll.store.sql import SqlStore
 from atoll.vector import Group, Layout, Tensor, Update, layouts_of
 from atoll.wire import Address, Envelope, decode, encode, unpack
@@ -188,6 +189,21 @@ def test_killed_and_resumed_a_server_goes_on_with_steps(tmp_path):
     assert models(history) == [one["model"] for one in simulated.rounds] == replayed(tmp_path)
     assert [node.trained for node in nodes] == [4, 4, 4]
     assert history["rounds"][-1]["fetched"] == simulated.rounds[-1]["fetched"] != simulated.rounds[0]["fetched"]
+
+
+def test_a_disk_that_is_full_when_a_step_is_stored_is_waited_for(tmp_path, wide, monkeypatch):
+    agreed = plan(compression={"down": ["topk:0.3"]}, model=MODEL, cohort={"quorum": 1.0}, aggregation={"rule": "fedadam"})
+    put, failed = Models.put_step, []
+
+    def full(self: Models, *step: Any) -> None:
+        if len(failed) < 2:
+            failed.append(step)
+            raise UnwritableError("the step to a model can't be stored (No space left on device); free some space")
+        put(self, *step)
+
+    monkeypatch.setattr(Models, "put_step", full)
+    assert models(run(agreed, wide, tmp_path)) == [one["model"] for one in simulate(agreed, wide).rounds] == replayed(tmp_path)
+    assert len(failed) == 2
 
 
 def test_a_simulation_that_was_stopped_goes_on_with_steps(tmp_path, wide):

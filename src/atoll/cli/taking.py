@@ -172,13 +172,18 @@ def _pressed(found: Mapping[str, Any]) -> str:
         up += f"; about {size(model['update_bytes'])} a round"
         up += f", in place of {size(model['whole_bytes'])}" if stages["up"] else ""
         down += f"; about {size(model['model_bytes'])} a round"
+        down += f", or {size(model['bytes'])} whole where the one before isn't here" if _leaves(stages["down"]) else ""
     return f"updates: {up}. Models on their way here: {down}."
 
 
 def _staged(stages: Sequence[str], kept: str) -> str:
     said = [(one.name, 100 * one.value if STAGES[one.name] == "fraction" else one.value) for one in map(Said.of, stages)]
-    left = f"; what is left out is kept {kept} brings it" if any(name in CHOICES for name, _ in said) else ""
+    left = f"; what is left out is kept {kept} brings it" if _leaves(stages) else ""
     return (", then ".join(_STAGES[name].format(value) for name, value in said) or "as they are") + left
+
+
+def _leaves(stages: Sequence[str]) -> bool:
+    return any(Said.of(one).name in CHOICES for one in stages)
 
 
 def _often(found: Mapping[str, Any]) -> str:

@@ -53,15 +53,13 @@ class Aggregator:
 
     def keep(self, state: State, round_: int) -> tuple[str, str]:
         """Store a state and the model that a round made of it, and go on with it; return both digests."""
-        before = self.kept[0]
-        model, step = self._down.next(self._algorithm.brief(state), self._given, round_)
-        self._put(state, model)
-        if step:
-            self._models.put_step(before, self.kept[0], step, {"round": str(round_)})
-        return self.kept
+        return self._put(state, *self._down.next(self._algorithm.brief(state), self._given, round_), round_)
 
-    def _put(self, state: State, given: Groups) -> tuple[str, str]:
+    def _put(self, state: State, given: Groups, step: Groups | None = None, round_: int = 0) -> tuple[str, str]:
+        """Store it all, and only then go on with it: what a full disk breaks off is done again from the state before."""
         model = self._models.put(*self._down.file(given))
+        if step:
+            self._models.put_step(self.kept[0], model, step, {"round": str(round_)})
         kept = model if given.keys() == state.keys() and not self._down.press.stages else self._models.put(state)
         self.state, self.kept = self._models.get(kept, layouts_of(state)), (model, kept)
         self._given = self._models.get(model, layouts_of(given)) if self._down.steps else None
