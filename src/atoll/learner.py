@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,12 @@ from atoll.errors import LearnerError
 from atoll.vector import Flat, Groups, Layouts, Metrics, add
 
 _VALUES = 1 << 19
+
+How = Literal["scan", "vmap"]
+"""How many clients are fitted in one call: one after the other, or side by side."""
+Call = Callable[..., tuple[Mapping[str, NDArray[Any]], NDArray[Any]]]
+"""Fits clients: `((shared, even), count, flats, owns, x, y, masks, steps)`, as `simulate.loops` explains them, → their
+fitted flat vectors `[clients, …]` by group, and their losses `[clients]`."""
 
 Correct = Callable[[Flat, Flat], Flat]
 """`correct(gradient, vector)`: what an algorithm makes of a local gradient (FedProx, SCAFFOLD, FedDyn)."""
@@ -85,6 +91,7 @@ CAN: Mapping[str, str] = {
     "sgd": "take plain steps, the learning rate times the gradient (training.optimizer = 'sgd', without options)",
     "curvature": "give gradient and Hessian of its loss",
     "per_example": "give the gradient of each row",
+    "scan": "train clients one after the other in one call",
     "vmap": "train many clients in one call",
     "represent": "give what a layer makes of each row",
     "slopes": "grow trees from sums",
@@ -221,12 +228,38 @@ class Pure(NamedTuple):
     apart: Callable[[NDArray[Any]], bool]
 
 
+class Together(NamedTuple):
+    """A learner's fitting and judging of many clients at once, whatever they are made with. All arrays are on the host.
+
+    Args:
+        own, arrays, sums, apart: as `Pure` has them.
+        fits: a strategy → its `Call`.
+        judge: `(flats, x, y)` → outputs `[rows, …]` and losses `[rows]`.
+    """
+
+    own: Callable[[np.random.Generator, float], tuple[NDArray[Any], ...]]
+    arrays: Callable[[Rows, NDArray[np.intp] | slice], tuple[NDArray[Any], NDArray[Any]]]
+    fits: Callable[[How], Call]
+    judge: Callable[[dict[str, Any], Any, Any], tuple[Any, Any]]
+    sums: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], Metrics]
+    apart: Callable[[NDArray[Any]], bool]
+
+
 @runtime_checkable
 class Compiled(Protocol):
-    """A learner that can be compiled together with many clients' rows (`vmap` in `can`)."""
+    """A learner that is compiled together with many clients' rows (`scan` and `vmap` in `can`)."""
 
     def pure(self) -> Pure:
         """Return its parts as pure functions."""
+        ...
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A learner that fits many clients in one call by means of its own (`vmap` in `can`)."""
+
+    def together(self) -> Together:
+        """Return what fits and judges many clients."""
         ...
 
 

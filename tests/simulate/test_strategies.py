@@ -91,7 +91,7 @@ def test_methods_that_fit_more_than_once_are_compiled_too(rule):
 
 
 def test_what_cannot_be_is_one_line():
-    with pytest.raises(AtollError, match="a 'logistic' learner can't be compiled together; take pool or map"):
+    with pytest.raises(AtollError, match="a 'logistic' learner can't train many clients in one call; take pool or map"):
         atoll.simulate(plan(), clients(), strategy="vmap")
     with pytest.raises(AtollError, match="'fast' is none; it is one of auto, map"):
         atoll.simulate(plan(), clients(), strategy="fast")

@@ -119,7 +119,7 @@ class Jax:
         *,
         plain: bool = False,
     ) -> None:
-        self.can = frozenset({"correct", "vmap", "per_example", *(["sgd"] if plain else [])})
+        self.can = frozenset({"correct", "scan", "vmap", "per_example", *(["sgd"] if plain else [])})
         if model.represent is not None:
             self.can |= {"represent"}
         self._model, self.task, self._loss = model, task, loss

@@ -7,17 +7,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from atoll.errors import AtollError
-from atoll.learner import Data
+from atoll.learner import CAN, Data
 from atoll.simulate.clients import longest
 from atoll.simulate.map import Job, Map, Strategy, Work
 from atoll.vector import Groups
 
 if TYPE_CHECKING:
-    from atoll.simulate.loops import How
+    from atoll.learner import How
     from atoll.simulate.ray import Cluster
 
 STRATEGIES = ("auto", "map", "scan", "vmap", "pool")
@@ -104,9 +105,9 @@ def _made(how: str, work: Work, clients: Mapping[str, Data], hands: Hands) -> St
         raise AtollError(
             f"--strategy {how}: example_noise takes each row's gradient for itself, one client at a time; take pool or map"
         )
-    if "vmap" not in work.learner.can:
-        kind = work.plan.model.kind
-        raise AtollError(f"--strategy {how}: a '{kind}' learner can't be compiled together; take pool or map")
+    if how not in work.learner.can:
+        others = " or ".join([*({"vmap"} & work.learner.can), "pool", "map"])
+        raise AtollError(f"--strategy {how}: a '{work.plan.model.kind}' learner can't {CAN[how]}; take {others}")
     from atoll.simulate.vectorised import Vectorised
 
     call = hands.cluster.call(cast("How", how)) if hands.cluster else None
@@ -120,15 +121,17 @@ def _fastest(work: Work, brief: Groups, clients: Mapping[str, Data], hands: Hand
     simple = Map(work)
     _seconds(simple, brief, clients, some[:1])
     taken = {"map": _seconds(simple, brief, clients, some[:2])}
-    together = "vmap" in work.learner.can and not work.plan.privacy.example_noise
-    others = ("scan", "vmap") if together else ("pool",) if hands.allow is not None else ()
+    others: list[str] = [how for how in ("scan", "vmap") if how in work.learner.can and not work.plan.privacy.example_noise]
+    if "scan" not in others and hands.allow is not None:
+        others.append("pool")
     if not others or taken["map"] * cohort * work.plan.plan.rounds < _SOON:
         return simple
     made: dict[str, Strategy] = {"map": simple}
     for how in others:
         made[how] = _made(how, work, clients, hands)
-        _seconds(made[how], brief, clients, some)
-        taken[how] = _seconds(made[how], brief, clients, some)
+        with suppress(AtollError):  # not every model of a learner goes side by side
+            _seconds(made[how], brief, clients, some)
+            taken[how] = _seconds(made[how], brief, clients, some)
     best = min(taken, key=lambda how: taken[how])
     for how in made.keys() - {best}:
         made[how].close()

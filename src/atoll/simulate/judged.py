@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from atoll.learner import Pure, Rows
+from atoll.learner import Rows, Together
 from atoll.vector import Flat, Groups, Metrics
 
 _TOGETHER = 2048
@@ -21,11 +20,11 @@ class Judge:
     """What judges flat vectors of a model, as `narrow` makes them.
 
     Args:
-        pure: the learner's functions.
+        learner: how it judges the rows of many.
     """
 
-    def __init__(self, pure: Pure) -> None:
-        self._pure, self._call = pure, jax.jit(pure.judge)
+    def __init__(self, learner: Together) -> None:
+        self._learner = learner
         self._room: dict[Any, NDArray[Any]] = {}
         self._lock = Lock()
 
@@ -34,19 +33,19 @@ class Judge:
         told: list[list[tuple[NDArray[Any], NDArray[Any]]]] = [[] for _ in parts]
         for block in _blocks([len(rows) for rows in parts]):
             with self._lock:
-                outputs, losses = map(np.asarray, self._call(flats, *self._filled(parts, block)))
+                outputs, losses = map(np.asarray, self._learner.judge(flats, *self._filled(parts, block)))
             at = 0
             for who, lo, hi in block:
                 told[who].append((outputs[at : at + hi - lo], losses[at : at + hi - lo]))
                 at += hi - lo
         return [
-            self._pure.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
+            self._learner.sums(np.concatenate([one[0] for one in mine]), np.concatenate([one[1] for one in mine]), rows.y)
             for mine, rows in zip(told, parts, strict=True)
         ]
 
     def _filled(self, parts: Sequence[Rows], block: Sequence[tuple[int, int, int]]) -> list[NDArray[Any]]:
         """Return a block's rows, filled up with the first of them, in arrays that the next block of this size takes over."""
-        taken = [self._pure.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
+        taken = [self._learner.arrays(parts[who], slice(lo, hi)) for who, lo, hi in block]
         rows = sum(hi - lo for _, lo, hi in block)
         arrays: list[NDArray[Any]] = []
         for same in zip(*taken, strict=True):
@@ -61,7 +60,7 @@ class Judge:
 
 
 def narrow(groups: Groups) -> dict[str, Flat]:
-    """Return flat vectors as JAX takes them."""
+    """Return flat vectors as calls take them: float32 and int32."""
     return {
         name: group.values if group.values.dtype == np.float32 else group.values.astype(np.int32)
         for name, group in groups.items()

@@ -28,11 +28,11 @@ import ray
 from atoll import __version__, learners, method
 from atoll.algorithms import Memory
 from atoll.errors import AtollError, LayoutError
-from atoll.learner import Compiled, Data, Rows
+from atoll.learner import Call, Data, How, Rows
 from atoll.plan import Plan
 from atoll.simulate.clients import dumped, loaded
-from atoll.simulate.loops import Calls, How
 from atoll.simulate.map import Answer, Job, Work, one
+from atoll.simulate.vectorised import together
 from atoll.simulate.worker import KEPT, ONE_THREAD
 from atoll.vector import Groups, Metrics
 from atoll.wire import decode, encode
@@ -56,7 +56,7 @@ class Hand:
         agreed = Plan.from_json(plan)
         learner = learners.build(agreed, allow)
         self._work = Work(agreed, method.find(agreed, learner), learner)
-        self._calls: dict[How, Calls] = {}
+        self._calls: dict[How, Call] = {}
 
     def ready(self) -> None:
         """Say that it is there."""
@@ -73,7 +73,7 @@ class Hand:
     def call(self, how: How, kind: tuple[bool, int], *arrays: Any) -> Any:
         """Carry out a compiled call."""
         if how not in self._calls:
-            self._calls[how] = Calls(cast("Compiled", self._work.learner).pure(), how)
+            self._calls[how] = together(self._work.learner).fits(how)
         return self._calls[how](kind, *arrays)
 
 

@@ -22,16 +22,11 @@ from numpy.typing import NDArray
 from atoll import algorithms
 from atoll.algorithms import Memory
 from atoll.errors import AtollError, LayoutError
-from atoll.learner import Compiled, Fit, Rows, batches
-from atoll.simulate import loops
+from atoll.learner import Call, Compiled, Fit, How, Learner, Rows, SideBySide, Together, batches
 from atoll.simulate.judged import Judge, narrow
-from atoll.simulate.loops import How
 from atoll.simulate.map import Answer, Job, Work, one
 from atoll.simulate.tape import Asked, Tape, WantsFitError
 from atoll.vector import Flat, Group, Groups, Metrics, Update
-
-Call = Callable[..., tuple[Mapping[str, NDArray[Any]], NDArray[Any]]]
-"""Carries out a call; its kind and its arrays are as `loops.Calls` takes them."""
 
 _SIDE_BY_SIDE = 128
 """Clients in a call of `vmap`, at most: a power of two, and so are smaller calls."""
@@ -78,6 +73,15 @@ class Drawn(NamedTuple):
         return rows, true
 
 
+def together(learner: Learner) -> Together:
+    """Return what fits and judges many clients of a learner that can."""
+    if isinstance(learner, Compiled):
+        from atoll.simulate import loops  # with JAX
+
+        return loops.together(learner.pure())
+    return cast("SideBySide", learner).together()
+
+
 class Vectorised:
     """Compiled calls over many clients; see `Strategy`.
 
@@ -91,9 +95,9 @@ class Vectorised:
 
     def __init__(self, work: Work, how: How, workers: int, longest: int, call: Call | None = None) -> None:
         self._work, self.name = work, how
-        self._pure = cast("Compiled", work.learner).pure()
-        self._judge = Judge(self._pure)
-        self._call = call or loops.Calls(self._pure, how)
+        self._learner = together(work.learner)
+        self._judge = Judge(self._learner)
+        self._call = call or self._learner.fits(how)
         self._most = work.plan.training.pace(longest, 1, work.plan.plan.rounds).steps
         self._lock = Lock()
         self._apart: bool | None = None
@@ -173,7 +177,7 @@ class Vectorised:
     def drawn(self, round_: int, name: str, asked: Asked) -> Drawn:
         """Draw for a fit just what the learner's own `fit` draws."""
         del round_
-        own = self._pure.own(asked.rng, asked.rate)
+        own = self._learner.own(asked.rng, asked.rate)
         return Drawn.of(name, asked, own, list(batches(asked.rng, len(asked.rows), asked.batch_size, asked.steps)))
 
     def _planned(self, fits: Sequence[Drawn], job: Job, answers: dict[str, Answer]) -> Iterator[Callable[[], Mapping[str, Fit]]]:
@@ -204,8 +208,8 @@ class Vectorised:
 
     def _may_mask(self, rows: Rows) -> bool:
         if self._apart is None:
-            x, _ = self._pure.arrays(rows, np.arange(8) % len(rows))
-            self._apart = self._pure.apart(x)
+            x, _ = self._learner.arrays(rows, np.arange(8) % len(rows))
+            self._apart = self._learner.apart(x)
         return self._apart
 
     def _cut(self, fits: Sequence[Drawn], width: int, at_once: int) -> Iterator[Sequence[Drawn]]:
@@ -273,14 +277,14 @@ class Vectorised:
             order, true = fit.filled(width) if mask else (fit.order, None)
             rows, order = fit.asked.rows, order.reshape(-1)
             if x is None or y is None:
-                one = self._pure.arrays(rows, slice(0, 1))
+                one = self._learner.arrays(rows, slice(0, 1))
                 x, y = (np.empty((places, room, width, *part.shape[1:]), part.dtype) for part in one)
             into = x[k, : fit.steps].reshape(-1, *x.shape[3:])
             if rows.x.dtype == x.dtype:  # taken to its place at once
                 np.take(rows.x, order, axis=0, out=into, mode="clip")
                 y[k, : fit.steps] = rows.y[order].reshape(fit.steps, width, *y.shape[3:])
             else:
-                xs, ys = self._pure.arrays(rows, order)
+                xs, ys = self._learner.arrays(rows, order)
                 into[...], y[k, : fit.steps] = xs, ys.reshape(fit.steps, width, *y.shape[3:])
             if masks is not None and true is not None:
                 masks[k, : fit.steps] = true

@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
 
         def drawn(self, round_: int, name: str, asked: Asked) -> Drawn:
             order = workload.order(round_ - 1, int(name[1:])).reshape(-1, workload.BATCH)
-            return Drawn.of(name, asked, self._pure.own(asked.rng, asked.rate), list(order))
+            return Drawn.of(name, asked, self._learner.own(asked.rng, asked.rate), list(order))
 
     rows, schedule = workload.read(folder), workload.schedule()
     training = {"batch_size": workload.BATCH, "learning_rate": workload.RATE}

@@ -85,7 +85,7 @@ class Keras:
         self.layouts = self._layouts()
         self._engine = engine.make(self.model, made, self._objective, self.layouts["parameters"])
         if hasattr(self._engine, "move"):
-            self.can |= {"vmap", "represent"}
+            self.can |= {"scan", "vmap", "represent"}
         self._layers: dict[str | None, Represented] = {}
 
     def _built(self, seed: int) -> Any:

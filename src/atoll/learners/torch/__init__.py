@@ -14,6 +14,7 @@ import torch
 from atoll.errors import PlanError
 from atoll.learners import named
 from atoll.learners.torch.learner import LOSSES, OPTIMIZERS, Torch
+from atoll.learners.torch.stacked import BY_NUMBER
 from atoll.plan import Plan
 
 
@@ -45,5 +46,7 @@ def build(plan: Plan, function: Callable[..., Any]) -> Torch:
         optimizer([torch.nn.Parameter(torch.zeros(1))], 1.0)
     except (TypeError, ValueError) as error:
         raise PlanError(f"training.options: {error}") from error
-    plain = training.optimizer == "sgd" and not training.options
-    return Torch(make, str(plan.model.loss), optimizer, training.precision, plain=plain)
+    can = {"vmap"} if training.optimizer in BY_NUMBER else set()
+    if training.optimizer == "sgd" and not training.options:
+        can.add("sgd")
+    return Torch(make, str(plan.model.loss), optimizer, training.precision, can)

@@ -16,6 +16,7 @@ import torch
 
 from atoll.learners import by_row
 
+ELSEWHERE = "it keeps its parameters elsewhere than under their names"
 _LOG = logging.getLogger("atoll.learners")
 
 
@@ -28,13 +29,23 @@ class _Func(NamedTuple):
 
 
 @cache
-def _func() -> _Func:
+def func() -> _Func:
+    """Return PyTorch's transformations, by their name in the version that is there."""
     try:
         from torch.func import functional_call, grad_and_value, vmap
     except ImportError:  # before PyTorch 2; it takes a second or two
         from functorch import grad_and_value, vmap
         from torch.nn.utils.stateless import functional_call
     return _Func(functional_call, grad_and_value, vmap)
+
+
+def names(module: Any) -> dict[int, list[str]]:
+    """Return a module's parameters and buffers by `id`: the names of each; tied ones have many."""
+    found: dict[int, list[str]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            found.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    return found
 
 
 class ByRow:
@@ -48,11 +59,7 @@ class ByRow:
 
     def __init__(self, module: Any, trained: Sequence[Any], loss: Callable[[Callable[[Any], Any], Any, Any], Any]) -> None:
         self._module, self._trained, self._loss = module, trained, loss
-        names: dict[int, list[str]] = {}
-        for path, part in module.named_modules(remove_duplicate=False):
-            for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-                names.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
-        self._names = names  # tied ones have many
+        self._names = names(module)
         self._vectorised = True
 
     def __call__(self, x: Any, y: Any) -> list[Any]:
@@ -63,23 +70,23 @@ class ByRow:
             except Exception as error:  # noqa: BLE001  whatever can't be vectorised; if it is the rows' fault, the slow way says so
                 slow = self._slowly(x, y)
                 self._vectorised = False
-                _LOG.warning("privacy.example_noise: PyTorch can't vectorise this model, so rows go one by one: %s", _line(error))
+                _LOG.warning("privacy.example_noise: PyTorch can't vectorise this model, so rows go one by one: %s", line(error))
                 return slow
         return self._slowly(x, y)
 
     def _at_once(self, x: Any, y: Any) -> list[Any]:
-        func, values = _func(), [one.detach() for one in self._trained]
+        values = [one.detach() for one in self._trained]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of single operations that vmap takes row by row
-            found, losses = func.vmap(func.grad(self._one), (None, 0, 0), randomness="different")(values, x, y)
+            found, losses = func().vmap(func().grad(self._one), (None, 0, 0), randomness="different")(values, x, y)
         if losses.requires_grad:  # detached ones don't
-            raise RuntimeError("it keeps its parameters elsewhere than under their names")
+            raise RuntimeError(ELSEWHERE)
         return list(found)
 
     def _one(self, values: Sequence[Any], x: Any, y: Any) -> Any:
         given = {name: value for one, value in zip(self._trained, values, strict=True) for name in self._names[id(one)]}
         kept = {name: one.clone() for one in self._module.buffers() for name in self._names[id(one)]}
-        return self._loss(lambda x: _func().call(self._module, {**given, **kept}, (x,)), x[None], y[None])[0]
+        return self._loss(lambda x: func().call(self._module, {**given, **kept}, (x,)), x[None], y[None])[0]
 
     def _slowly(self, x: Any, y: Any) -> list[Any]:
         kept, rows = {name: one.clone() for name, one in self._module.named_buffers()}, []
@@ -108,5 +115,6 @@ def summed(gradients: Sequence[Any], bound: float, steps: int) -> Any:
     return torch.cat([whole.sum(dim=0, dtype=torch.float64) for whole in wholes])
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """Return the beginning of what PyTorch says."""
     return str(error).strip().partition("\n")[0][:160]

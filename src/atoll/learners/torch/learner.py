@@ -8,7 +8,7 @@ other values: everyone has to hold the server's. No step moves them, so their me
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from atoll.errors import LearnerError
 from atoll.keys import new_secret
-from atoll.learner import Correct, Fit, Lean, Measure, Rows, batches, nothing
+from atoll.learner import Call, Correct, Fit, How, Lean, Measure, Rows, Together, batches, nothing
 from atoll.learners import by_row, named
 from atoll.learners.torch import represented
 from atoll.learners.torch.gradients import ByRow, summed
+from atoll.learners.torch.stacked import Stacked
 from atoll.metrics import Count, Task
-from atoll.vector import Group, Groups, Layout, Metrics
+from atoll.vector import Flat, Group, Groups, Layout, Metrics
 
 LOSSES: Mapping[str, Task] = {
     "cross_entropy": "classes",
@@ -55,7 +56,7 @@ class Torch:
         loss: the name of one of `LOSSES`.
         optimizer: `(parameters, rate) -> torch.optim.Optimizer`; it starts anew in each fit.
         precision: of the arithmetic of training, by autocast; parameters and their steps stay float32.
-        plain: whether the optimiser is SGD and no more.
+        can: what follows from the optimiser: `sgd` if it takes plain steps, `vmap` if it looks at each number for itself.
     """
 
     chances = True
@@ -68,10 +69,9 @@ class Torch:
         loss: str,
         optimizer: Callable[[list[Any], float], Any],
         precision: str,
-        *,
-        plain: bool = False,
+        can: Collection[str] = (),
     ) -> None:
-        self.can = frozenset({"correct", "per_example", "represent", *(["sgd"] if plain else [])})
+        self.can = frozenset({"correct", "per_example", "represent", *can})
         self._make, self._optimizer = make, optimizer
         self.task, self._loss = LOSSES[loss], getattr(torch.nn.functional, loss)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,25 +215,73 @@ class Torch:
 
     def evaluate(self, groups: Groups, rows: Rows) -> Metrics:
         """See `Learner.evaluate`; always in float32."""
-        loss, parts = 0.0, []
-        with self._seeded(0), named.said("model.torch", rows), torch.no_grad():
+        with named.said("model.torch", rows), self._judging(groups) as judge:
+            parts = [judge(*self._host(rows, slice(lo, lo + _ROWS))) for lo in range(0, len(rows), _ROWS)]
+        outputs, losses = (np.concatenate(told) for told in zip(*parts, strict=True))
+        return self._sums(outputs, losses, rows.y)
+
+    @contextmanager
+    def _judging(self, groups: Groups) -> Iterator[Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]]:
+        """Give what tells a model's outputs `[rows, …]` and losses `[rows]`, float64."""
+
+        def judge(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+            outputs = self._module(self._tensor(x))
+            losses = self._losses(outputs, self._tensor(y))
+            return outputs.cpu().numpy(), losses.double().cpu().numpy()
+
+        with self._seeded(0), torch.no_grad():
             self._load(groups, self._module)
             self._module.eval()
-            for lo in range(0, len(rows), _ROWS):
-                x, y = self._arrays(rows, slice(lo, lo + _ROWS))
-                outputs = self._module(x)
-                loss += float(self._losses(outputs, y).double().sum())
-                parts.append(outputs.cpu().numpy())
-        predictions = np.concatenate(parts)
-        return {**named.judged(self.task, loss, predictions, rows.y, self.count), **self.measure(predictions, rows.y)}
+            yield judge
+
+    def _sums(self, outputs: NDArray[Any], losses: NDArray[Any], y: NDArray[Any]) -> Metrics:
+        return {**named.judged(self.task, float(losses.sum()), outputs, y, self.count), **self.measure(outputs, y)}
+
+    def together(self) -> Together:
+        """See `SideBySide.together`."""
+
+        def own(rng: np.random.Generator, rate: float) -> tuple[NDArray[Any], ...]:
+            rng.integers(1 << 31)  # of what a single fit draws by chance; no module that does goes side by side
+            return (np.asarray(rate, np.float64),)
+
+        def judge(flats: Mapping[str, Flat], x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+            model = {name: Group(one, flats[name].astype(one.dtype, copy=False)) for name, one in self.layouts.items()}
+            with self._judging(model) as call:
+                return call(x, y)
+
+        def fits(how: How) -> Call:
+            del how
+            call = Stacked(self._module, _tensors(self._module), self.layouts, self._optimizer, self._training_losses)
+
+            def alone(*arrays: Any) -> Any:
+                with self._seeded(0):
+                    self._module.train()
+                    return call(*arrays)
+
+            return alone
+
+        return Together(own, self._host, fits, judge, self._sums, self._apart)
+
+    def _apart(self, x: NDArray[Any]) -> bool:
+        """Try it: some rows of a batch give what they give in the whole batch, and by other chances."""
+        half = len(x) // 2
+        with self._seeded(0), torch.no_grad():  # to oneself, since others put other numbers into the module
+            self._module.train()
+            whole = self._module(self._tensor(x))[:half].cpu().numpy()
+            part = self._module(self._tensor(x[:half])).cpu().numpy()
+        return named.alike(whole, part)
+
+    def _host(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return some rows as arrays of what PyTorch takes: whole numbers as int64, all others as float32; labels are whole."""
+        x = np.asarray(rows.x[which], np.int64 if rows.x.dtype.kind in "iu" else np.float32)
+        return x, np.asarray(rows.y[which], np.int64 if self.task == "classes" else np.float32)
 
     def _arrays(self, rows: Rows, which: NDArray[np.intp] | slice) -> tuple[Any, Any]:
-        """Return some rows as PyTorch takes them: whole numbers as int64, all others as float32; class labels are whole."""
+        x, y = self._host(rows, which)
+        return self._tensor(x), self._tensor(y)
 
-        def tensor(array: NDArray[Any], *, whole: bool) -> Any:
-            return torch.tensor(np.asarray(array, np.int64 if whole else np.float32), device=self._device)
-
-        return tensor(rows.x[which], whole=rows.x.dtype.kind in "iu"), tensor(rows.y[which], whole=self.task == "classes")
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return torch.tensor(array, device=self._device)
 
 
 def _tensors(module: Any) -> dict[str, Any]:

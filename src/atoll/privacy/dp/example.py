@@ -41,7 +41,7 @@ class Private:
 
     def __init__(self, learner: Learner, plan: Plan) -> None:
         self._inner, self._plan = learner, plan
-        self.layouts, self.can = learner.layouts, learner.can - {"vmap", "curvature"}
+        self.layouts, self.can = learner.layouts, learner.can - {"scan", "vmap", "curvature"}
         self._fitted = False
 
     def initial(self, seed: int) -> Groups:
