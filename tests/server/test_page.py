@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert
@@ -295,6 +295,8 @@ def test_a_run_without_rounds_and_one_with_a_single_point(tmp_path: Path):
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.just(0.5), max_size=30))
+@example([0.0, 5e-324])
+@example([1e-310, 3e-310])
 def test_every_number_has_a_place_in_the_picture(values: list[float]):
     drawn = chart("loss", {"a": list(enumerate(values)), "b": []})
     numbers = [(at, value) for at, value in enumerate(values) if math.isfinite(value) and abs(value) < 1e100]

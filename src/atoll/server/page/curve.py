@@ -8,7 +8,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 440, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 40
-_LARGEST = 1e100
+_LARGEST, _SMALLEST = 1e100, 1e-300
 Points = Sequence[tuple[int, float]]
 
 
@@ -74,8 +74,8 @@ class _Axis:
 
     def __init__(self, values: Sequence[float], stretch: tuple[float, float], *, whole: bool = False) -> None:
         self._lo, self._hi = min(values), max(values)
-        if self._lo == self._hi:  # one value: something around it, so that there is a scale at all
-            around = 1.0 if whole else abs(self._lo) / 10 or 1.0
+        if self._hi - self._lo < _SMALLEST:  # one value: something around it, so that there is a scale at all
+            around = abs(self._lo) / 10 if abs(self._lo) > 10 * _SMALLEST else 1.0
             self._lo, self._hi = (self._lo, self._hi + 1) if whole else (self._lo - around, self._hi + around)
         self._stretch = stretch
         step = _step((self._hi - self._lo) / 5)
