@@ -33,6 +33,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "cryptography": ("atoll.keys", "atoll.tls"),
     "pydantic": (
         "atoll.plan",
+        "atoll.columns",
         "atoll.guards",
         "atoll.sections",
         "atoll.training",

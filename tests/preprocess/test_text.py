@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests import federation
 
 from atoll import learners
+from atoll.columns import PRINTABLE
 from atoll.errors import PlanError
 from atoll.learner import Data, Rows
-from atoll.plan import PRINTABLE, Plan
+from atoll.plan import Plan
 from atoll.preprocess import described, prepare
 from atoll.preprocess.text import NOTHING, foretold, hashed, spelled
 from atoll.simulate import simulate

@@ -6,8 +6,9 @@ import csv
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from atoll.columns import Columns
 from atoll.errors import DataError
-from atoll.plan import Columns, Plan
+from atoll.plan import Plan
 from atoll.preprocess.batch import Batch, Source, rows_for
 from atoll.preprocess.table import blocks_of, place, used
 

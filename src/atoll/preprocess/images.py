@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from atoll.columns import Columns
 from atoll.errors import DataError
-from atoll.plan import Columns, Plan
+from atoll.plan import Plan
 from atoll.preprocess.batch import Block, Source, rows_for
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atoll.columns import Columns
 from atoll.errors import DataError
-from atoll.plan import Columns
 from atoll.preprocess.batch import Batch, Block, Column, rows_for
 from atoll.preprocess.text import foretold, hashed, spelled
 from atoll.sections import Value
