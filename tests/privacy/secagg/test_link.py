@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from atoll.errors import PrivacyError
+from atoll.keys import Identity
 from atoll.privacy.secagg.link import secagg
+from atoll.privacy.secagg.terms import Terms
 from atoll.testing import check_link
+from atoll.testing.links import LAYOUTS
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -36,3 +40,13 @@ def test_the_suite_finds_a_link_that_takes_messages_out_of_turn():
 
     with pytest.raises(AssertionError, match="close was taken out of turn"):
         check_link(make)
+
+
+def test_a_cohort_too_large_for_the_bits_is_given_up_by_name_before_anybody_masks():
+    few = {"parameters": LAYOUTS["parameters"]}
+    terms = Terms("run", 1, 1, "0" * 64, 3, 0.2, 0)
+    narrow = secagg(few, (), 1.0, 1.0, 16)
+    said = {one.node: narrow.answer(narrow.join(terms, one), "keys", b"")[1] for one in (Identity.new() for _ in range(128))}
+    with pytest.raises(PrivacyError, match="in a sum of 128 nodes, 16 bits leave less than 8 to each; take bits = 32"):
+        narrow.collect(narrow.begin(terms), "keys", said)
+    narrow.collect(narrow.begin(terms), "keys", dict(list(said.items())[1:]))

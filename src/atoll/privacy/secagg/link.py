@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from atoll.errors import PrivacyError
+from atoll.errors import PlanError, PrivacyError
 from atoll.keys import Identity
 from atoll.privacy.fixed import Bits
 from atoll.privacy.link import Letters, Link, Own, Undone, reached
@@ -46,12 +46,21 @@ def secagg(layouts: Layouts, metrics: tuple[str, ...], clip: float, weight: floa
         words = code(len(shared.cohort.records)).encode(update)
         return own._replace(at=node.mask(shared, message, parts_of(words.groups))), words
 
+    def collect(own: Own, phase: str, answers: Letters) -> tuple[Own, Letters]:
+        after, letters = _collect(own, phase, answers)
+        if isinstance(after, server.Gathered):  # before anybody masks: so many numbers must fit into the bits
+            try:
+                _ = code(len(after.cohort.records)).masked
+            except PlanError as error:
+                raise PrivacyError(str(error)) from error
+        return after, letters
+
     def undo(own: Own, answers: Letters, total: Total) -> Undone:
         relayed = reached(own, server.Relayed, "unmasking")
         faults = server.unmask(relayed, answers, parts_of(total.groups))
         return Undone(*code(len(relayed.cohort.records)).decode(total), {**relayed.faults, **faults})
 
-    return Link(BEFORE, AFTER, updates, _join, _answer, protect, _begin, _collect, _close, undo, whose=_whose)
+    return Link(BEFORE, AFTER, updates, _join, _answer, protect, _begin, collect, _close, undo, whose=_whose)
 
 
 def _whose(own: _Node) -> tuple[str, ...]:
