@@ -343,6 +343,32 @@ def test_a_plan_that_the_changed_policy_refuses_ends_the_node(tmp_path):
     ledger.close()
 
 
+def test_a_node_that_was_refused_at_the_door_says_so_when_its_policy_changes(tmp_path):
+    """Nothing was read or built for the plan, so there is nothing to train with either: its owner starts it again."""
+    file, told = tmp_path / "policy.toml", []
+    file.write_text("minimum_cohort = 20")
+    agreed = plan(plan={"rounds": 1}, cohort={"minimum": 3, "quorum": 0.7})
+
+    def watch(event):
+        told.append(event)
+        if event["what"] == "refused":
+            file.write_text("minimum_cohort = 3")
+
+    async def all_of_them():
+        server = Server(agreed, store=tmp_path / "store", port=0)
+        late = Node(server.url, rows(3), name="node-3", directory=tmp_path / "node-3", policy=file, watch=watch)
+        nodes = [Node(server.url, one, name=name, directory=tmp_path / name) for name, one in clients().items()]
+        return await asyncio.gather(
+            late.start_async(), server.serve_async(), *(node.start_async() for node in nodes), return_exceptions=True
+        )
+
+    ended, history, *_ = asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    assert isinstance(ended, PolicyError)
+    assert str(ended) == f"{file}: the plan was refused as it stood before; by now it isn't: start the node again"
+    assert [event["reason"] for event in told if event["what"] == "declined"] == [str(ended)]
+    assert history["outcome"] == "completed"
+
+
 def leaves(ledger, round_, attempt):
     identity = Identity.of("whoever")
     envelope = seal(identity, Address("r", round_, attempt, identity.node), plan().digest, [b"%d %d" % (round_, attempt)])

@@ -115,8 +115,9 @@ class Gate:
         """
         if self._file and (stamp := _stamp(self._file)) != self._stamp:
             self.policy = Policy.load(self._file)
-            self._stamp = stamp
-            self.meets(self.plan)
+            self._stamp, refused = stamp, self.shut
+            if not self.meets(self.plan) and refused:  # nothing was read or built for it
+                self.shut = f"{self._where}the plan was refused as it stood before; by now it isn't: start the node again"
 
     def spent(self, task: StartTraining) -> Spent | None:
         """Return what the run has cost with a task's update; None where no noise bounds it."""
