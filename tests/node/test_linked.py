@@ -80,11 +80,18 @@ def test_what_was_said_in_a_phase_is_not_said_again_otherwise(tmp_path, agreed):
     ledger.close()
 
 
-def test_a_try_is_of_the_model_that_it_was_first_asked_with(tmp_path):
-    node, ledger = started(tmp_path, Identity.new())
-    keys = node.answer(task(1, 1), "keys", b"")
-    assert node.answer(task(1, 1).model_copy(update={"model": "1" * 64}), "keys", b"") == keys
-    ledger.close()
+@pytest.mark.parametrize("agreed", [AGREED, ENCRYPTED], ids=["masks", "encrypted"])
+def test_a_try_is_of_the_model_that_it_was_first_asked_with(tmp_path, agreed):
+    """What is asked again after a refusal can be another model: its update would stand alone among the others' of the first."""
+    tried, others = Round(tmp_path, agreed), [Identity.new() for _ in range(4)]
+    first, other = task(1, 1), task(1, 1).model_copy(update={"model": "1" * 64})
+    keys = tried.node.answer(first, "keys", b"")
+    assert tried.node.answer(first, "keys", b"") == keys
+    with pytest.raises(PrivacyError, match="another model than before"):
+        tried.node.answer(other, "keys", b"")
+    with pytest.raises(PrivacyError, match="another model than before"):
+        tried.reveals(1, others, trained=other)
+    tried.ledger.close()
 
 
 def test_a_node_that_was_started_again_has_no_part_in_the_try(tmp_path):
@@ -142,14 +149,14 @@ class Round:
         assert found
         self.link = found
 
-    def reveals(self, attempt: int, others: list[Identity]) -> bytes:
-        """Go through a try of round 1 up to what the node gives to reveal its sum."""
+    def reveals(self, attempt: int, others: list[Identity], trained: StartTraining | None = None) -> bytes:
+        """Go through a try of round 1 up to what the node gives to reveal its sum; `trained` is what it trained for, if else."""
         me, link, of, asked = self.me.node, self.link, terms(self.agreed, "run", 1, attempt, "0" * 64), task(1, attempt)
         own = {one.node: link.join(of, one) for one in others}
         server, said = link.begin(of), dict.fromkeys((me, *own), b"")
         for phase in (*link.before, UPDATE, *link.after):
             if phase == UPDATE:
-                self.node.protect(asked, said[me], ones())
+                self.node.protect(trained or asked, said[me], ones())
                 own = {one: link.protect(own[one], said[one], ones())[0] for one in own}
                 server, said = link.close(server, list(said))
                 continue

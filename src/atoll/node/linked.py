@@ -51,6 +51,7 @@ class Linked:
         self._link, self._plan, self._identity, self._ledger = link, plan, identity, ledger
         self._desk, self._turn = Desk(), threading.Lock()
         self._try: _Try | None = None
+        self._model = ""
         self._own: Own = None
         self._answered: dict[str, tuple[bytes, bytes]] = {}
         self._numbers = ""
@@ -113,7 +114,7 @@ class Linked:
         tried = (task.run, task.round, task.attempt)
         if tried == self._try:
             return
-        self._try, self._answered = tried, {}
+        self._try, self._model, self._answered = tried, task.model, {}
         agreed = terms(self._plan, *tried, task.model)
         known = self._roster()
         mine = agreed if agreed.roster is not None or known is None else replace(agreed, roster=frozenset(known))
@@ -122,6 +123,8 @@ class Linked:
     def _here(self, task: StartTraining) -> None:
         if self._try != (task.run, task.round, task.attempt):
             raise PrivacyError("this node was started again, or asked for something else, in the middle of this try")
+        if self._model != task.model:  # its keys say that it trains the first one, as all others' do
+            raise PrivacyError("the server asks in the middle of this try for another model than before")
 
 
 def _hash(update: Update) -> str:
