@@ -7,7 +7,9 @@ import pytest
 from tests.federation import rows
 
 import atoll
+from atoll import learners
 from atoll.errors import AtollError
+from atoll.learner import Rows
 from atoll.plan import Plan
 
 torch = pytest.importorskip("torch")
@@ -69,6 +71,26 @@ def test_batch_norm_goes_side_by_side_where_batches_are_whole():
     exact, found = (simulate(plan, {**even, "node-3": rows(3, 11)}, strategy) for strategy in ("map", "vmap"))
     assert apart(exact, found) < 1e-5
     assert "its last batch is short, which its model would notice" in found.said
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_a_first_client_of_few_rows_hides_no_batch_norm(first):
+    """So few rows, again and again, have one mean in the half of a batch and in the whole."""
+    data = {f"node-{k}": rows(k, count) for k, count in enumerate((first, 11, 6))}
+    plan = torch_plan("normed", {"inputs": 4, "dropout": 0.0}, batch_size=4).with_(plan={"rounds": 1})
+    exact, found = simulate(plan, data), simulate(plan, data, "vmap")
+    assert apart(exact, found) < 1e-5
+    assert "its last batch is short, which its model would notice" in found.said
+
+
+def test_buffers_in_no_state_begin_as_they_were_made_whatever_was_fitted_before():
+    data = {f"node-{k}": rows(k, 16) for k in range(3)}
+    plan = torch_plan("fading")
+    used, fresh = (learners.build(plan, plan.model.functions) for _ in range(2))
+    used.fit(used.initial(1), Rows(*rows(0, 16)), 3, 8, np.random.default_rng(0))
+    found = [atoll.simulate(plan, data, learner=one, strategy="vmap").digest for one in (used, fresh)]
+    assert found[0] == found[1]
+    assert apart(simulate(plan, data), simulate(plan, data, "vmap")) < 1e-5
 
 
 def test_what_cannot_be_names_the_way_out():

@@ -187,7 +187,7 @@ class Vectorised:
             answers[name] = one(self._work, job._replace(judged=False), name)
             return {}
 
-        mask = any(fit.masked for fit in fits) and self._may_mask(fits[0].asked.rows)
+        mask = any(fit.masked for fit in fits) and self._may_mask(max((fit.asked.rows for fit in fits), key=len))
         like: dict[Any, list[Drawn]] = {}
         for fit in fits:
             rows = fit.asked.rows
@@ -208,7 +208,10 @@ class Vectorised:
 
     def _may_mask(self, rows: Rows) -> bool:
         if self._apart is None:
-            x, _ = self._learner.arrays(rows, np.arange(8) % len(rows))
+            if len(rows) < 2:
+                return False
+            # Few rows, again and again, would have one mean in a whole batch and in half of it: so the last one is repeated.
+            x, _ = self._learner.arrays(rows, np.minimum(np.arange(8), len(rows) - 1))
             self._apart = self._learner.apart(x)
         return self._apart
 

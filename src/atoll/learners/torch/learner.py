@@ -251,7 +251,8 @@ class Torch:
 
         def fits(how: How) -> Call:
             del how
-            call = Stacked(self._module, _tensors(self._module), self.layouts, self._optimizer, self._training_losses)
+            whole = self._module, _tensors(self._module), self._own, self.layouts
+            call = Stacked(*whole, self._optimizer, self._training_losses)
 
             def alone(*arrays: Any) -> Any:
                 with self._seeded(0):

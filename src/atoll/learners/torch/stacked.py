@@ -29,6 +29,7 @@ class Stacked:
     Args:
         module: what is fitted; its own tensors aren't touched.
         tensors: what of it travels, by name.
+        here: its other buffers, by name, as they were made: each fit begins with them.
         layouts: of the groups.
         optimizer: `(parameters, rate) -> torch.optim.Optimizer`.
         loss: `(call, x, y) -> losses [rows]`, where `call(x)` is the module's output.
@@ -41,6 +42,7 @@ class Stacked:
         self,
         module: Any,
         tensors: Mapping[str, Any],
+        here: Mapping[str, Any],
         layouts: Layouts,
         optimizer: Callable[[list[Any], float], Any],
         loss: Callable[[Callable[[Any], Any], Any, Any], Any],
@@ -50,9 +52,8 @@ class Stacked:
         self._names = {name: known[id(one)] for name, one in tensors.items()}
         self._trained = [name for name, one in tensors.items() if one.requires_grad]
         self._device = next(iter(tensors.values())).device
-        # Buffers that don't travel begin as they were made.
-        self._here = {name: one.clone() for name, one in module.named_buffers() if name not in tensors}
-        self._names |= {name: known[id(one)] for name, one in module.named_buffers() if name in self._here}
+        self._here = here
+        self._names |= {name: known[id(one)] for name, one in module.named_buffers() if name in here}
 
     def __call__(
         self,
