@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tests.federation import clients, plan, rows
 
@@ -127,3 +129,28 @@ def test_what_cannot_go_on_is_one_line(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
         atoll.simulate(agreed, clients(), store=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("run.json", b"[1]", "AttributeError"),
+        ("state.1", b"abc", "no safetensors body"),
+        ("rounds.jsonl", b"", "tells of 0 of 1 rounds"),
+    ],
+)
+def test_a_folder_that_lost_something_is_refused_in_one_line(tmp_path, file, content, said):
+    stopped(plan(), tmp_path, 2)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(StoreError, match=rf"is damaged, or another version's \(.*{said}") as refused:
+        atoll.simulate(plan(), clients(), store=tmp_path, resume=True)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_folder_of_another_version_is_refused_in_one_line(tmp_path):
+    stopped(plan(), tmp_path, 2)
+    about = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**about, "server": {}}))
+    with pytest.raises(StoreError, match="another version's") as refused:
+        atoll.simulate(plan(), clients(), store=tmp_path, resume=True)
+    assert len(str(refused.value)) < 300

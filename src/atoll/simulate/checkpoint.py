@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from atoll.algorithms import Memory, State
-from atoll.errors import StoreError
+from atoll.errors import LayoutError, StoreError, WireError
 from atoll.plan import Plan
 from atoll.server import events
 from atoll.server.state import State as Machine
@@ -152,8 +152,11 @@ class Checkpoint:
             return self._read(about, clients)
         except FileNotFoundError as error:
             raise StoreError(f"{self._folder}: no run is there to go on with; begin without --resume") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self._folder}: the run there is damaged ({error!r}); begin another in a new folder") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, WireError, LayoutError) as error:
+            what = f"{type(error).__name__}: {error}".replace("\n", " ")[:120]
+            raise StoreError(
+                f"{self._folder}: the run there is damaged, or another version's ({what}); begin another in a new folder"
+            ) from error
 
     def _read(self, about: Mapping[str, Any], clients: Iterable[str]) -> Kept:
         closed = int(about["closed"])
@@ -186,6 +189,8 @@ class Checkpoint:
     def _rounds(self, closed: int) -> list[dict[str, Any]]:
         """Return what was told of the rounds; a line behind them, of a round that wasn't kept any more, may be cut off."""
         lines = (self._folder / "rounds.jsonl").read_text().splitlines()[:closed]
+        if len(lines) < closed:
+            raise ValueError(f"rounds.jsonl tells of {len(lines)} of {closed} rounds")
         self._put("rounds.jsonl", "".join(f"{line}\n" for line in lines).encode())
         return [json.loads(line) for line in lines]
 
