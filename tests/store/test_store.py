@@ -83,10 +83,11 @@ def test_a_model_is_known_by_its_bytes_and_readable_by_safetensors(tmp_path):
         models.get(digest, {"parameters": groups()["parameters"].layout})
 
 
-@pytest.mark.parametrize("digest", ["0" * 64, "../secret", ""])
+@pytest.mark.parametrize("digest", ["0" * 64, "../secret", "", "\U00020000" * 64])
 def test_a_model_that_is_not_there(tmp_path, digest):
     with pytest.raises(StoreError, match="there is no model"):
         Models(tmp_path).path(digest)
+    assert Models(tmp_path).step(digest, digest) is None
 
 
 def test_the_ledger_says_what_left_before_what_became_of_it(tmp_path):

@@ -47,7 +47,7 @@ class Models:
             StoreError: there is none.
         """
         path = self._at(digest)
-        if not (digest.isalnum() and len(digest) <= 64 and path.is_file()):
+        if not (_named(digest) and path.is_file()):
             raise StoreError(f"{self.directory}: there is no model {digest[:64]}")
         return path
 
@@ -64,7 +64,7 @@ class Models:
     def step(self, before: str, digest: str) -> Path | None:
         """Return the file of the step from one model to another, if there is one."""
         path = self.directory / f"{before}-{digest}.step"
-        return path if (before + digest).isalnum() and len(before + digest) <= 128 and path.is_file() else None
+        return path if _named(before) and _named(digest) and path.is_file() else None
 
     def steps(self) -> list[tuple[str, Path]]:
         """Return the steps that are there: the digest of the model that each leads to, and its file."""
@@ -90,3 +90,8 @@ class Models:
 
     def _at(self, digest: str) -> Path:
         return self.directory / f"{digest}.safetensors"
+
+
+def _named(digest: str) -> bool:
+    """Say whether this can be a model's name: anybody may ask for anything, and other letters make names too long for a file."""
+    return digest.isascii() and digest.isalnum() and len(digest) <= 64
