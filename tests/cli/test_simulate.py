@@ -15,6 +15,8 @@ import pytest
 from tests.cli.test_commands import atoll, one_line
 from tests.federation import clients, plan, rows, run_processes
 
+from atoll.cli.swept import Swept
+
 
 def table(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
     np.savetxt(path, np.column_stack([x, y]), "%.17g", ",", header="a,b,c,d,y", comments="")
@@ -117,6 +119,31 @@ def test_a_grid_is_swept_and_the_best_comes_first(folder):
     assert found[0]["reached"] is not None
     assert "it looks like training.learning_rate" in one_line(atoll(*words, "--grid", "rate"))
     assert "--grid training.rate: " in one_line(atoll(*words, "--grid", "training.rate=1"))
+    assert "training.steps is there twice" in one_line(atoll(*words, "--grid", "training.steps=1", "--grid", "training.steps=2"))
+
+
+def test_a_grid_takes_lists_and_single_keys_of_a_table(folder):
+    agreed = json.loads((folder / "plan.json").read_text())
+    agreed["privacy"] = {"clip": 1.0, "largest_weight": 40, "central_noise": {"multiplier": 1.0, "delta": 1e-5}}
+    agreed["cohort"] |= {"draw": "poisson", "fraction": 0.9}
+    (folder / "plan.json").write_text(json.dumps(agreed))
+    words = ("sweep", folder / "plan.json", "--data", folder / "data", "--holdout", folder / "data" / "holdout.csv")
+    grid = ("--grid", 'compression.up=["rotate","4bit"],[]', "--grid", "privacy.central_noise.multiplier=2")
+    done = atoll(*words, *grid, "--plot", folder / "runs.nothing")
+    assert done.returncode == 2
+    assert "up ['rotate', '4bit'], multiplier 2 │" in done.stdout, "figures are shown though the picture can't be"
+    assert "the ending says the kind of picture" in done.stderr
+    assert "Traceback" not in done.stderr
+    none = atoll(*words, "--grid", "privacy.largest_weight=null")
+    assert none.returncode == 2
+    assert none.stderr.startswith("atoll: no run came to its end: ")
+
+
+def test_a_run_that_could_not_be_is_tried_again_where_a_sweep_goes_on(tmp_path):
+    swept = Swept.opened(tmp_path / "sweep", {"data": "x"}, resume=False)
+    assert swept.row(plan(), lambda **_: {"why": "the function isn't allowed"})["why"]
+    assert not swept.row(plan(), lambda **_: {"why": "", "seconds": 1})["why"]
+    assert swept.row(plan(), lambda **_: {"why": "never asked"})["seconds"] == 1
 
 
 def test_a_run_of_a_sweep_ends_at_its_target_and_the_soonest_comes_first(folder):

@@ -120,9 +120,10 @@ def sweep(
     """
     agreed = _aimed(Plan.load(plan), target)
     keys = [_values(words) for words in grid]
-    plans = {
-        many: _changed(agreed, many) for many in itertools.product(*([(key, one) for one in values] for key, values in keys))
-    }
+    if twice := next((key for number, (key, _) in enumerate(keys) if key in dict(keys[:number])), None):
+        raise AtollError(f"--grid: {twice} is there twice; put all its values into one, by commas")
+    combined = itertools.product(*([(key, one) for one in values] for key, values in keys))
+    plans = [(many, _changed(agreed, many)) for many in combined]
     common = {"data": data, "clients": clients, "partition": partition, "holdout": holdout, "devices": devices}
     swept = Swept.opened(store, {**common, "strategy": strategy}, resume=resume)
     rows: list[dict[str, Any]] = []
@@ -131,7 +132,7 @@ def sweep(
         _stopped(swept) as stopped,
         working("simulating", quiet=as_json) as say,
     ):
-        for number, (many, changed) in enumerate(plans.items(), 1):
+        for number, (many, changed) in enumerate(plans, 1):
             watch = _progress(say, f"{number} of {len(plans)}: {_named(many)}", changed)
             row = swept.row(changed, partial(_run, changed, ground, watch=watch))
             rows.append({"with": dict(many), **row, **_aim(changed, row)})
@@ -141,6 +142,8 @@ def sweep(
     _show(rows, [_named(row["with"].items()) for row in rows], "best first", picture, as_json=as_json)
     if stopped:
         raise KeyboardInterrupt
+    if all(row["why"] for row in rows):
+        raise AtollError(f"no run came to its end: {rows[0]['why']}")
 
 
 @contextlib.contextmanager
@@ -178,14 +181,18 @@ def _soonest(row: Mapping[str, Any]) -> float:
 
 
 def _values(words: str) -> tuple[str, list[Any]]:
-    """Read a key and its values.
+    """Read a key and its values; a value that is a list is written as in JSON.
 
     >>> _values("training.learning_rate=0.1,1"), _values("aggregation.rule=fedavg")
     (('training.learning_rate', [0.1, 1]), ('aggregation.rule', ['fedavg']))
+    >>> _values('compression.up=["rotate","4bit"],[]')
+    ('compression.up', [['rotate', '4bit'], []])
     """
     key, _, said = words.partition("=")
     if "." not in key or not said:
         raise AtollError(f"--grid: '{words}' isn't KEY=VALUE,VALUE: it looks like training.learning_rate=0.01,0.1")
+    with contextlib.suppress(ValueError):
+        return key, list(json.loads(f"[{said}]"))
     values: list[Any] = []
     for one in said.split(","):
         try:
@@ -200,7 +207,7 @@ def _changed(plan: Plan, many: Sequence[tuple[str, Any]]) -> Plan:
     for key, value in many:
         section, name, *rest = key.split(".")
         if rest:
-            kept = getattr(getattr(plan, section, None), name, None)
+            kept = plan.model_dump(mode="json").get(section, {}).get(name)
             value = {**(kept if isinstance(kept, dict) else {}), ".".join(rest): value}  # noqa: PLW2901
         try:
             plan = plan.with_(**{section: {name: value}})
@@ -287,9 +294,14 @@ def _said(row: Mapping[str, Any]) -> str:
 
 
 def _show(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, picture: Path | None, *, as_json: bool) -> None:
+    _print(rows, names, title, as_json=as_json)
     if picture:
+        sys.stdout.flush()  # if the picture can't be, the figures are there
         shown: dict[str, Curve] = {name: row["curve"] for name, row in zip(names, rows, strict=True) if row["curve"]}
         plot(shown, picture, title)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": rows}))
         return

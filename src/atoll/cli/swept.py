@@ -1,8 +1,8 @@
-"""What is done of a sweep, in a folder: a row for each run that ended, and the run that Ctrl-C stopped in its middle.
+"""What is done of a sweep, in a folder: a row for each run that came to its end, and the run that Ctrl-C stopped in its middle.
 
 sweep.json        what all runs have in common: data, clients, strategy
-DIGEST.json       a run that ended, named by its plan
-DIGEST/           one that is under way, as `atoll.simulate.checkpoint` keeps it
+DIGEST.json       a run that came to its end, named by its plan
+DIGEST/           one that is under way or broke off, as `atoll.simulate.checkpoint` keeps it
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Swept(NamedTuple):
                 folder.mkdir(parents=True, exist_ok=True)
                 _put(place, said)
                 return cls(folder)
-            there = json.loads(place.read_text())
-        except FileNotFoundError as error:
-            raise StoreError(f"{folder}: no sweep is there to go on with; begin without --resume") from error
+            if not place.exists():
+                raise StoreError(f"{folder}: no sweep is there to go on with; begin without --resume")
+            there = dict(json.loads(place.read_text()))
         except OSError as error:
             raise StoreError(f"{folder}: can't be used ({error.strerror}); name another folder") from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise StoreError(f"{place}: is damaged; begin another sweep in a new folder") from error
         for name, value in said.items():
             if there.get(name) != value:
@@ -80,6 +80,8 @@ class Swept(NamedTuple):
         except (OSError, ValueError) as error:
             raise StoreError(f"{place}: can't be read, or is damaged; remove it, then --resume") from error
         row = run(store=under_way, resume=(under_way / "run.json").exists())
+        if row["why"]:  # tried again the next time: what was in its way may be gone
+            return row
         try:
             _put(place, row)
         except OSError as error:
