@@ -101,6 +101,18 @@ def test_what_cannot_be_names_the_way_out():
         simulate(torch_plan(), data, "scan")
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "auto"])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_rows_that_the_module_cannot_take_are_one_line(monkeypatch, strategy, whose):
+    from atoll.simulate import choose
+
+    monkeypatch.setattr(choose, "_SOON", 0.0)
+    many = np.random.default_rng(0).integers(0, 20, (16, 6))
+    data = {f"node-{k}": (many + 20 * (k == whose), np.ones(16)) for k in range(3)}  # the embedding has 20
+    with pytest.raises(AtollError, match="index out of range"):
+        simulate(torch_plan("words", {}), data, strategy)
+
+
 def test_auto_takes_it_where_it_is_the_fastest_and_passes_over_what_cannot_be(monkeypatch):
     from atoll.simulate import choose
 

@@ -56,6 +56,13 @@ def test_ragged_clients_are_within_1e_5_of_map_for_any_number_of_workers():
         assert [row["bytes"] for row in alone.rounds] == [row["bytes"] for row in exact.rounds]
 
 
+@pytest.mark.parametrize("strategy", ["scan", "vmap"])
+def test_rows_that_the_model_cannot_take_are_one_line(strategy):
+    wide = {f"node-{k}": (np.ones((8, 5)), np.ones(8)) for k in range(3)}
+    with pytest.raises(AtollError, match=rf"--strategy {strategy}: the model can't take rows of shape \(5,\): "):
+        simulate(agreed("normed"), wide, strategy)
+
+
 def test_batch_norm_and_dropout_are_vectorised_where_batches_are_whole_and_left_to_map_where_not():
     even = {f"node-{k}": rows(k, 8) for k in range(3)}
     exact, found = (simulate(agreed("normed"), even, strategy) for strategy in ("map", "scan"))

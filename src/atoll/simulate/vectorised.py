@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from atoll import algorithms
 from atoll.algorithms import Memory
-from atoll.errors import AtollError, LayoutError
+from atoll.errors import AtollError, LayoutError, LearnerError
 from atoll.learner import Call, Compiled, Fit, How, Learner, Rows, SideBySide, Together, batches
 from atoll.simulate.judged import Judge, narrow
 from atoll.simulate.map import Answer, Job, Work, one
@@ -212,7 +213,8 @@ class Vectorised:
                 return False
             # Few rows, again and again, would have one mean in a whole batch and in half of it: so the last one is repeated.
             x, _ = self._learner.arrays(rows, np.minimum(np.arange(8), len(rows) - 1))
-            self._apart = self._learner.apart(x)
+            with _said(self.name, rows):
+                self._apart = self._learner.apart(x)
         return self._apart
 
     def _cut(self, fits: Sequence[Drawn], width: int, at_once: int) -> Iterator[Sequence[Drawn]]:
@@ -246,7 +248,8 @@ class Vectorised:
         models = [narrow(fit.asked.groups) for fit in fits[: 1 if shared else None]]
         flats = models[0] if shared else {name: filled([model[name] for model in models]) for name in models[0]}
         count = np.int32(len(fits) if self.name == "scan" else longest)
-        out, lost = self._call((shared, even), count, flats, owns, x, y, masks, steps)
+        with _said(self.name, fits[0].asked.rows):
+            out, lost = self._call((shared, even), count, flats, owns, x, y, masks, steps)
         self._count(fits, width, longest)
         return {
             fit.name: self._fit(fit, {name: array[k] for name, array in out.items()}, float(lost[k]))
@@ -299,7 +302,21 @@ class Vectorised:
 
     def judge(self, model: Groups, parts: Sequence[Rows]) -> list[Metrics]:
         """See `Strategy.judge`; rows of many clients go through the model together."""
-        return self._judge(narrow(model), parts)
+        with _said(self.name, next(iter(parts), None)):
+            return self._judge(narrow(model), parts)
+
+
+@contextmanager
+def _said(how: str, rows: Rows | None) -> Iterator[None]:
+    """Turn whatever a foreign model raises into one line, as its learner does by itself."""
+    try:
+        yield
+    except AtollError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        shape = f" of shape {rows.x.shape[1:]}" if rows else ""
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        raise LearnerError(f"--strategy {how}: the model can't take rows{shape}: {reason}") from error
 
 
 def _with(memory: Memory, update: Update, received: Metrics) -> Answer:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atoll.errors import LearnerError
+from atoll.errors import AtollError, LearnerError
 from atoll.learners.torch.gradients import ELSEWHERE, func, line, names
 from atoll.vector import Layouts
 
@@ -76,7 +76,9 @@ class Stacked:
             some = (x[who], y[who], None if masks is None else masks[who], steps[who])
             try:
                 found, losses[who] = self._fit(float(rate), given, *some)
-            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            except AtollError:
+                raise
+            except Exception as error:  # whatever the module's own code raises
                 raise LearnerError(
                     f"--strategy vmap: PyTorch can't fit this model for many clients at once ({line(error)}); take pool or map"
                 ) from error
