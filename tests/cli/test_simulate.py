@@ -55,6 +55,7 @@ def test_one_table_is_spread_and_a_start_is_taken(folder):
     assert done.returncode == 0, done.stderr
     assert "5 of 5 answered" in done.stdout
     assert "on client-1: loss" in done.stdout
+    assert "none is no folder; make it first" in one_line(atoll(*words, "--to", folder / "none" / "one.safetensors"))
     again = json.loads(atoll(*words, "--start", folder / "one.safetensors", "--json").stdout.splitlines()[-1])
     fresh = json.loads(atoll(*words, "--json").stdout.splitlines()[-1])
     assert again["rounds"][0]["nodes"]["loss"] < fresh["rounds"][0]["nodes"]["loss"]

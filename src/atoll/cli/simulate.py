@@ -71,6 +71,8 @@ def simulate(
 
     if to and to.suffix != ".safetensors":
         raise AtollError(f"--to: '{to.suffix}' is no ending of a model here: use .safetensors")
+    if to and not to.parent.is_dir():
+        raise AtollError(f"--to: {to.parent} is no folder; make it first, since the model is written there at the end")
     agreed = Plan.load(plan)
     with tempfile.TemporaryDirectory(prefix="atoll-") as spool:
         with working("getting ready", quiet=as_json):
