@@ -118,7 +118,8 @@ def test_a_grid_is_swept_and_the_best_comes_first(folder):
     assert [row["with"]["training.learning_rate"] for row in found] == [0.5, 0.001, 1e308]
     assert "gives NaN or infinity" in found[-1]["why"]
     assert found[0]["reached"] is not None
-    assert "it looks like training.learning_rate" in one_line(atoll(*words, "--grid", "rate"))
+    for wrong in ("rate", "training.learning_rate= "):
+        assert "it looks like training.learning_rate" in one_line(atoll(*words, "--grid", wrong))
     assert "--grid training.rate: " in one_line(atoll(*words, "--grid", "training.rate=1"))
     assert "training.steps is there twice" in one_line(atoll(*words, "--grid", "training.steps=1", "--grid", "training.steps=2"))
 

@@ -189,7 +189,7 @@ def _values(words: str) -> tuple[str, list[Any]]:
     ('compression.up', [['rotate', '4bit'], []])
     """
     key, _, said = words.partition("=")
-    if "." not in key or not said:
+    if "." not in key or not said.strip():
         raise AtollError(f"--grid: '{words}' isn't KEY=VALUE,VALUE: it looks like training.learning_rate=0.01,0.1")
     with contextlib.suppress(ValueError):
         return key, list(json.loads(f"[{said}]"))
