@@ -202,6 +202,9 @@ def test_a_plan_is_compared_with_other_methods_one_place_and_each_alone(folder):
     assert [row["name"] for row in found] == names
     assert all(row["figures"]["accuracy"] > 0.5 for row in found)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "--rules: 'scafold' is not known; did you mean 'scaffold'?" in one_line(atoll(*words, "--rules", "fedprox, scafold"))
+    missing = one_line(atoll(*words[:-1], folder / "none.csv"))
+    assert "none.csv: can't be read (No such file or directory); name a file of rows that is there" in missing
 
 
 def test_a_request_to_terminate_leaves_nothing_in_shared_memory(folder):

@@ -25,6 +25,7 @@ from atoll.cli.simulate import given
 from atoll.cli.swept import Swept
 from atoll.errors import AtollError, PlanError, StoreError
 from atoll.plan import Plan
+from atoll.sections import nearest
 
 if TYPE_CHECKING:
     from atoll.learner import Data, Rows
@@ -248,10 +249,14 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put a plan beside other methods, beside training in one place, and beside each client alone; the same rounds for all."""
+    from atoll import algorithms
+
     agreed = Plan.load(plan)
     own = agreed.aggregation.rule
     plans = {own: agreed}
     for rule in (word.strip() for word in rules.split(",")):
+        if rule not in algorithms.known():
+            raise AtollError(f"--rules: '{rule}' is not known{nearest(rule, algorithms.known())}")
         plans.setdefault(rule, agreed.with_(aggregation={"rule": rule, "options": {}}))
     open_ = Plan.of({**agreed.model_dump(mode="json"), "privacy": {}})  # where all rows are in one place nothing is hidden
     plain = open_.with_(aggregation={"rule": "fedavg", "options": {}}, cohort={"minimum": 1, "fraction": 1.0})

@@ -55,7 +55,7 @@ def _batches(path: Path, columns: Columns, names: Sequence[str]) -> Generator[Ba
             if picked:
                 yield _batch(path, names, picked, numbers)
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); name the node's own data with --data") from error
+        raise DataError(f"{path}: can't be read ({error.strerror}); name a file of rows that is there") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no CSV file of UTF-8 text ({error})") from error
 
