@@ -83,9 +83,9 @@ def test_2nn_of_clients_with_two_digits_is_on_its_way(rows):
 
 LONG = (
     Cell("2nn.toml", "iid", 1.0, 10, 0.215, 70),
-    Cell("2nn.toml", "iid", 0.1, 600, 0.46, 1474),
+    Cell("2nn.toml", "iid", 0.1, 600, 0.7, 1474),
     Cell("2nn.toml", "shards:2", 0.1, 10, 0.1, 664),
-    Cell("2nn.toml", "shards:2", 0.1, 600, 0.215, 1796),
+    Cell("2nn.toml", "shards:2", 0.1, 600, 0.3, 1796),
     Cell("2nn.toml", "shards:2", 1.0, 10, 0.1, 380),
 )
 
