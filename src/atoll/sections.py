@@ -70,4 +70,4 @@ def nearest(word: str, known: Any) -> str:
     """Say which known word was meant, or what there is."""
     known = list(known)
     close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"

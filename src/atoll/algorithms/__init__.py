@@ -6,12 +6,10 @@ state on the server's. Rank 2: knows vectors, learners and plans, and no network
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
-from typing import Any
 
 from atoll.algorithms.algorithm import Algorithm, Bodies, Fold, Memory, State
 from atoll.algorithms.apfl import apfl
@@ -48,6 +46,7 @@ from atoll.errors import PlanError
 from atoll.guards import BUCKETS
 from atoll.learner import CAN, Learner, Rows
 from atoll.plan import Plan
+from atoll.sections import nearest
 from atoll.vector import Update
 
 __all__ = [
@@ -130,11 +129,11 @@ def find(plan: Plan, learner: Learner) -> Algorithm:
     rule, options = plan.aggregation.rule, plan.aggregation.options
     rules = known()
     if rule not in rules:
-        raise PlanError(f"aggregation.rule: '{rule}' is not known{_nearest(rule, list(rules))}")
+        raise PlanError(f"aggregation.rule: '{rule}' is not known{nearest(rule, rules)}")
     taken = list(inspect.signature(rules[rule]).parameters)
     for option in options:
         if option not in taken:
-            raise PlanError(f"aggregation.options.{option}: '{rule}' has no such option{_nearest(option, taken)}")
+            raise PlanError(f"aggregation.options.{option}: '{rule}' has no such option{nearest(option, taken)}")
     try:
         algorithm = rules[rule](**options)
     except TypeError as error:
@@ -213,8 +212,3 @@ def rooted(plan: Plan, algorithm: Algorithm, rows: Rows | None) -> None:
         raise PlanError(
             f"aggregation.rule: '{plan.aggregation.rule}' trains on the server's own rows too: give it a holdout (--holdout FILE)"
         )
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    close: list[Any] = difflib.get_close_matches(word, words, 1, 0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(words) or 'none'}"

@@ -253,10 +253,10 @@ def compare(
 
     agreed = Plan.load(plan)
     own = agreed.aggregation.rule
-    plans = {own: agreed}
+    plans, known = {own: agreed}, algorithms.known()
     for rule in (word.strip() for word in rules.split(",")):
-        if rule not in algorithms.known():
-            raise AtollError(f"--rules: '{rule}' is not known{nearest(rule, algorithms.known())}")
+        if rule not in known:
+            raise AtollError(f"--rules: '{rule}' is not known{nearest(rule, known)}")
         plans.setdefault(rule, agreed.with_(aggregation={"rule": rule, "options": {}}))
     open_ = Plan.of({**agreed.model_dump(mode="json"), "privacy": {}})  # where all rows are in one place nothing is hidden
     plain = open_.with_(aggregation={"rule": "fedavg", "options": {}}, cohort={"minimum": 1, "fraction": 1.0})
